@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+# A thin front for CMake and CTest. Every target sets up what it needs.
+BUILD ?= build
+JOBS ?= $(shell nproc)
+PREFIX ?= /usr/local
+MODEL ?= models/penstock-tales
+PROMPT ?= Once upon a time, in the valley of
+CMAKE_FLAGS ?=
+
+.PHONY: build run test test-peers test-long asan ubsan tsan fuzz bench lint format install clean
+
+build:
+	@scripts/setup.sh build
+	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_FLAGS) >$(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
+	@rm -f $(BUILD).log
+	@ninja -C $(BUILD) -j $(JOBS) --quiet all
+
+run: build
+	$(BUILD)/penstock generate $(MODEL) --resident 0 --max-new-tokens 200 --prompt "$(PROMPT)"
+
+test:
+	@scripts/setup.sh test
+	@$(MAKE) --no-print-directory build
+	@scripts/run_tests.sh $(BUILD)
+
+test-peers: build
+	@scripts/setup.sh peers
+	@tests/peers/run.sh $(BUILD)/penstock
+
+# Minutes, not seconds: more random cases, the sanitizers' suites, longer fuzzing.
+test-long: test asan ubsan tsan
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600
+
+asan:
+	@$(MAKE) --no-print-directory test BUILD=$(BUILD)-asan CMAKE_FLAGS="-DPST_SANITIZE=address,undefined"
+
+ubsan:
+	@$(MAKE) --no-print-directory test BUILD=$(BUILD)-ubsan CMAKE_FLAGS="-DPST_SANITIZE=undefined"
+
+tsan:
+	@$(MAKE) --no-print-directory test BUILD=$(BUILD)-tsan CMAKE_FLAGS="-DPST_SANITIZE=thread"
+
+FUZZ_SECONDS ?= 60
+fuzz:
+	@scripts/setup.sh fuzz
+	@$(MAKE) --no-print-directory build BUILD=$(BUILD)-fuzz \
+	    CMAKE_FLAGS="-DPST_FUZZ=ON -DPST_SANITIZE=address,undefined -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++"
+	@scripts/run_fuzz.sh $(BUILD)-fuzz $(FUZZ_SECONDS)
+
+bench:
+	@scripts/setup.sh bench
+	@$(MAKE) --no-print-directory build CMAKE_FLAGS="$(CMAKE_FLAGS) -DPST_BENCH=ON"
+	@echo "benchmarks are in $(BUILD)/bench; see docs/benchmarks/README.md for how each is run"
+
+lint:
+	@scripts/setup.sh lint
+	@git ls-files '*.c' '*.h' | xargs clang-format --dry-run -Werror
+	@cppcheck --quiet --error-exitcode=1 --enable=warning,portability --inline-suppr --suppress=missingIncludeSystem \
+	    -Iinclude -Isrc -D_GNU_SOURCE --std=c11 src cli
+	@tests/check_layers.sh
+
+format:
+	@scripts/setup.sh lint
+	@git ls-files '*.c' '*.h' | xargs clang-format -i
+
+install: build
+	@cmake --install $(BUILD)
+
+clean:
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-ubsan $(BUILD)-tsan $(BUILD)-fuzz

@@ -1,0 +1,22 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Runs the test suite of a build folder. A skipped test is counted; one that tests/expected_skips.txt does not list fails the run.
+set -eu
+build=$1
+root=$(cd "$(dirname "$0")/.." && pwd)
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+status=0
+ctest --test-dir "$build" --no-tests=error --output-on-failure -j "${JOBS:-$(nproc)}" >"$log" 2>&1 || status=$?
+skips=$(sed -n 's/^SKIP: *//p; s/.*\*\*\*Skipped.*/&/p' "$log" "$build"/Testing/Temporary/LastTest.log | sort -u)
+unexpected=""
+if [ -n "$skips" ]; then
+    unexpected=$(printf '%s\n' "$skips" | grep -v -F -f "$root/tests/expected_skips.txt" || true)
+fi
+[ -z "$skips" ] || printf 'skipped:\n%s\n' "$skips"
+if [ -n "$unexpected" ]; then
+    printf 'skipped, and not listed in tests/expected_skips.txt:\n%s\n' "$unexpected"
+    status=1
+fi
+cat "$log"
+exit "$status"
