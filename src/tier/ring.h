@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The streaming ring executes a plan: it keeps resident parts in memory, reads the others into slots ahead of their use,
+ * hands every part to its stage's function in order, and takes the slot back.
+ *
+ * While the owner computes, up to `slots` parts are being read or wait to be used; the slot just released is filled again
+ * before the next part is computed. After a pass's last part the ring goes on with the next pass's first ones.
+ * Invariant: slots are filled and consumed in the same order, so that part k of the stream is in slot k % slots.
+ *
+ * Threads: one owner thread. pst_ring_pass allocates nothing.
+ */
+#ifndef PST_TIER_RING_H
+#define PST_TIER_RING_H
+
+#include <stdatomic.h>
+
+#include "base/trace.h"
+#include "penstock/io.h"
+#include "tier/plan.h"
+
+typedef struct pst_ring pst_ring;
+
+typedef struct pst_ring_config {
+    const pst_store *store;
+    const pst_stage *stages;
+    size_t stage_count;
+    const pst_plan *plan;     /* outlives the ring */
+    pst_io *io;               /* outlives the ring */
+    pst_trace *trace;         /* may be NULL */
+    const atomic_bool *cancel; /* looked at between parts and while waiting */
+} pst_ring_config;
+
+/* Opens the store's files, allocates, and loads the resident parts. Streaming begins with the first pass. */
+int pst_ring_create(const pst_ring_config *config, pst_ring **out, pst_error *err);
+void pst_ring_destroy(pst_ring *ring); /* drops what is in flight */
+
+/* One pass over the stages that are not gathered. `more`: another pass is expected, so read on across the end.
+ * After a failure the ring can only be destroyed. */
+int pst_ring_pass(pst_ring *ring, bool more, pst_error *err);
+
+/* Fetches rows of a gathered stage's only tensor: body(context, i, row) for i in 0..count-1, each once, any order;
+ * row is valid in the call. row ids must be below the tensor's rows. */
+typedef int pst_ring_row(void *context, size_t index, const void *row);
+int pst_ring_gather(pst_ring *ring, uint32_t stage, const uint32_t *rows, size_t count, pst_ring_row *body, void *context,
+                    pst_error *err);
+
+/* Reads about `bytes` of the streamed parts, spread over them, as a pass would, and gives the rate in bytes per second;
+ * 0 when nothing streams. Before the first pass only. */
+int pst_ring_measure(pst_ring *ring, uint64_t bytes, double *out, pst_error *err);
+
+typedef struct pst_ring_stats {
+    uint64_t weight_bytes;  /* streamed and gathered tensor bytes that came from the drive */
+    uint64_t wait_ns;       /* the owner waited for a read */
+    uint64_t compute_ns;    /* in stage functions */
+} pst_ring_stats;
+void pst_ring_get_stats(const pst_ring *ring, pst_ring_stats *out);
+
+/* Memory that the ring needs beside slots and resident parts: the gather buffer. A pure function of the stages. */
+uint64_t pst_ring_gather_bytes(const pst_stage *stages, size_t stage_count);
+
+#endif

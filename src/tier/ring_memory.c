@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The ring's files and memory: slots (registered with the I/O engine), resident parts, and their first loading. */
+#include "base/error.h"
+#include "base/heap.h"
+#include "os/memory.h"
+#include "tier/ring_internal.h"
+
+enum { LOADS_IN_FLIGHT = 4 };
+
+static int open_files(pst_ring *ring, pst_error *err)
+{
+    ring->files = pst_heap_calloc(pst_store_file_count(ring->store), sizeof *ring->files);
+    if (ring->files == NULL)
+        return pst_fail_memory(err, "the table of files", pst_store_file_count(ring->store) * sizeof *ring->files);
+    for (ring->file_count = 0; ring->file_count < pst_store_file_count(ring->store); ring->file_count++)
+        PST_TRY(pst_io_file_open(ring->io, pst_store_file_path(ring->store, (uint32_t)ring->file_count), PST_IO_OPEN_READ,
+                                 &ring->files[ring->file_count], err));
+    return 0;
+}
+
+static int list_stream(pst_ring *ring, pst_error *err)
+{
+    const pst_layout *layout = &ring->plan->layout;
+    ring->stream = pst_heap_calloc(layout->part_count, sizeof *ring->stream);
+    ring->resident_parts = pst_heap_calloc(layout->part_count, sizeof *ring->resident_parts);
+    if (ring->stream == NULL || ring->resident_parts == NULL)
+        return pst_fail_memory(err, "the list of parts", layout->part_count * sizeof(void *));
+    for (uint32_t i = 0; i < layout->part_count; i++)
+        if (!ring->plan->resident[i] && !ring->stages[layout->parts[i].stage].gathered)
+            ring->stream[ring->stream_count++] = i;
+    return 0;
+}
+
+static int make_slots(pst_ring *ring, pst_error *err)
+{
+    const pst_plan *plan = ring->plan;
+    if (plan->slots == 0)
+        return 0;
+    uint64_t bytes = plan->slots * plan->slot_bytes;
+    PST_TRY(pst_memory_map(bytes, "the streaming ring", (void **)&ring->slot_memory, err));
+    PST_TRY(pst_io_register(ring->io, ring->slot_memory, bytes, err));
+    ring->slots = pst_heap_calloc(plan->slots, sizeof *ring->slots);
+    if (ring->slots == NULL)
+        return pst_fail_memory(err, "the ring's slots", plan->slots * sizeof *ring->slots);
+    for (uint32_t i = 0; i < plan->slots; i++) {
+        pst_ring_slot *slot = &ring->slots[i];
+        slot->memory = ring->slot_memory + i * plan->slot_bytes;
+        slot->ops = pst_heap_calloc(plan->layout.max_extents, sizeof *slot->ops);
+        if (slot->ops == NULL)
+            return pst_fail_memory(err, "the ring's reads", plan->layout.max_extents * sizeof *slot->ops);
+        PST_TRY(pst_io_batch_create(ring->io, plan->layout.max_extents, &slot->batch, err));
+    }
+    return 0;
+}
+
+/* One part on its way into resident memory. */
+typedef struct pending_load {
+    const pst_part *part;
+    pst_io_batch *batch;
+    pst_io_op *ops;
+} pending_load;
+
+static int finish_load(const pst_ring *ring, pending_load *load, pst_error *err)
+{
+    if (load->part == NULL)
+        return 0;
+    const pst_part *part = load->part;
+    PST_TRY(pst_ring_wait_batch(ring, load->batch, err));
+    load->part = NULL;
+    return pst_ring_check_reads(ring, part, load->ops, err);
+}
+
+static int run_loads(pst_ring *ring, pending_load *loads, pst_error *err)
+{
+    const pst_layout *layout = &ring->plan->layout;
+    uint64_t offset = 0;
+    uint32_t turn = 0;
+    for (uint32_t i = 0; i < layout->part_count; i++) {
+        if (!ring->plan->resident[i])
+            continue;
+        pending_load *load = &loads[turn++ % LOADS_IN_FLIGHT];
+        PST_TRY(finish_load(ring, load, err));
+        unsigned char *memory = ring->resident_memory + offset;
+        const pst_part *part = &layout->parts[i];
+        PST_TRY(pst_io_submit(load->batch, load->ops, pst_ring_prepare_reads(ring, part, memory, load->ops), err));
+        load->part = part;
+        ring->resident_parts[i] = memory;
+        offset += part->memory_bytes;
+    }
+    for (uint32_t i = 0; i < LOADS_IN_FLIGHT; i++)
+        PST_TRY(finish_load(ring, &loads[i], err));
+    return 0;
+}
+
+static int load_resident(pst_ring *ring, pst_error *err)
+{
+    if (ring->plan->resident_memory_bytes == 0)
+        return 0;
+    PST_TRY(pst_memory_map(ring->plan->resident_memory_bytes, "resident weights", (void **)&ring->resident_memory, err));
+    pending_load loads[LOADS_IN_FLIGHT] = {0};
+    uint32_t max_extents = ring->plan->layout.max_extents;
+    int status = 0;
+    for (uint32_t i = 0; i < LOADS_IN_FLIGHT && status == 0; i++) {
+        loads[i].ops = pst_heap_calloc(max_extents, sizeof *loads[i].ops);
+        status = loads[i].ops ? pst_io_batch_create(ring->io, max_extents, &loads[i].batch, err)
+                              : pst_fail_memory(err, "the first reads", max_extents * sizeof *loads[i].ops);
+    }
+    if (status == 0)
+        status = run_loads(ring, loads, err);
+    for (uint32_t i = 0; i < LOADS_IN_FLIGHT; i++) {
+        pst_io_batch_destroy(loads[i].batch);
+        pst_heap_free(loads[i].ops);
+    }
+    return status;
+}
+
+int pst_ring_create(const pst_ring_config *config, pst_ring **out, pst_error *err)
+{
+    pst_ring *ring = pst_heap_calloc(1, sizeof *ring);
+    if (ring == NULL)
+        return pst_fail_memory(err, "the ring", sizeof *ring);
+    ring->store = config->store;
+    ring->stages = config->stages;
+    ring->stage_count = config->stage_count;
+    ring->plan = config->plan;
+    ring->io = config->io;
+    ring->trace = config->trace;
+    ring->cancel = config->cancel;
+    int status;
+    PST_TRY_GOTO(fail, open_files(ring, err));
+    PST_TRY_GOTO(fail, list_stream(ring, err));
+    PST_TRY_GOTO(fail, make_slots(ring, err));
+    PST_TRY_GOTO(fail, load_resident(ring, err));
+    PST_TRY_GOTO(fail, pst_ring_gather_init(ring, err));
+    *out = ring;
+    return 0;
+fail:
+    pst_ring_destroy(ring);
+    return status;
+}
+
+void pst_ring_destroy(pst_ring *ring)
+{
+    if (ring == NULL)
+        return;
+    for (uint32_t i = 0; ring->slots != NULL && i < ring->plan->slots; i++)
+        if (ring->slots[i].batch != NULL)
+            pst_io_cancel(ring->slots[i].batch);
+    for (uint32_t i = 0; ring->slots != NULL && i < ring->plan->slots; i++) {
+        pst_io_batch_destroy(ring->slots[i].batch);
+        pst_heap_free(ring->slots[i].ops);
+    }
+    pst_ring_gather_destroy(ring);
+    for (size_t i = 0; i < ring->file_count; i++)
+        pst_io_file_close(ring->files[i], NULL); /* only read from: nothing can be lost */
+    if (ring->slot_memory != NULL)
+        pst_io_unregister(ring->io, ring->slot_memory);
+    pst_memory_unmap(ring->slot_memory, ring->plan->slots * ring->plan->slot_bytes);
+    pst_memory_unmap(ring->resident_memory, ring->plan->resident_memory_bytes);
+    pst_heap_free(ring->slots);
+    pst_heap_free(ring->files);
+    pst_heap_free(ring->stream);
+    pst_heap_free(ring->resident_parts);
+    pst_heap_free(ring);
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A stage is tensors and the function that computes with them; a model is an ordered list of stages. The planner and the
+ * ring know nothing else of a model.
+ *
+ * A stage reaches its function in parts: a part holds pieces (whole vectors, runs of rows of matrices) in the order of the
+ * stage's tensors, and fits one slot of the ring. A stage that fits is one part. The function sees every row of every
+ * tensor once per pass, in order, and must not care where the cuts are (the bits may not depend on them).
+ */
+#ifndef PST_TIER_STAGE_H
+#define PST_TIER_STAGE_H
+
+#include <stdbool.h>
+
+#include "penstock/types.h"
+#include "store/store.h"
+
+typedef struct pst_stage pst_stage;
+
+typedef struct pst_stage_tensor {
+    const pst_tensor *tensor; /* the store's */
+    uint64_t rows;            /* it may be cut between rows; a vector has one */
+    uint64_t row_bytes;
+} pst_stage_tensor;
+
+/* Rows [first_row, first_row + rows) of the stage's tensor number `tensor`, at `offset` bytes in the part's memory. */
+typedef struct pst_piece {
+    uint32_t tensor;
+    uint64_t first_row, rows;
+    uint64_t offset;
+} pst_piece;
+
+/* One part in memory, for the length of the call. */
+typedef struct pst_part_view {
+    const pst_piece *pieces;
+    size_t piece_count;
+    const unsigned char *memory;
+} pst_part_view;
+
+typedef int pst_stage_compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err);
+
+struct pst_stage {
+    const char *name;
+    pst_stage_tensor *tensors; /* in order of use */
+    uint32_t tensor_count;
+    bool gathered;              /* its rows are fetched one by one on demand (an embedding); never streamed, no function */
+    pst_stage_compute *compute; /* called on the ring's owner thread */
+    void *context;
+};
+
+#endif

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The planner on random stages and budgets: never above the budget, and no room left unused without need. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "random_stages.h"
+#include "tier/plan.h"
+
+enum { ROUNDS = 400 };
+
+static pst_plan_request random_request(random_source *source, const random_model *model)
+{
+    pst_plan_request request = {.stages = model->stages,
+                                .stage_count = model->stage_count,
+                                .budget_bytes = random_below(source, 64) * random_below(source, 1 << 20),
+                                .process_bytes = random_below(source, 1 << 20),
+                                .fixed_bytes = random_below(source, 1 << 20),
+                                .row_bytes = random_below(source, 1 << 12),
+                                .min_rows = 1 + (uint32_t)random_below(source, 16),
+                                .max_resident_bytes = UINT64_MAX};
+    request.max_rows = request.min_rows + (uint32_t)random_below(source, 1000);
+    if (random_below(source, 2))
+        request.max_resident_bytes = random_below(source, 1 << 22);
+    if (random_below(source, 6) == 0)
+        request.max_resident_bytes = 0;
+    return request;
+}
+
+/* What the plan takes, added up anew. */
+static void check_sum(const random_model *model, const pst_plan_request *request, const pst_plan *plan)
+{
+    uint64_t memory = 0, resident = 0, streamed = 0;
+    for (uint32_t i = 0; i < plan->layout.part_count; i++) {
+        const pst_part *part = &plan->layout.parts[i];
+        if (plan->resident[i]) {
+            memory += part->memory_bytes;
+            resident += part->weight_bytes;
+        } else if (!model->stages[part->stage].gathered) {
+            streamed += part->weight_bytes;
+            assert_true(part->memory_bytes <= plan->slot_bytes);
+        }
+    }
+    assert_int_equal(resident, plan->resident_bytes);
+    assert_int_equal(memory, plan->resident_memory_bytes);
+    assert_int_equal(streamed, plan->streamed_bytes);
+    assert_true(resident <= request->max_resident_bytes);
+    assert_true(streamed == 0 || plan->slots >= 2);
+    uint64_t total = request->process_bytes + request->fixed_bytes + plan->rows_per_pass * request->row_bytes + memory +
+                     plan->slots * plan->slot_bytes;
+    assert_int_equal(total, plan->total_bytes);
+    assert_true(total <= request->budget_bytes);
+    assert_in_range(plan->rows_per_pass, request->min_rows, request->max_rows);
+}
+
+static void test_never_above_the_budget(void **state)
+{
+    (void)state;
+    random_source source = random_start("plan");
+    int planned = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+        random_model model;
+        random_model_make(&source, 1u << (8 + random_below(&source, 12)), &model);
+        pst_plan_request request = random_request(&source, &model);
+        pst_plan plan;
+        pst_error err;
+        int status = pst_plan_create(&request, &plan, &err);
+        if (status == PST_E_BUDGET) {
+            /* The smallest budget that the message names works. */
+            unsigned long long smallest = strtoull(strstr(err.message, "works is ") + 9, NULL, 10);
+            assert_true(smallest << 20 > request.budget_bytes);
+            request.budget_bytes = smallest << 20;
+            assert_int_equal(pst_plan_create(&request, &plan, &err), 0);
+        } else {
+            assert_int_equal(status, 0);
+            planned++;
+        }
+        check_sum(&model, &request, &plan);
+        pst_plan_destroy(&plan);
+    }
+    assert_true(planned > ROUNDS / 10);
+}
+
+static void test_everything_fits(void **state)
+{
+    (void)state;
+    random_source source = random_start("everything fits");
+    random_model model;
+    random_model_make(&source, 1 << 16, &model);
+    pst_plan_request request = {.stages = model.stages, .stage_count = model.stage_count, .budget_bytes = 1ull << 32,
+                                .row_bytes = 100, .min_rows = 1, .max_rows = 50, .max_resident_bytes = UINT64_MAX};
+    pst_plan plan;
+    assert_int_equal(pst_plan_create(&request, &plan, NULL), 0);
+    assert_int_equal(plan.streamed_bytes, 0);
+    assert_int_equal(plan.slots, 0);
+    assert_int_equal(plan.rows_per_pass, 50);
+    pst_plan_destroy(&plan);
+}
+
+static void test_resident_zero_streams_everything(void **state)
+{
+    (void)state;
+    random_source source = random_start("resident 0");
+    random_model model;
+    random_model_make(&source, 1 << 16, &model);
+    pst_plan_request request = {.stages = model.stages, .stage_count = model.stage_count, .budget_bytes = 1ull << 32,
+                                .row_bytes = 100, .min_rows = 1, .max_rows = 50, .max_resident_bytes = 0};
+    pst_plan plan;
+    assert_int_equal(pst_plan_create(&request, &plan, NULL), 0);
+    assert_int_equal(plan.resident_bytes, 0);
+    assert_true(plan.slots >= 2);
+    pst_plan_destroy(&plan);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_never_above_the_budget),
+        cmocka_unit_test(test_everything_fits),
+        cmocka_unit_test(test_resident_zero_streams_everything),
+    };
+    return cmocka_run_group_tests_name("plan", tests, NULL, NULL);
+}
