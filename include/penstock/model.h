@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inference with weights that need not fit in memory.
+ *
+ * A model is a checkpoint that was understood: its configuration, its table of tensors, its tokenizer; no weights.
+ * A session is a plan under a memory budget with its memory: weights kept resident, a ring that streams the rest, the
+ * KV cache of `max_sequences` sequences. Each pst_session_step carries rows of all sequences through the weights once.
+ * pst_generate and pst_score run a session for whole requests.
+ *
+ * Why so narrow: what a pass costs is decided by the plan, so the plan is made once per session from the whole shape of
+ * the work, and nothing grows afterwards.
+ *
+ * Threads: a model is immutable and may serve several sessions at once; a session belongs to one owner thread.
+ * pst_session_cancel alone may be called from any thread or a signal handler.
+ */
+#ifndef PENSTOCK_MODEL_H
+#define PENSTOCK_MODEL_H
+
+#include <stdbool.h>
+
+#include "penstock/tokenizer.h"
+#include "penstock/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct pst_model pst_model;
+typedef struct pst_session pst_session;
+typedef struct pst_trace pst_trace;
+
+/* ---- model ---- */
+
+/* model: a folder, or "org/name" looked up in `cache` (a Hugging Face hub folder; NULL: folders only).
+ * The caller owns *out, which outlives its sessions. A missing tokenizer is no error here. */
+PST_API int pst_model_open(const char *model, const char *cache, pst_model **out, pst_error *err);
+PST_API void pst_model_close(pst_model *model);
+
+typedef struct pst_model_info {
+    const char *path;   /* the folder; strings live as long as the model */
+    const char *family; /* "llama", "mistral", "qwen2", "qwen3" */
+    uint64_t parameters;
+    uint64_t weight_bytes;
+    uint32_t layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, context;
+    pst_dtype weight_type;  /* of its matrices */
+    const uint32_t *end_ids; /* tokens that end a text */
+    size_t end_count;
+    bool do_sample;          /* generation_config.json's defaults; greedy when it has none */
+    double temperature, top_p, min_p;
+    uint32_t top_k;
+} pst_model_info;
+PST_API void pst_model_get_info(const pst_model *model, pst_model_info *out);
+/* The tokenizer, opened at first use (thread-safe); the model's. Fails when the folder has none or a broken one. */
+PST_API int pst_model_tokenizer(pst_model *model, const pst_tokenizer **out, pst_error *err);
+
+/* ---- session ---- */
+
+typedef enum pst_compute_type { PST_COMPUTE_AUTO, PST_COMPUTE_F32, PST_COMPUTE_BF16 } pst_compute_type;
+
+/* Zero means the default of every field, unless it says otherwise. */
+typedef struct pst_session_options {
+    size_t struct_size;
+    uint64_t host_memory_bytes; /* bound of the whole process; 0: a sensible share of what is free */
+    double resident_share;      /* with resident_set: share of the weights to keep, 0 to 1 */
+    uint64_t resident_bytes;    /* with resident_set and resident_share < 0: bytes of weights to keep */
+    bool resident_set;          /* false: whatever fits */
+    uint32_t max_sequences;     /* in flight at once; default 1 */
+    uint32_t max_tokens;        /* positions per sequence, prompt and generated; required */
+    uint32_t max_prompt_tokens; /* the longest prompt; default max_tokens */
+    bool all_logits;            /* logits of every prompt row will be asked for (scoring) */
+    pst_compute_type compute_type;
+    uint32_t kv_bits;           /* 32 or 16; 0: 32 for f32 checkpoints, else 16 */
+    uint32_t threads;           /* compute threads; 0: all processors */
+    const char *io_engine;      /* NULL or "auto", "io_uring", "threads" */
+    uint64_t block_size;        /* bytes of one read; 0: default */
+    uint32_t queue_depth;       /* reads in flight; 0: default */
+    const char *kernels;        /* NULL: the best of this processor */
+    bool measure_bound;         /* measure drive bandwidth and compute rate first (a second or less) for the bound */
+    pst_trace *trace;           /* NULL: none; the caller's, outlives the session */
+} pst_session_options;
+
+/* Plans, allocates and loads what stays resident. PST_E_BUDGET names the smallest budget that works. The caller owns *out. */
+PST_API int pst_session_open(pst_model *model, const pst_session_options *options, pst_session **out, pst_error *err);
+PST_API void pst_session_close(pst_session *session);
+/* Makes the running or next step, generate or score end with PST_E_CANCELLED. Async-signal-safe. */
+PST_API void pst_session_cancel(pst_session *session);
+
+/* What was planned; strings live as long as the session. */
+typedef struct pst_plan_info {
+    uint64_t budget_bytes;     /* --host-memory in force */
+    uint64_t resident_bytes;   /* weights kept */
+    uint64_t streamed_bytes;   /* weights read in every pass */
+    uint64_t ring_bytes, slot_bytes;
+    uint32_t slots;
+    uint64_t kv_bytes, activation_bytes, process_bytes;
+    uint32_t rows_per_pass;
+    const char *io_engine, *kernels;
+    pst_dtype compute_type, kv_type;
+    double read_bytes_per_second, operations_per_second; /* measured beforehand; 0 when not */
+} pst_plan_info;
+PST_API void pst_session_get_plan(const pst_session *session, pst_plan_info *out);
+
+/* ---- one pass at a time ---- */
+
+/* Starts a sequence in a free slot; its prompt rows are computed by the following steps, some per step. The ids are copied.
+ * *out is its number, valid until removed. PST_E_USAGE when the slots are full or it is too long or empty. */
+PST_API int pst_session_add(pst_session *session, const uint32_t *ids, size_t count, uint32_t *out, pst_error *err);
+/* Appends the chosen next token to a sequence whose logits the last step gave. */
+PST_API int pst_session_append(pst_session *session, uint32_t sequence, uint32_t id, pst_error *err);
+/* Frees the sequence's slot. */
+PST_API void pst_session_remove(pst_session *session, uint32_t sequence);
+
+/* One row of logits; lives until the next step. */
+typedef struct pst_logits {
+    uint32_t sequence;
+    uint32_t position;  /* of the row's token in the sequence */
+    const float *values; /* vocab floats */
+} pst_logits;
+
+/* Carries pending rows of all sequences through the weights once. *out: rows whose logits were computed (the last row of
+ * each sequence that has no more pending rows; with all_logits every row), owned by the session. *out_count 0 with nothing
+ * pending. */
+PST_API int pst_session_step(pst_session *session, const pst_logits **out, size_t *out_count, pst_error *err);
+
+/* ---- whole requests ---- */
+
+typedef struct pst_sampling {
+    double temperature; /* 0: greedy */
+    uint32_t top_k;     /* 0: off */
+    double top_p;       /* 1: off */
+    double min_p;       /* 0: off */
+    uint64_t seed;
+} pst_sampling;
+
+typedef enum pst_finish { PST_FINISH_LENGTH, PST_FINISH_END_TOKEN, PST_FINISH_STOP_TEXT } pst_finish;
+
+typedef struct pst_request {
+    const uint32_t *prompt_ids; /* the caller's until pst_generate returns */
+    size_t prompt_count;
+    uint32_t max_new_tokens;
+    pst_sampling sampling; /* the random numbers of a request depend on its seed alone, not on its neighbours */
+    const char *const *stop_texts;
+    size_t stop_count;
+    bool ignore_end; /* go on past end-of-text tokens */
+} pst_request;
+
+typedef struct pst_result {
+    pst_tokens ids; /* generated, the ending token not included */
+    char *text;     /* NULL when the model has no tokenizer; a stop text and what follows is cut off */
+    size_t text_bytes;
+    pst_finish finish;
+} pst_result;
+PST_API void pst_result_free(pst_result *result); /* what it holds, not itself */
+
+/* One timing and traffic record for a run of whole requests. */
+typedef struct pst_run_stats {
+    uint64_t prompt_tokens, generated_tokens;
+    uint64_t passes;
+    double prefill_seconds; /* until every first token of the first batch was there */
+    double decode_seconds, total_seconds;
+    double prefill_tokens_per_second, decode_tokens_per_second, tokens_per_second;
+    uint64_t weight_bytes_read;   /* weights that came from the drive, in all passes */
+    double read_bytes_per_second; /* those over the wall seconds of the passes */
+    double io_wait_seconds;       /* compute waited for the drive */
+    double compute_seconds;
+    double bound_seconds; /* what the drive and the processor allow: sum over the passes of max(bytes / bandwidth, operations / rate) */
+    double share_of_bound;
+    const char *limited_by; /* "disk" or "compute" */
+    double disk_bytes_per_second, compute_flops; /* the measured bandwidth and rate that the bound stands on */
+    uint64_t resident_bytes, streamed_bytes;
+    uint64_t peak_rss_bytes, host_memory_bytes;
+} pst_run_stats;
+
+/* Called on the owner's thread as text (or, without a tokenizer, just tokens) appears; returning nonzero cancels. */
+typedef int (*pst_on_token)(void *user, size_t request, uint32_t id, const char *text, size_t text_bytes);
+
+/* Runs requests, at most max_sequences at a time, a new one joining when one ends. results: `count` records that the
+ * caller frees one by one; on failure none is left filled. stats and on_token may be NULL. */
+PST_API int pst_generate(pst_session *session, const pst_request *requests, size_t count, pst_on_token on_token,
+                         void *user, pst_result *results, pst_run_stats *stats, pst_error *err);
+
+/* Receives a row of logits while scoring; nonzero cancels. */
+typedef int (*pst_on_logits)(void *user, size_t request, uint32_t position, const float *logits, size_t vocab);
+
+/* Log-probabilities of given ids: logprobs[i] (count - 1 of them) is log p(ids[i + 1] | ids[0..i]) per request.
+ * The session must have been opened with all_logits. */
+typedef struct pst_score_request {
+    const uint32_t *ids;
+    size_t count;
+    double *logprobs; /* out: count - 1 values, the caller's */
+} pst_score_request;
+PST_API int pst_score(pst_session *session, pst_score_request *requests, size_t count, pst_on_logits on_logits,
+                      void *user, pst_run_stats *stats, pst_error *err);
+
+/* ---- timeline ---- */
+
+/* Records spans (reads, waits, compute) in a fixed-size buffer; what overflows is counted and left out. Any thread records. */
+PST_API int pst_trace_open(size_t max_events, pst_trace **out, pst_error *err);
+PST_API void pst_trace_close(pst_trace *trace);
+/* Writes it as Chrome trace JSON (Perfetto opens it), durably published. No recording at the same time. */
+PST_API int pst_trace_write(const pst_trace *trace, const char *path, pst_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

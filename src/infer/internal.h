@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of infer/ share: the model and the session from inside. */
+#ifndef PST_INFER_INTERNAL_H
+#define PST_INFER_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "nn/forward.h"
+#include "os/thread.h"
+#include "penstock/io.h"
+#include "penstock/model.h"
+#include "tier/ring.h"
+
+struct pst_model {
+    char *folder;
+    pst_transformer transformer;
+    pst_store *store;
+    pst_program *program; /* for its checks and totals; sessions make their own, which they compute with */
+    pthread_mutex_t lock; /* guards the tokenizer's opening */
+    pst_tokenizer *tokenizer;
+};
+
+/* One sequence slot. Its ids are those given so far; the first `computed` of them are in the KV cache. */
+typedef struct pst_sequence {
+    bool in_use;
+    uint32_t *ids; /* max_tokens */
+    uint32_t count, computed;
+} pst_sequence;
+
+/* A rate of matrix products at a number of rows. */
+typedef struct pst_rate {
+    uint32_t rows;
+    double flops;
+} pst_rate;
+
+/* What a session did since it was opened; differences make a run's statistics. */
+typedef struct pst_session_counters {
+    uint64_t passes, pass_ns;
+    double bound_seconds, disk_seconds, math_seconds; /* bound: sum of the larger of the two, pass by pass */
+    pst_ring_stats ring;
+} pst_session_counters;
+
+struct pst_session {
+    pst_model *model;
+    pst_session_options options;
+    pst_pool *pool;
+    pst_device *device;
+    pst_io *io;
+    pst_program *program;
+    pst_forward *forward;
+    pst_plan plan;
+    pst_ring *ring;
+    pst_plan_info info;
+    atomic_bool cancelled;
+
+    pst_sequence *sequences; /* options.max_sequences */
+    uint32_t *sequence_ids;  /* their ids' memory */
+    pst_row *rows;           /* of the pass, plan.rows_per_pass */
+    uint32_t *row_ids;
+    pst_logits *logits;
+    bool last_pass; /* the caller knows that no other pass follows: read no further */
+
+    double disk_bytes_per_second;
+    pst_rate decode_rate, prefill_rate;
+    pst_session_counters counters;
+};
+
+/* Rates of matrix products of the model's kind at `rows` rows, in operations per second; takes a few milliseconds. */
+int pst_session_measure_rate(pst_session *session, uint32_t rows, pst_rate *out, pst_error *err);
+/* Adds to the counters what the pass that is in session->rows could not be faster than. */
+void pst_session_count_bound(pst_session *session, uint32_t rows, uint32_t logit_rows, uint64_t bytes_read);
+/* Fills what follows from the counters: bytes, times, bound. */
+void pst_session_fill_stats(const pst_session *session, const pst_session_counters *before, pst_run_stats *stats);
+void pst_session_get_counters(const pst_session *session, pst_session_counters *out);
+
+/* Chooses a token. `scratch`: vocab records; random: a number that changes with every choice. */
+typedef struct pst_candidate {
+    float value;
+    uint32_t id;
+} pst_candidate;
+uint32_t pst_sample(const float *logits, uint32_t vocab, const pst_sampling *sampling, uint64_t random,
+                    pst_candidate *scratch);
+/* The nth random number of a seed (SplitMix64). */
+uint64_t pst_random(uint64_t seed, uint64_t n);
+
+#endif

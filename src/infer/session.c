@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Opening a session: the request's numeric choices, then the plan under the budget, then memory and first reads.
+ * Order matters: everything small is made first, so that the plan starts from what the process really uses.
+ */
+#include <string.h>
+
+#include "base/error.h"
+#include "base/heap.h"
+#include "base/log.h"
+#include "infer/internal.h"
+#include "os/memory.h"
+
+/* For what the plan cannot see: stacks, scratch of kernels, bounce buffers, the heap's own overhead. */
+static const uint64_t PROCESS_RESERVE_BYTES = 24ull << 20;
+/* More rows in a pass than this make it compute-bound on any processor, so they would buy nothing. */
+enum { MAX_USEFUL_ROWS = 2048, MAX_LOGIT_ROWS = 512, MAX_SEQUENCES = 1 << 16, RATE_ROWS = 256 };
+static const uint64_t MEASURED_BYTES = 512ull << 20;
+
+static int check_options(const pst_model *model, const pst_session_options *given, pst_session_options *o, pst_error *err)
+{
+    if (given->struct_size != sizeof *o)
+        return pst_fail(err, PST_E_USAGE, NULL, "session options of %zu bytes, made for another version", given->struct_size);
+    *o = *given;
+    o->max_sequences = o->max_sequences ? o->max_sequences : 1;
+    if (o->max_tokens == 0 || o->max_sequences > MAX_SEQUENCES)
+        return pst_fail(err, PST_E_USAGE, NULL, "a session of %u sequences of %u tokens", o->max_sequences, o->max_tokens);
+    if (o->max_tokens > model->transformer.context)
+        return pst_fail(err, PST_E_USAGE, model->folder, "%u tokens do not fit the model's context of %u", o->max_tokens,
+                        model->transformer.context);
+    if (o->max_prompt_tokens == 0 || o->max_prompt_tokens > o->max_tokens)
+        o->max_prompt_tokens = o->max_tokens;
+    if (o->kv_bits != 0 && o->kv_bits != 16 && o->kv_bits != 32)
+        return pst_fail(err, PST_E_USAGE, NULL, "a KV cache of %u bits: 16 and 32 are there", o->kv_bits);
+    return 0;
+}
+
+/* What belongs to the request and the checkpoint, never to placement. */
+static void choose_types(const pst_model *model, const pst_session_options *o, pst_forward_config *config)
+{
+    bool is_f32 = model->program->weight_type == PST_F32;
+    config->compute_type = o->compute_type == PST_COMPUTE_BF16 ? PST_BF16 : PST_F32;
+    config->kv_type = o->kv_bits == 32 || (o->kv_bits == 0 && is_f32) ? PST_F32 : PST_F16;
+}
+
+static uint64_t choose_budget(const pst_session_options *o)
+{
+    if (o->host_memory_bytes != 0)
+        return o->host_memory_bytes;
+    pst_memory_info memory;
+    if (pst_memory_get_info(&memory, NULL) < 0)
+        return UINT64_MAX / 2;
+    return pst_memory_resident_bytes() + memory.available_bytes / 4 * 3;
+}
+
+static uint64_t choose_resident(const pst_model *model, const pst_session_options *o)
+{
+    if (!o->resident_set)
+        return UINT64_MAX;
+    if (o->resident_share < 0)
+        return o->resident_bytes;
+    if (o->resident_share >= 1)
+        return UINT64_MAX;
+    return (uint64_t)(o->resident_share * (double)model->program->weight_bytes);
+}
+
+static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
+{
+    const pst_session_options *o = &s->options;
+    pst_forward_memory memory;
+    pst_forward_measure(config, &memory);
+    uint64_t prompt_rows = (uint64_t)o->max_sequences * o->max_prompt_tokens;
+    uint64_t useful = prompt_rows < MAX_USEFUL_ROWS ? prompt_rows : MAX_USEFUL_ROWS;
+    if (o->all_logits && useful > MAX_LOGIT_ROWS)
+        useful = MAX_LOGIT_ROWS;
+    /* Decoding wants a row of every sequence in one pass; scoring can do with one row. */
+    uint32_t least = o->all_logits ? 1 : o->max_sequences;
+    pst_plan_request request = {
+        .stages = s->program->stages,
+        .stage_count = s->program->stage_count,
+        .budget_bytes = choose_budget(o),
+        .process_bytes = pst_memory_resident_bytes() + PROCESS_RESERVE_BYTES,
+        .row_bytes = memory.row_bytes + sizeof(pst_row) + sizeof(uint32_t) + (o->all_logits ? memory.logit_row_bytes : 0),
+        .min_rows = least,
+        .max_rows = useful > least ? (uint32_t)useful : least,
+        .max_resident_bytes = choose_resident(s->model, o),
+    };
+    uint64_t logits = o->all_logits ? 0 : o->max_sequences * memory.logit_row_bytes;
+    uint64_t others = memory.fixed_bytes + logits + pst_ring_gather_bytes(s->program->stages, s->program->stage_count) +
+                      (uint64_t)o->max_sequences * (o->max_tokens * sizeof(uint32_t) + sizeof(pst_sequence));
+    if (__builtin_add_overflow(memory.kv_bytes, others, &request.fixed_bytes) || request.fixed_bytes > UINT64_MAX / 4)
+        return pst_fail(err, PST_E_BUDGET, NULL, "the KV cache of %u sequences of %u tokens fits no memory", o->max_sequences,
+                        o->max_tokens);
+    PST_TRY(pst_plan_create(&request, &s->plan, err));
+    config->max_rows = s->plan.rows_per_pass;
+    config->max_logit_rows = o->all_logits ? s->plan.rows_per_pass : o->max_sequences;
+    s->info = (pst_plan_info){
+        .budget_bytes = request.budget_bytes,
+        .resident_bytes = s->plan.resident_bytes,
+        .streamed_bytes = s->plan.streamed_bytes,
+        .ring_bytes = s->plan.slots * s->plan.slot_bytes,
+        .slot_bytes = s->plan.slot_bytes,
+        .slots = s->plan.slots,
+        .kv_bytes = memory.kv_bytes,
+        .activation_bytes = request.fixed_bytes - memory.kv_bytes + s->plan.rows_per_pass * request.row_bytes,
+        .process_bytes = request.process_bytes,
+        .rows_per_pass = s->plan.rows_per_pass,
+        .io_engine = pst_io_engine_name(s->io),
+        .kernels = pst_device_host_kernels(s->device),
+        .compute_type = config->compute_type,
+        .kv_type = config->kv_type,
+    };
+    pst_log(PST_LOG_INFO, "plan: %.1f MB of weights resident, %.1f MB streamed per pass through %u slots of %.1f MB; up to %u rows per pass",
+            (double)s->plan.resident_bytes / 1e6, (double)s->plan.streamed_bytes / 1e6, s->plan.slots,
+            (double)s->plan.slot_bytes / 1e6, s->plan.rows_per_pass);
+    return 0;
+}
+
+static int make_sequences(pst_session *s, uint32_t max_logit_rows, pst_error *err)
+{
+    const pst_session_options *o = &s->options;
+    s->sequences = pst_heap_calloc(o->max_sequences, sizeof *s->sequences);
+    s->sequence_ids = pst_heap_calloc((size_t)o->max_sequences * o->max_tokens, sizeof *s->sequence_ids);
+    s->rows = pst_heap_calloc(s->plan.rows_per_pass, sizeof *s->rows);
+    s->row_ids = pst_heap_calloc(s->plan.rows_per_pass, sizeof *s->row_ids);
+    s->logits = pst_heap_calloc(max_logit_rows, sizeof *s->logits);
+    if (!s->sequences || !s->sequence_ids || !s->rows || !s->row_ids || !s->logits)
+        return pst_fail_memory(err, "the sequences", (size_t)o->max_sequences * o->max_tokens * sizeof(uint32_t));
+    for (uint32_t i = 0; i < o->max_sequences; i++)
+        s->sequences[i].ids = s->sequence_ids + (size_t)i * o->max_tokens;
+    return 0;
+}
+
+static int make_engines(pst_session *s, pst_error *err)
+{
+    const pst_session_options *o = &s->options;
+    pst_io_options io = {.struct_size = sizeof io, .engine = o->io_engine, .block_size = o->block_size, .queue_depth = o->queue_depth};
+    PST_TRY(pst_pool_create(o->threads, &s->pool, err));
+    PST_TRY(pst_device_host_create(s->pool, o->kernels, &s->device, err));
+    PST_TRY(pst_io_open(&io, &s->io, err));
+    return pst_program_create(&s->model->transformer, s->model->store, &s->program, err);
+}
+
+static int open_session(pst_session *s, pst_error *err)
+{
+    const pst_session_options *o = &s->options;
+    PST_TRY(make_engines(s, err));
+    pst_forward_config config = {.transformer = &s->model->transformer,
+                                 .program = s->program,
+                                 .device = s->device,
+                                 .max_sequences = o->max_sequences,
+                                 .max_tokens = o->max_tokens};
+    choose_types(s->model, o, &config);
+    if (o->measure_bound) { /* its scratch memory is gone again before the plan's is taken */
+        s->info.compute_type = config.compute_type;
+        PST_TRY(pst_session_measure_rate(s, o->max_sequences, &s->decode_rate, err));
+        PST_TRY(pst_session_measure_rate(s, RATE_ROWS, &s->prefill_rate, err));
+    }
+    PST_TRY(make_plan(s, &config, err));
+    PST_TRY(make_sequences(s, config.max_logit_rows, err));
+    PST_TRY(pst_forward_create(&config, &s->forward, err));
+    pst_ring_config ring = {.store = s->model->store,
+                            .stages = s->program->stages,
+                            .stage_count = s->program->stage_count,
+                            .plan = &s->plan,
+                            .io = s->io,
+                            .trace = o->trace,
+                            .cancel = &s->cancelled};
+    PST_TRY(pst_ring_create(&ring, &s->ring, err));
+    if (o->measure_bound)
+        PST_TRY(pst_ring_measure(s->ring, MEASURED_BYTES, &s->disk_bytes_per_second, err));
+    s->info.read_bytes_per_second = s->disk_bytes_per_second;
+    s->info.operations_per_second = s->prefill_rate.flops;
+    return 0;
+}
+
+int pst_session_open(pst_model *model, const pst_session_options *options, pst_session **out, pst_error *err)
+{
+    pst_session *s = pst_heap_calloc(1, sizeof *s);
+    if (s == NULL)
+        return pst_fail_memory(err, "a session", sizeof *s);
+    s->model = model;
+    int status = check_options(model, options, &s->options, err);
+    if (status >= 0)
+        status = open_session(s, err);
+    if (status < 0) {
+        pst_session_close(s);
+        return status;
+    }
+    *out = s;
+    return 0;
+}
+
+void pst_session_close(pst_session *s)
+{
+    if (s == NULL)
+        return;
+    pst_ring_destroy(s->ring);
+    pst_forward_destroy(s->forward);
+    pst_plan_destroy(&s->plan);
+    pst_program_destroy(s->program);
+    pst_io_close(s->io);
+    pst_device_destroy(s->device);
+    pst_pool_destroy(s->pool);
+    pst_heap_free(s->sequences);
+    pst_heap_free(s->sequence_ids);
+    pst_heap_free(s->rows);
+    pst_heap_free(s->row_ids);
+    pst_heap_free(s->logits);
+    pst_heap_free(s);
+}
+
+void pst_session_cancel(pst_session *session)
+{
+    atomic_store_explicit(&session->cancelled, true, memory_order_relaxed);
+}
+
+void pst_session_get_plan(const pst_session *session, pst_plan_info *out)
+{
+    *out = session->info;
+}

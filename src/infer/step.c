@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One pass: which rows it carries, and carrying them. */
+#include <string.h>
+
+#include "base/error.h"
+#include "infer/internal.h"
+#include "os/clock.h"
+
+int pst_session_add(pst_session *s, const uint32_t *ids, size_t count, uint32_t *out, pst_error *err)
+{
+    if (count == 0 || count > s->options.max_tokens)
+        return pst_fail(err, PST_E_USAGE, NULL, "a sequence of %zu tokens in a session made for 1 to %u", count,
+                        s->options.max_tokens);
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] >= s->model->transformer.vocab)
+            return pst_fail(err, PST_E_USAGE, NULL, "token id %u is outside the vocabulary of %u", ids[i],
+                            s->model->transformer.vocab);
+    for (uint32_t i = 0; i < s->options.max_sequences; i++) {
+        pst_sequence *sequence = &s->sequences[i];
+        if (sequence->in_use)
+            continue;
+        memcpy(sequence->ids, ids, count * sizeof *ids);
+        sequence->count = (uint32_t)count;
+        sequence->computed = 0;
+        sequence->in_use = true;
+        *out = i;
+        return 0;
+    }
+    return pst_fail(err, PST_E_USAGE, NULL, "all %u sequences of the session are in use", s->options.max_sequences);
+}
+
+int pst_session_append(pst_session *s, uint32_t number, uint32_t id, pst_error *err)
+{
+    if (number >= s->options.max_sequences || !s->sequences[number].in_use)
+        return pst_fail(err, PST_E_USAGE, NULL, "there is no sequence %u", number);
+    pst_sequence *sequence = &s->sequences[number];
+    if (sequence->count == s->options.max_tokens || id >= s->model->transformer.vocab)
+        return pst_fail(err, PST_E_USAGE, NULL, "token %u at position %u is outside the session", id, sequence->count);
+    sequence->ids[sequence->count++] = id;
+    return 0;
+}
+
+void pst_session_remove(pst_session *s, uint32_t number)
+{
+    if (number < s->options.max_sequences)
+        s->sequences[number].in_use = false;
+}
+
+/* Adds as many pending rows of a sequence as fit. */
+static uint32_t add_rows(pst_session *s, uint32_t number, uint32_t used)
+{
+    pst_sequence *sequence = &s->sequences[number];
+    uint32_t room = s->plan.rows_per_pass - used;
+    uint32_t pending = sequence->count - sequence->computed;
+    uint32_t take = pending < room ? pending : room;
+    for (uint32_t i = 0; i < take; i++) {
+        uint32_t position = sequence->computed + i;
+        s->rows[used + i] = (pst_row){.sequence = number,
+                                      .position = position,
+                                      .id = sequence->ids[position],
+                                      .wants_logits = s->options.all_logits || position + 1 == sequence->count};
+        s->row_ids[used + i] = sequence->ids[position];
+    }
+    return used + take;
+}
+
+/* Rows of the next pass: sequences that decode first, so that newcomers never hold them up; then prompts in slot order. */
+static uint32_t choose_rows(pst_session *s)
+{
+    uint32_t used = 0;
+    for (int prompts = 0; prompts <= 1; prompts++) {
+        for (uint32_t i = 0; i < s->options.max_sequences && used < s->plan.rows_per_pass; i++) {
+            const pst_sequence *sequence = &s->sequences[i];
+            uint32_t pending = sequence->in_use ? sequence->count - sequence->computed : 0;
+            bool is_prompt = pending > 1 || sequence->computed == 0;
+            if (pending > 0 && is_prompt == (prompts == 1))
+                used = add_rows(s, i, used);
+        }
+    }
+    return used;
+}
+
+static int run_pass(pst_session *s, uint32_t count, pst_error *err)
+{
+    PST_TRY(pst_forward_begin(s->forward, s->rows, count, err));
+    PST_TRY(pst_ring_gather(s->ring, 0, s->row_ids, count, pst_forward_embed, s->forward, err));
+    return pst_ring_pass(s->ring, !s->last_pass, err);
+}
+
+int pst_session_step(pst_session *s, const pst_logits **out, size_t *out_count, pst_error *err)
+{
+    uint32_t count = choose_rows(s);
+    if (count == 0) {
+        *out_count = 0;
+        return 0;
+    }
+    pst_ring_stats before, after;
+    pst_ring_get_stats(s->ring, &before);
+    uint64_t start = pst_clock_ns();
+    PST_TRY(run_pass(s, count, err));
+    uint64_t end = pst_clock_ns();
+    pst_ring_get_stats(s->ring, &after);
+    s->counters.passes++;
+    s->counters.pass_ns += end - start;
+    pst_trace_span(s->options.trace, PST_TRACE_PASS, "pass", start, end, after.weight_bytes - before.weight_bytes);
+
+    pst_matrix logits = pst_forward_logits(s->forward);
+    size_t given = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        s->sequences[s->rows[i].sequence].computed = s->rows[i].position + 1;
+        if (s->rows[i].wants_logits) {
+            s->logits[given] = (pst_logits){s->rows[i].sequence, s->rows[i].position,
+                                            (const float *)logits.data + given * logits.stride};
+            given++;
+        }
+    }
+    pst_session_count_bound(s, count, (uint32_t)given, after.weight_bytes - before.weight_bytes);
+    *out = s->logits;
+    *out_count = given;
+    return 0;
+}

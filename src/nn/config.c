@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reads config.json as transformers does, in both spellings of the rotary parameters: `rope_scaling` with `rope_theta`
+ * beside it (before version 5; its type under "rope_type" or, older, "type"), and `rope_parameters` with everything inside.
+ */
+#include "nn/config.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/heap.h"
+#include "base/json.h"
+#include "nn/family.h"
+
+/* Bounds that no published model comes near; they keep every product of two of them inside 64 bits. */
+enum { MAX_DIMENSION = 1 << 24, MAX_LAYERS = 1 << 14, MAX_HEADS = 1 << 14, MAX_HEAD_DIM = 1 << 12, MAX_END_IDS = 4096 };
+
+typedef struct reader {
+    const json_t *root;
+    const char *path;
+    pst_error *err;
+} reader;
+
+/* A whole number in [min, max]; `fallback` of 0 makes the key required. */
+static int read_u32(const reader *in, const char *key, uint64_t fallback, uint64_t min, uint64_t max, uint32_t *out)
+{
+    uint64_t value = fallback;
+    PST_TRY(pst_json_u64(in->root, key, fallback == 0, min, max, &value, in->path, in->err));
+    *out = (uint32_t)value;
+    return 0;
+}
+
+static int read_dimensions(const reader *in, pst_transformer *t)
+{
+    const pst_family *family = t->family;
+    PST_TRY(read_u32(in, "vocab_size", 0, 1, MAX_DIMENSION, &t->vocab));
+    PST_TRY(read_u32(in, "hidden_size", 0, 1, MAX_DIMENSION, &t->hidden));
+    PST_TRY(read_u32(in, "intermediate_size", 0, 1, MAX_DIMENSION, &t->intermediate));
+    PST_TRY(read_u32(in, "num_hidden_layers", 0, 1, MAX_LAYERS, &t->layers));
+    PST_TRY(read_u32(in, "num_attention_heads", 0, 1, MAX_HEADS, &t->heads));
+    bool kv_is_null = json_is_null(json_object_get(in->root, "num_key_value_heads"));
+    uint32_t kv_default = family->default_kv_heads && !kv_is_null ? family->default_kv_heads : t->heads;
+    PST_TRY(read_u32(in, "num_key_value_heads", kv_default, 1, MAX_HEADS, &t->kv_heads));
+    if (t->heads % t->kv_heads != 0)
+        return pst_fail(in->err, PST_E_FORMAT, in->path, "%u attention heads cannot share %u key/value heads", t->heads,
+                        t->kv_heads);
+    uint32_t dim_default = family->default_head_dim ? family->default_head_dim : t->hidden / t->heads;
+    if (dim_default == 0)
+        dim_default = 1;
+    PST_TRY(read_u32(in, "head_dim", dim_default, 1, MAX_HEAD_DIM, &t->head_dim));
+    if (t->head_dim % 2 != 0)
+        return pst_fail(in->err, PST_E_FORMAT, in->path, "\"head_dim\" is %u, and rotary embedding needs an even one",
+                        t->head_dim);
+    return read_u32(in, "max_position_embeddings", family->default_context, 1, UINT32_MAX / 2, &t->context);
+}
+
+static int read_activation(const reader *in, pst_transformer *t)
+{
+    static const struct {
+        const char *name;
+        pst_activation activation;
+    } names[] = {{"silu", PST_ACT_SILU},           {"swish", PST_ACT_SILU},
+                 {"gelu", PST_ACT_GELU},           {"gelu_pytorch_tanh", PST_ACT_GELU_TANH},
+                 {"gelu_new", PST_ACT_GELU_TANH},  {"gelu_fast", PST_ACT_GELU_TANH},
+                 {"relu", PST_ACT_RELU}};
+    const char *name = "silu";
+    PST_TRY(pst_json_string(in->root, "hidden_act", false, &name, in->path, in->err));
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (strcmp(names[i].name, name) == 0) {
+            t->activation = names[i].activation;
+            return 0;
+        }
+    }
+    return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "activation \"%s\" is not supported", name);
+}
+
+static int read_switches(const reader *in, pst_transformer *t)
+{
+    double eps = 1e-6;
+    PST_TRY(pst_json_double(in->root, "rms_norm_eps", false, &eps, in->path, in->err));
+    if (eps < 0 || eps > 1)
+        return pst_fail(in->err, PST_E_FORMAT, in->path, "\"rms_norm_eps\" is %g", eps);
+    t->norm_eps = (float)eps;
+    bool attention_bias = false;
+    PST_TRY(pst_json_bool(in->root, "attention_bias", false, &attention_bias, in->path, in->err));
+    if (t->family->mlp_bias)
+        PST_TRY(pst_json_bool(in->root, "mlp_bias", false, &t->mlp_bias, in->path, in->err));
+    t->qkv_bias = t->family->bias == PST_BIAS_QKV || (t->family->bias == PST_BIAS_CONFIG && attention_bias);
+    t->o_bias = t->family->bias == PST_BIAS_CONFIG && attention_bias;
+    t->qk_norm = t->family->qk_norm;
+    int status = pst_json_bool(in->root, "tie_word_embeddings", false, &t->tied_head, in->path, in->err);
+    t->tied_stated = status == 0;
+    return status < 0 ? status : 0;
+}
+
+/* The numbers of one dictionary of rotary parameters. */
+static int read_rope_dictionary(const reader *in, const json_t *dictionary, pst_transformer *t)
+{
+    const reader sub = {dictionary, in->path, in->err};
+    pst_rope *rope = &t->rope;
+    const char *type = "default";
+    PST_TRY(pst_json_string(dictionary, "type", false, &type, in->path, in->err));
+    PST_TRY(pst_json_string(dictionary, "rope_type", false, &type, in->path, in->err));
+    PST_TRY(pst_json_double(dictionary, "rope_theta", false, &rope->theta, in->path, in->err));
+    double partial = 1;
+    PST_TRY(pst_json_double(dictionary, "partial_rotary_factor", false, &partial, in->path, in->err));
+    if (partial != 1)
+        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "a partial rotary embedding is not supported");
+    if (strcmp(type, "default") == 0)
+        return 0;
+    bool is_llama3 = strcmp(type, "llama3") == 0;
+    if (!is_llama3 && strcmp(type, "linear") != 0)
+        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path,
+                        "rotary scaling of type \"%s\" is not supported (default, linear and llama3 are)", type);
+    rope->type = is_llama3 ? PST_ROPE_LLAMA3 : PST_ROPE_LINEAR;
+    PST_TRY(pst_json_double(sub.root, "factor", true, &rope->factor, in->path, in->err));
+    if (!(rope->factor > 0))
+        return pst_fail(in->err, PST_E_FORMAT, in->path, "a rotary \"factor\" of %g", rope->factor);
+    if (!is_llama3)
+        return 0;
+    rope->original_context = t->context;
+    PST_TRY(pst_json_double(sub.root, "low_freq_factor", true, &rope->low_freq_factor, in->path, in->err));
+    PST_TRY(pst_json_double(sub.root, "high_freq_factor", true, &rope->high_freq_factor, in->path, in->err));
+    PST_TRY(pst_json_double(sub.root, "original_max_position_embeddings", false, &rope->original_context, in->path, in->err));
+    if (!(rope->low_freq_factor > 0 && rope->high_freq_factor > rope->low_freq_factor && rope->original_context > 0))
+        return pst_fail(in->err, PST_E_FORMAT, in->path, "llama3 rotary scaling with factors %g to %g over %g positions",
+                        rope->low_freq_factor, rope->high_freq_factor, rope->original_context);
+    return 0;
+}
+
+static int read_rope(const reader *in, pst_transformer *t)
+{
+    t->rope.theta = 10000;
+    PST_TRY(pst_json_double(in->root, "rope_theta", false, &t->rope.theta, in->path, in->err));
+    double partial = 1;
+    PST_TRY(pst_json_double(in->root, "partial_rotary_factor", false, &partial, in->path, in->err));
+    if (partial != 1)
+        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "a partial rotary embedding is not supported");
+    json_t *dictionary = NULL;
+    PST_TRY(pst_json_object(in->root, "rope_scaling", false, &dictionary, in->path, in->err));
+    if (dictionary == NULL || json_object_size(dictionary) == 0)
+        PST_TRY(pst_json_object(in->root, "rope_parameters", false, &dictionary, in->path, in->err));
+    if (dictionary != NULL)
+        PST_TRY(read_rope_dictionary(in, dictionary, t));
+    if (!(t->rope.theta > 0))
+        return pst_fail(in->err, PST_E_FORMAT, in->path, "\"rope_theta\" is %g", t->rope.theta);
+    return 0;
+}
+
+/* Which layers look at a window only: layer_types, else the layers from max_window_layers on. */
+static int read_windowed_layers(const reader *in, pst_transformer *t)
+{
+    json_t *types = NULL;
+    PST_TRY(pst_json_array(in->root, "layer_types", false, &types, in->path, in->err));
+    if (types == NULL) {
+        uint64_t first = 28; /* transformers' default for Qwen */
+        PST_TRY(pst_json_u64(in->root, "max_window_layers", false, 0, UINT32_MAX, &first, in->path, in->err));
+        for (uint32_t layer = 0; layer < t->layers; layer++)
+            t->windowed[layer] = layer >= first;
+        return 0;
+    }
+    if (json_array_size(types) != t->layers)
+        return pst_fail(in->err, PST_E_FORMAT, in->path, "\"layer_types\" names %zu layers of %u", json_array_size(types),
+                        t->layers);
+    for (uint32_t layer = 0; layer < t->layers; layer++) {
+        const char *type = json_string_value(json_array_get(types, layer));
+        t->windowed[layer] = type != NULL && strcmp(type, "sliding_attention") == 0;
+        if (type == NULL || (!t->windowed[layer] && strcmp(type, "full_attention") != 0))
+            return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "layer %u has an unknown type in \"layer_types\"", layer);
+    }
+    return 0;
+}
+
+static int read_windows(const reader *in, pst_transformer *t)
+{
+    t->windowed = pst_heap_calloc(t->layers, sizeof *t->windowed);
+    if (t->windowed == NULL)
+        return pst_fail_memory(in->err, "the layers", t->layers);
+    bool use = t->family->window == PST_WINDOW_ALL;
+    if (t->family->window == PST_WINDOW_LAYERS)
+        PST_TRY(pst_json_bool(in->root, "use_sliding_window", false, &use, in->path, in->err));
+    if (!use || json_is_null(json_object_get(in->root, "sliding_window")))
+        return 0;
+    PST_TRY(read_u32(in, "sliding_window", t->family->default_window, 1, UINT32_MAX / 2, &t->window));
+    if (t->family->window == PST_WINDOW_LAYERS)
+        return read_windowed_layers(in, t);
+    for (uint32_t layer = 0; layer < t->layers; layer++)
+        t->windowed[layer] = true;
+    return 0;
+}
+
+/* eos_token_id: a number or a list; replaces what was read before. Absent: nothing changes. */
+static int read_end_ids(const reader *in, pst_transformer *t)
+{
+    const json_t *value = json_object_get(in->root, "eos_token_id");
+    if (value == NULL || json_is_null(value))
+        return 0;
+    size_t count = json_is_array(value) ? json_array_size(value) : 1;
+    if (count > MAX_END_IDS)
+        return pst_fail(in->err, PST_E_FORMAT, in->path, "\"eos_token_id\" lists %zu tokens", count);
+    uint32_t *ids = pst_heap_calloc(count, sizeof *ids);
+    if (ids == NULL)
+        return pst_fail_memory(in->err, "end tokens", count * sizeof *ids);
+    for (size_t i = 0; i < count; i++) {
+        const json_t *id = json_is_array(value) ? json_array_get(value, i) : value;
+        json_int_t number = json_is_integer(id) ? json_integer_value(id) : -2;
+        if (number < -1 || number > UINT32_MAX) {
+            pst_heap_free(ids);
+            return pst_fail(in->err, PST_E_FORMAT, in->path, "\"eos_token_id\" is not a token id or a list of them");
+        }
+        ids[i] = number < 0 ? UINT32_MAX : (uint32_t)number; /* -1: some folders' way to say none */
+    }
+    pst_heap_free(t->end_ids);
+    t->end_ids = ids;
+    t->end_count = count;
+    return 0;
+}
+
+static int read_generation(const reader *in, pst_transformer *t)
+{
+    PST_TRY(read_end_ids(in, t));
+    PST_TRY(pst_json_bool(in->root, "do_sample", false, &t->do_sample, in->path, in->err));
+    PST_TRY(pst_json_double(in->root, "temperature", false, &t->temperature, in->path, in->err));
+    PST_TRY(pst_json_double(in->root, "top_p", false, &t->top_p, in->path, in->err));
+    PST_TRY(pst_json_double(in->root, "min_p", false, &t->min_p, in->path, in->err));
+    uint64_t top_k = 0;
+    PST_TRY(pst_json_u64(in->root, "top_k", false, 0, UINT32_MAX, &top_k, in->path, in->err));
+    t->top_k = (uint32_t)top_k;
+    if (t->temperature < 0 || t->top_p < 0 || t->top_p > 1 || t->min_p < 0 || t->min_p > 1)
+        return pst_fail(in->err, PST_E_FORMAT, in->path, "sampling defaults out of range");
+    return 0;
+}
+
+static int read_config(const reader *in, pst_transformer *t)
+{
+    if (!json_is_object(in->root))
+        return pst_fail(in->err, PST_E_FORMAT, in->path, "is not a JSON object");
+    const char *type;
+    PST_TRY(pst_json_string(in->root, "model_type", true, &type, in->path, in->err));
+    t->family = pst_family_find(type);
+    if (t->family == NULL)
+        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "model family \"%s\" is not supported (supported: %s)", type,
+                        pst_family_names());
+    const json_t *quantization = json_object_get(in->root, "quantization_config");
+    if (quantization != NULL && !json_is_null(quantization))
+        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "quantized weights (quantization_config) are not supported yet");
+    PST_TRY(read_dimensions(in, t));
+    PST_TRY(read_activation(in, t));
+    PST_TRY(read_switches(in, t));
+    PST_TRY(read_rope(in, t));
+    PST_TRY(read_windows(in, t));
+    return read_end_ids(in, t);
+}
+
+int pst_transformer_parse(const char *config, size_t config_bytes, const char *config_path, const char *generation,
+                          size_t generation_bytes, const char *generation_path, pst_transformer *out, pst_error *err)
+{
+    pst_transformer t = {.temperature = 1, .top_p = 1};
+    json_t *document = NULL, *defaults = NULL;
+    int status;
+    PST_TRY_GOTO(done, pst_json_parse(config, config_bytes, config_path, &document, err));
+    PST_TRY_GOTO(done, read_config(&(reader){document, config_path, err}, &t));
+    if (generation != NULL) {
+        PST_TRY_GOTO(done, pst_json_parse(generation, generation_bytes, generation_path, &defaults, err));
+        if (!json_is_object(defaults))
+            PST_TRY_GOTO(done, pst_fail(err, PST_E_FORMAT, generation_path, "is not a JSON object"));
+        PST_TRY_GOTO(done, read_generation(&(reader){defaults, generation_path, err}, &t));
+    }
+    *out = t;
+done:
+    json_decref(document);
+    json_decref(defaults);
+    if (status < 0)
+        pst_transformer_destroy(&t);
+    return status;
+}
+
+void pst_transformer_destroy(pst_transformer *transformer)
+{
+    pst_heap_free(transformer->windowed);
+    pst_heap_free(transformer->end_ids);
+    *transformer = (pst_transformer){0};
+}

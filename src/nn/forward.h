@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The computation of one pass: the activations of its rows, the KV caches, and the function that the stages call.
+ *
+ * A stage's operators run in order as its weights arrive: a matrix product computes the output columns whose weight rows
+ * are in the part, an operator without weights runs as soon as it is its turn. All rows of the pass go through a part
+ * before it is let go. Threads: the session's owner.
+ */
+#ifndef PST_NN_FORWARD_H
+#define PST_NN_FORWARD_H
+
+#include "nn/program.h"
+
+typedef struct pst_forward_config {
+    const pst_transformer *transformer;
+    pst_program *program;
+    pst_device *device;
+    uint32_t max_rows;        /* of a pass */
+    uint32_t max_logit_rows;  /* of a pass whose logits are wanted */
+    uint32_t max_sequences;
+    uint32_t max_tokens;      /* positions of a sequence */
+    pst_dtype compute_type;   /* F32 or BF16 */
+    pst_dtype kv_type;        /* F32 or F16 */
+} pst_forward_config;
+
+/* Memory that pst_forward_create will take, for the planner: KV caches (UINT64_MAX: more than 64 bits hold), activations per
+ * row of a pass, more of them per row whose logits are wanted, and the rest. max_rows and max_logit_rows do not count. */
+typedef struct pst_forward_memory {
+    uint64_t kv_bytes, row_bytes, logit_row_bytes, fixed_bytes;
+} pst_forward_memory;
+void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *out);
+
+int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_error *err);
+void pst_forward_destroy(pst_forward *forward);
+
+/* One row of a pass. Rows of one sequence follow each other with rising positions. */
+typedef struct pst_row {
+    uint32_t sequence; /* slot, < max_sequences */
+    uint32_t position; /* < max_tokens */
+    uint32_t id;       /* token */
+    bool wants_logits;
+} pst_row;
+
+/* Sets the rows of the next pass (copied). */
+int pst_forward_begin(pst_forward *forward, const pst_row *rows, uint32_t count, pst_error *err);
+/* Receives the embedding of row `index` as it lies in the file; a pst_ring_row. */
+int pst_forward_embed(void *forward, size_t index, const void *row);
+/* A pst_stage_compute; the context is a pst_nn_stage. */
+int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err);
+/* Logits of the rows that wanted them, in their order, F32; valid until the next begin. */
+pst_matrix pst_forward_logits(const pst_forward *forward);
+
+#endif
