@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A checkpoint as one table of tensors: a safetensors file, or a folder of them with or without an index. Opening reads
- * and checks every header (the rules are at pst_safetensors_parse) and no tensor data. Immutable afterwards: any thread.
+ * A checkpoint as one table of tensors: a safetensors file, or a folder of them with or without an index.
+ * Opening reads and checks every header (the rules are at pst_safetensors_parse) and no tensor data.
+ * Immutable afterwards: any thread.
  */
 #ifndef PST_STORE_STORE_H
 #define PST_STORE_STORE_H
@@ -22,8 +23,9 @@ typedef struct pst_tensor {
 
 typedef struct pst_store pst_store;
 
-/* path: a .safetensors file, or a folder with model.safetensors.index.json, model.safetensors, or any *.safetensors
- * (tried in that order). Symbolic links are followed. Files of the index outside the folder ("../x", "/x") are refused. */
+/* path: a .safetensors file, or a folder with model.safetensors.index.json, model.safetensors, or any
+ * *.safetensors (tried in that order). Symbolic links are followed. Files of the index outside the folder
+ * ("../x", "/x") are refused. */
 int pst_store_open(const char *path, pst_store **out, pst_error *err);
 void pst_store_close(pst_store *store);
 
@@ -48,10 +50,10 @@ void pst_store_get_file(const pst_store *store, uint32_t file, pst_store_file_in
 void pst_store_metadata_at(const pst_store *store, uint32_t file, size_t index, const char **key, const char **value);
 
 /*
- * Finds the folder (or file) that a user means by MODEL: an existing path, or "org/name" in a Hugging Face cache folder
- * (<cache>/models--org--name/snapshots/<revision>, the revision that refs/main names, else the only one there is).
- * cache may be NULL, the hub folder itself, or the folder that holds it as "hub". An existing "models--..." folder is
- * resolved to its snapshot too. *out: pst_heap_free.
+ * Finds the folder (or file) that a user means by MODEL: an existing path, or "org/name" in a Hugging Face
+ * cache folder (<cache>/models--org--name/snapshots/<revision>, the revision that refs/main names, else the
+ * only one there is). cache may be NULL, the hub folder itself, or the folder that holds it as "hub". An
+ * existing "models--..." folder is resolved to its snapshot too. *out: pst_heap_free.
  */
 int pst_store_locate(const char *model, const char *cache, char **out, pst_error *err);
 
