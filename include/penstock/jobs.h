@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What single commands are made of: `synth` writes a checkpoint of a known shape with seeded random weights,
+ * `inspect` reads what a checkpoint holds.
+ */
+#ifndef PENSTOCK_JOBS_H
+#define PENSTOCK_JOBS_H
+
+#include <stdbool.h>
+
+#include "penstock/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- synth ---- */
+
+/* Called on the caller's thread, first with done_bytes 0 before anything is written, last with done_bytes ==
+ * total_bytes. Nonzero cancels: PST_E_CANCELLED, nothing left behind. */
+typedef int (*pst_on_progress)(void *user, uint64_t done_bytes, uint64_t total_bytes);
+
+/* Zero means the default of every field. */
+typedef struct pst_synth_options {
+    size_t struct_size;    /* sizeof(pst_synth_options) of the caller */
+    const char *shape;     /* one of pst_synth_shape_names; required */
+    const char *folder;    /* where it shall appear; required; must not exist yet */
+    uint32_t layers;       /* the shape's own when 0 */
+    uint64_t seed;         /* the same seed gives the same weights, whatever the other options are */
+    pst_dtype dtype;       /* PST_BF16 (default), PST_F16, PST_F32: roundings of the same numbers */
+    uint64_t shard_bytes;  /* no file gets more tensor data, except for one larger tensor; default 5,000,000,000 */
+    const char *io_engine; /* as in pst_io_options; NULL: "auto" */
+    uint64_t block_size;   /* bytes of one write; default 1 MiB */
+    uint32_t queue_depth;  /* writes in flight; default 32 */
+    uint32_t threads;      /* that make the numbers; default: all processors */
+    pst_on_progress on_progress;
+    void *user;
+} pst_synth_options;
+
+typedef struct pst_synth_report {
+    uint64_t parameters;
+    uint64_t data_bytes; /* of all tensors */
+    uint64_t file_bytes; /* of the safetensors files */
+    uint64_t tensors;
+    uint32_t files; /* safetensors files */
+    uint32_t layers;
+    double seconds; /* of writing, until it was durable */
+} pst_synth_report;
+
+/* Names for `shape`, NULL-terminated, static storage. */
+PST_API const char *const *pst_synth_shape_names(void);
+
+/* Writes a Hugging Face folder: safetensors shards with their index, config, generation config, a
+ * byte-level tokenizer. It appears whole and durable under its name or not at all. report may be NULL.
+ * -EEXIST: `folder` exists; -ENOSPC: the file system has too little room (checked beforehand). */
+PST_API int pst_synth(const pst_synth_options *options, pst_synth_report *report, pst_error *err);
+
+/* ---- inspect ---- */
+
+typedef struct pst_inspection pst_inspection;
+
+typedef struct pst_inspect_file {
+    const char *path;
+    uint64_t file_bytes, header_bytes, data_bytes;
+    size_t tensors, metadata; /* how many */
+} pst_inspect_file;
+
+typedef struct pst_inspect_tensor {
+    const char *name;
+    pst_dtype dtype;
+    uint32_t rank;
+    const uint64_t *shape;  /* rank of them */
+    uint32_t file;          /* index for pst_inspection_file */
+    uint64_t offset, bytes; /* in that file */
+    uint64_t elements;
+} pst_inspect_tensor;
+
+typedef struct pst_inspect_dtype {
+    uint64_t tensors, elements, bytes;
+} pst_inspect_dtype;
+
+/* What config.json says; 0 or NULL where it says nothing. */
+typedef struct pst_inspect_config {
+    const char *path, *model_type, *architecture, *dtype;
+    uint64_t layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, context;
+} pst_inspect_config;
+
+/* path: a safetensors file, a folder, or "org/name" looked up in `cache` (a Hugging Face hub folder, may
+ * be NULL). Reads and checks headers only. The caller owns *out; everything that it hands out lives as
+ * long as it does. Any thread. */
+PST_API int pst_inspect(const char *path, const char *cache, pst_inspection **out, pst_error *err);
+PST_API void pst_inspection_close(pst_inspection *inspection);
+
+/* The file or folder that was found. */
+PST_API const char *pst_inspection_path(const pst_inspection *inspection);
+PST_API size_t pst_inspection_file_count(const pst_inspection *inspection);
+PST_API size_t pst_inspection_tensor_count(const pst_inspection *inspection);
+/* Each: 0, or PST_E_USAGE for an index out of range. Tensors are sorted by file, then by offset. */
+PST_API int pst_inspection_file(const pst_inspection *inspection, size_t index, pst_inspect_file *out);
+PST_API int pst_inspection_tensor(const pst_inspection *inspection, size_t index, pst_inspect_tensor *out);
+PST_API int pst_inspection_metadata(const pst_inspection *inspection, size_t file, size_t index, const char **key,
+                                    const char **value);
+/* Totals of one dtype; zeros when there is none. */
+PST_API int pst_inspection_dtype(const pst_inspection *inspection, pst_dtype dtype, pst_inspect_dtype *out);
+/* False when there is no config.json. */
+PST_API bool pst_inspection_config(const pst_inspection *inspection, pst_inspect_config *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
