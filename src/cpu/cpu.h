@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Kernels for the host's processor: arithmetic on arrays, nothing else. No threads, no allocation, no errors: the
+ * caller (device/host.c) checks shapes, cuts the work into blocks, shares them among threads and provides scratch
+ * memory.
+ *
+ * There are several kernel sets, compiled from the same templates (template/) for different instruction sets and
+ * chosen at run time. Two sets may differ in their last bits; one set never does: each output element is always the
+ * same sequence of operations on the same inputs, whatever block it is computed in.
+ *
+ * Weights may lie at any byte address; activations are aligned to their elements.
+ */
+#ifndef PST_CPU_CPU_H
+#define PST_CPU_CPU_H
+
+#include <stdbool.h>
+
+#include "penstock/types.h"
+
+typedef enum pst_cpu_activation { PST_CPU_SILU, PST_CPU_GELU, PST_CPU_GELU_TANH, PST_CPU_RELU } pst_cpu_activation;
+
+/* Columns of weights that a core works on at a time: products are best cut at multiples of it. No result depends on
+ * it. */
+#define PST_CPU_MATMUL_COLUMNS 64
+
+/* A block of a matrix product: y[r][n] = sum over k of x[r][k] * w[n][k], then + bias[n], then + the old y[r][n]. */
+typedef struct pst_cpu_matmul {
+    const void *x;    /* rows x k, F32 or BF16 */
+    size_t x_stride;  /* elements */
+    const void *w;    /* columns x k, contiguous, F32, F16 or BF16 */
+    const void *bias; /* columns, or NULL */
+    float *y;         /* rows x columns */
+    size_t y_stride;  /* elements */
+    size_t rows, columns, k;
+    pst_dtype x_type, w_type, bias_type;
+    bool accumulate;
+    const void *next_w; /* weights that this thread will probably want next, to fetch early; or NULL */
+} pst_cpu_matmul;
+
+/* Attention of consecutive rows of one sequence with one key/value head (see pst_attention of device/device.h). */
+typedef struct pst_cpu_attention {
+    const float *q;    /* rows x group x head_dim, row r at q + r * q_stride */
+    size_t q_stride;   /* elements */
+    void *out;         /* the same shape, F32 or BF16 */
+    size_t out_stride; /* elements */
+    pst_dtype out_type, kv_type;
+    const void *k, *v; /* keys x head_dim, F32 or F16 */
+    uint32_t rows, group, head_dim;
+    uint32_t first_position; /* of row 0 */
+    uint32_t window;         /* 0: all */
+    float scale;
+    float *scratch; /* pst_cpu_attention_scratch_floats */
+} pst_cpu_attention;
+
+/* Floats of scratch for a block of `queries` = rows * group. */
+size_t pst_cpu_attention_scratch_floats(size_t queries, size_t head_dim);
+
+typedef struct pst_cpu_kernels {
+    const char *name;
+
+    /* y = w: F32, F16 or BF16 to F32. */
+    void (*convert)(const void *w, pst_dtype type, float *y, size_t count);
+    /* One row: y = x / sqrt(mean(x^2) + eps) * w. y F32 or BF16, may be x. */
+    void (*rms_norm)(const float *x, const void *w, pst_dtype w_type, float eps, void *y, pst_dtype y_type,
+                     size_t count);
+    void (*matmul)(const pst_cpu_matmul *job);
+    /* One row: rotates the pairs (i, i + rotary/2) of each head; table: rotary/2 cosines, then rotary/2 sines. */
+    void (*rope)(float *x, uint32_t heads, uint32_t head_dim, uint32_t rotary, const float *table);
+    /* y = x in the cache's type: F32, or F16 to nearest even, beyond +-65504 held there. */
+    void (*kv_store)(const float *x, void *y, pst_dtype type, size_t count);
+    void (*attention)(const pst_cpu_attention *job);
+    /* y = activation(gate) * up; y F32 (may then be gate or up) or BF16. */
+    void (*gated)(pst_cpu_activation activation, const float *gate, const float *up, void *y, pst_dtype y_type,
+                  size_t count);
+    /* log(sum(exp(x))) in float64. */
+    double (*log_sum_exp)(const float *x, size_t count);
+} pst_cpu_kernels;
+
+/* The named set ("avx512bf16", "avx512", "avx2", "portable") or, for NULL, the best one. NULL when there is none of
+ * that name or this processor or its operating system cannot run it. Static storage. */
+const pst_cpu_kernels *pst_cpu_select(const char *name);
+/* The sets that run here, best first: index 0, 1, ... until NULL. */
+const pst_cpu_kernels *pst_cpu_available(size_t index);
+
+#endif

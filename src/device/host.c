@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The host's processor as a device: the operator table over the kernels of cpu/ and the caller's thread pool. Here
+ * are the operators that go through rows once; products and attention have their own files. How work is cut among
+ * threads is decided here and changes no result.
+ */
+#include "device/host.h"
+
+#include "base/error.h"
+#include "base/heap.h"
+
+enum { TASK_ELEMENTS = 8192 }; /* of work worth a task of its own: some microseconds */
+
+/* An operator on the rows of x (and of more, which `job` knows), cut into blocks of rows and, where columns are
+ * independent, of columns. */
+typedef struct row_cut {
+    const host_device *host;
+    const void *job;
+    size_t rows, columns, rows_per_task, columns_per_task, column_tasks;
+    void (*block)(const struct row_cut *cut, size_t row, size_t column, size_t columns);
+} row_cut;
+
+static void *element(const pst_matrix *m, size_t row, size_t column)
+{
+    return (char *)m->data + (row * m->stride + column) * (pst_dtype_bits(m->type) / 8);
+}
+
+static const void *weight_element(const pst_weight *w, size_t row, size_t column)
+{
+    return (const char *)w->data + (row * w->columns + column) * (pst_dtype_bits(w->type) / 8);
+}
+
+void host_run(host_device *host, size_t tasks, pst_pool_body *body, void *context)
+{
+    if (tasks > 1 && host->threads > 1) {
+        pst_pool_run(host->pool, (uint32_t)tasks, body, context);
+        return;
+    }
+    for (uint32_t task = 0; task < tasks; task++)
+        body(context, task, 0);
+}
+
+static void row_task(void *context, uint32_t task, uint32_t worker)
+{
+    (void)worker;
+    const row_cut *cut = context;
+    size_t row = task / cut->column_tasks * cut->rows_per_task;
+    size_t column = task % cut->column_tasks * cut->columns_per_task;
+    size_t columns = cut->columns - column < cut->columns_per_task ? cut->columns - column : cut->columns_per_task;
+    for (size_t i = 0; i < cut->rows_per_task && row + i < cut->rows; i++)
+        cut->block(cut, row + i, column, columns);
+}
+
+/* Fills in the cut and runs it. */
+static int run_rows(host_device *host, row_cut *cut, bool columns_independent)
+{
+    if (cut->rows == 0 || cut->columns == 0)
+        return 0;
+    cut->host = host;
+    cut->columns_per_task = columns_independent && cut->columns > TASK_ELEMENTS ? TASK_ELEMENTS : cut->columns;
+    cut->column_tasks = host_ceil(cut->columns, cut->columns_per_task);
+    cut->rows_per_task = host_ceil(TASK_ELEMENTS, cut->columns_per_task);
+    host_run(host, cut->column_tasks * host_ceil(cut->rows, cut->rows_per_task), row_task, cut);
+    return 0;
+}
+
+typedef struct convert_job {
+    const pst_weight *w;
+    const pst_matrix *y;
+} convert_job;
+
+static void convert_block(const row_cut *cut, size_t row, size_t column, size_t columns)
+{
+    const convert_job *job = cut->job;
+    cut->host->kernels->convert(weight_element(job->w, row, column), job->w->type, element(job->y, row, column),
+                                columns);
+}
+
+static int host_convert(pst_device *device, const pst_weight *w, const pst_matrix *y)
+{
+    const convert_job job = {w, y};
+    row_cut cut = {.job = &job, .rows = w->rows, .columns = w->columns, .block = convert_block};
+    return run_rows(host_of(device), &cut, true);
+}
+
+typedef struct norm_job {
+    const pst_matrix *x, *y;
+    const pst_weight *w;
+    float eps;
+} norm_job;
+
+static void norm_block(const row_cut *cut, size_t row, size_t column, size_t columns)
+{
+    const norm_job *job = cut->job;
+    cut->host->kernels->rms_norm(element(job->x, row, column), job->w->data, job->w->type, job->eps,
+                                 element(job->y, row, column), job->y->type, columns);
+}
+
+static int host_rms_norm(pst_device *device, const pst_matrix *x, const pst_weight *w, float eps, const pst_matrix *y)
+{
+    const norm_job job = {x, y, w, eps};
+    row_cut cut = {.job = &job, .rows = x->rows, .columns = x->columns, .block = norm_block};
+    return run_rows(host_of(device), &cut, false);
+}
+
+typedef struct rope_job {
+    const pst_matrix *x;
+    uint32_t heads, head_dim, rotary;
+    const float *table;
+    const uint32_t *positions;
+} rope_job;
+
+static void rope_block(const row_cut *cut, size_t row, size_t column, size_t columns)
+{
+    (void)columns;
+    const rope_job *job = cut->job;
+    cut->host->kernels->rope(element(job->x, row, column), job->heads, job->head_dim, job->rotary,
+                             job->table + (size_t)job->positions[row] * job->rotary);
+}
+
+static int host_rope(pst_device *device, const pst_matrix *x, uint32_t heads, uint32_t head_dim, uint32_t rotary,
+                     const float *table, const uint32_t *positions)
+{
+    const rope_job job = {x, heads, head_dim, rotary, table, positions};
+    row_cut cut = {.job = &job, .rows = x->rows, .columns = (size_t)heads * head_dim, .block = rope_block};
+    return run_rows(host_of(device), &cut, false);
+}
+
+typedef struct store_job {
+    const pst_matrix *k, *v;
+    const pst_segment *segment;
+    uint32_t kv_heads, head_dim, capacity;
+    pst_dtype kv_type;
+} store_job;
+
+static void store_block(const row_cut *cut, size_t row, size_t column, size_t columns)
+{
+    (void)columns;
+    const store_job *job = cut->job;
+    const pst_segment *segment = job->segment;
+    const size_t bytes = pst_dtype_bits(job->kv_type) / 8, position = segment->first_position + row;
+    const float *k = element(job->k, segment->first_row + row, column);
+    const float *v = element(job->v, segment->first_row + row, column);
+    for (size_t head = 0; head < job->kv_heads; head++) {
+        size_t to = (head * job->capacity + position) * job->head_dim * bytes, from = head * job->head_dim;
+        cut->host->kernels->kv_store(k + from, (char *)segment->k + to, job->kv_type, job->head_dim);
+        cut->host->kernels->kv_store(v + from, (char *)segment->v + to, job->kv_type, job->head_dim);
+    }
+}
+
+static int host_kv_store(pst_device *device, const pst_matrix *k, const pst_matrix *v, const pst_segment *segments,
+                         size_t segment_count, uint32_t kv_heads, uint32_t head_dim, uint32_t capacity,
+                         pst_dtype kv_type)
+{
+    for (size_t i = 0; i < segment_count; i++) {
+        const store_job job = {k, v, &segments[i], kv_heads, head_dim, capacity, kv_type};
+        row_cut cut = {
+            .job = &job, .rows = segments[i].rows, .columns = (size_t)kv_heads * head_dim, .block = store_block};
+        PST_TRY(run_rows(host_of(device), &cut, false));
+    }
+    return 0;
+}
+
+typedef struct gated_job {
+    pst_cpu_activation activation;
+    const pst_matrix *gate, *up, *y;
+} gated_job;
+
+static void gated_block(const row_cut *cut, size_t row, size_t column, size_t columns)
+{
+    const gated_job *job = cut->job;
+    cut->host->kernels->gated(job->activation, element(job->gate, row, column), element(job->up, row, column),
+                              element(job->y, row, column), job->y->type, columns);
+}
+
+static int host_gated(pst_device *device, pst_activation activation, const pst_matrix *gate, const pst_matrix *up,
+                      const pst_matrix *y)
+{
+    _Static_assert((int)PST_ACT_SILU == (int)PST_CPU_SILU && (int)PST_ACT_GELU == (int)PST_CPU_GELU &&
+                       (int)PST_ACT_GELU_TANH == (int)PST_CPU_GELU_TANH && (int)PST_ACT_RELU == (int)PST_CPU_RELU,
+                   "the device's activations are the kernels'");
+    const gated_job job = {(pst_cpu_activation)activation, gate, up, y};
+    row_cut cut = {.job = &job, .rows = gate->rows, .columns = gate->columns, .block = gated_block};
+    return run_rows(host_of(device), &cut, true);
+}
+
+typedef struct log_sum_exp_job {
+    const pst_matrix *x;
+    double *out;
+} log_sum_exp_job;
+
+static void log_sum_exp_block(const row_cut *cut, size_t row, size_t column, size_t columns)
+{
+    const log_sum_exp_job *job = cut->job;
+    job->out[row] = cut->host->kernels->log_sum_exp(element(job->x, row, column), columns);
+}
+
+static int host_log_sum_exp(pst_device *device, const pst_matrix *x, double *out)
+{
+    const log_sum_exp_job job = {x, out};
+    row_cut cut = {.job = &job, .rows = x->rows, .columns = x->columns, .block = log_sum_exp_block};
+    return run_rows(host_of(device), &cut, false);
+}
+
+static void host_destroy(pst_device *device)
+{
+    host_device *host = host_of(device);
+    pst_heap_free(host->scratch);
+    pst_heap_free(host);
+}
+
+static const pst_device_ops host_ops = {
+    .name = "host",
+    .convert = host_convert,
+    .rms_norm = host_rms_norm,
+    .matmul = host_matmul,
+    .rope = host_rope,
+    .kv_store = host_kv_store,
+    .attention = host_attention,
+    .gated = host_gated,
+    .log_sum_exp = host_log_sum_exp,
+    .destroy = host_destroy,
+};
+
+int pst_device_host_create(pst_pool *pool, const char *kernels, pst_device **out, pst_error *err)
+{
+    const pst_cpu_kernels *set = pst_cpu_select(kernels);
+    if (set == NULL)
+        return pst_fail(err, PST_E_UNSUPPORTED, NULL, "kernel set \"%s\" is unknown or does not run on this processor",
+                        kernels);
+    host_device *host = pst_heap_calloc(1, sizeof *host);
+    if (host == NULL)
+        return pst_fail_memory(err, "the host device", sizeof *host);
+    host->base.ops = &host_ops;
+    host->pool = pool;
+    host->threads = pst_pool_threads(pool);
+    host->kernels = set;
+    *out = &host->base;
+    return 0;
+}
+
+const char *pst_device_host_kernels(const pst_device *device)
+{
+    return ((const host_device *)(const void *)device)->kernels->name;
+}
+
+void pst_device_destroy(pst_device *device)
+{
+    if (device != NULL)
+        device->ops->destroy(device);
+}

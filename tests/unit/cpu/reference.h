@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the kernels are held against: every operator in plain loops of float64, and what the tests need around it:
+ * random numbers from a printed seed, arrays of any element type at any byte address, outputs poisoned and between
+ * sentinels.
+ */
+#ifndef PST_TESTS_UNIT_CPU_REFERENCE_H
+#define PST_TESTS_UNIT_CPU_REFERENCE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cpu/cpu.h"
+
+/* Half the distance between neighbouring floats around 1: the relative error of one rounding. */
+#define F32_ROUNDING 0x1p-24
+/* bf16 keeps 8 bits: half a unit of its last place is up to 2^-8 of the value. */
+#define BF16_ROUNDING 0x1p-8
+
+/* --- Random numbers ------------------------------------------------------------------------------------- */
+
+/* Seeds from PST_TEST_SEED or the clock and prints the seed. Returns it. */
+uint64_t ref_seed(const char *test);
+uint64_t ref_random(void);
+size_t ref_between(size_t low, size_t high); /* inclusive */
+double ref_normal(void);                     /* about N(0, 1) */
+
+/* --- Arrays --------------------------------------------------------------------------------------------- */
+
+/* An array of `count` elements, so many bytes from a 64 byte boundary. Inputs end where their allocation ends, so
+ * that an address sanitizer sees a read past them; outputs lie between sentinels and begin as NaN. */
+typedef struct ref_array {
+    void *data;
+    pst_dtype type;
+    size_t count;
+    unsigned char *memory; /* owned */
+    bool guarded;
+} ref_array;
+
+ref_array ref_input(pst_dtype type, size_t count, size_t misalignment); /* zeros */
+ref_array ref_randoms(pst_dtype type, size_t count, size_t misalignment, double scale);
+ref_array ref_output(pst_dtype type, size_t count);
+/* Fails the test when a sentinel was written over. */
+void ref_check_guards(const ref_array *a, const char *what);
+void ref_free(ref_array *a);
+
+double ref_get(const ref_array *a, size_t index);
+void ref_set(ref_array *a, size_t index, double value); /* rounded to nearest even */
+size_t ref_bytes(pst_dtype type);
+/* The bits of a value in a 16-bit type, to nearest even; `largest`: what a finite value beyond the range becomes. */
+uint16_t ref_to_bf16(double value);
+uint16_t ref_to_f16_saturated(double value);
+double ref_from_bf16(uint16_t bits);
+double ref_from_f16(uint16_t bits);
+
+/* --- Operators ------------------------------------------------------------------------------------------ */
+
+/* sum over k of x[x_first + k] * w[w_first + k]; *size: the sum of the products' magnitudes. */
+double ref_dot(const ref_array *x, size_t x_first, const ref_array *w, size_t w_first, size_t k, double *size);
+double ref_activation(pst_cpu_activation activation, double x);
+
+/* One query (head_dim values from `query` on) over keys first..end-1 of one head: out[head_dim], and *error: how
+ * far the f32 result may be off. */
+void ref_attend(const ref_array *q, size_t query, const ref_array *k, const ref_array *v, size_t head_dim, size_t first,
+                size_t end, double scale, double *out, double *error);
+
+#endif

@@ -1,0 +1,433 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The host device: every operator on pools of 1, 2 and 3 threads gives the bits that the kernels give row by row on
+ * one, whichever way a call is cut; strides, offsets and segments reach the right memory; memory that runs out is
+ * an error.
+ */
+#include <errno.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/heap.h"
+#include "device/device.h"
+#include "os/thread.h"
+#include "unit/cpu/reference.h"
+
+#define POOLS 3
+
+static pst_pool *pools[POOLS]; /* of 1, 2, 3 threads */
+static const pst_dtype weight_types[] = {PST_F32, PST_F16, PST_BF16};
+
+static int group_set_up(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < POOLS; i++) {
+        if (pst_pool_create(i + 1, &pools[i], NULL) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int group_tear_down(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < POOLS; i++)
+        pst_pool_destroy(pools[i]);
+    return 0;
+}
+
+static pst_device *make(size_t pool, const char *kernels)
+{
+    pst_device *device;
+    assert_int_equal(pst_device_host_create(pools[pool], kernels, &device, NULL), 0);
+    assert_string_equal(pst_device_host_kernels(device), kernels);
+    return device;
+}
+
+static pst_matrix matrix(ref_array *a, size_t rows, size_t columns, size_t stride)
+{
+    return (pst_matrix){.data = a->data, .type = a->type, .rows = rows, .columns = columns, .stride = stride};
+}
+
+static pst_weight weight(const ref_array *a, size_t rows, size_t columns)
+{
+    return (pst_weight){.data = a->data, .type = a->type, .rows = rows, .columns = columns};
+}
+
+static void require_same(const ref_array *a, const ref_array *b, const char *what, const pst_cpu_kernels *kernels,
+                         size_t pool)
+{
+    ref_check_guards(b, what);
+    if (memcmp(a->data, b->data, a->count * ref_bytes(a->type)) != 0)
+        fail_msg("%s: %s with %zu threads gives other bits", what, kernels->name, pool + 1);
+}
+
+/* One product by the kernels, one (row, column) at a time, against the device: whole, and in pieces of columns. */
+static void check_matmul(const pst_cpu_kernels *kernels, pst_dtype x_type, pst_dtype w_type, size_t rows,
+                         size_t columns, size_t k)
+{
+    const size_t x_stride = k + 3, y_stride = columns + 5;
+    ref_array x = ref_randoms(x_type, rows * x_stride, 0, 1.0), w = ref_randoms(w_type, columns * k, 1, 1.0);
+    ref_array bias = ref_randoms(w_type, columns, 3, 1.0), expected = ref_output(PST_F32, rows * y_stride);
+    bool accumulate = ref_between(0, 1);
+    if (accumulate)
+        memset(expected.data, 0, expected.count * 4);
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t c = 0; c < columns; c++) {
+            pst_cpu_matmul one = {.x = (char *)x.data + r * x_stride * ref_bytes(x_type),
+                                  .x_stride = x_stride,
+                                  .w = (char *)w.data + c * k * ref_bytes(w_type),
+                                  .bias = (char *)bias.data + c * ref_bytes(w_type),
+                                  .y = (float *)expected.data + r * y_stride + c,
+                                  .y_stride = y_stride,
+                                  .rows = 1,
+                                  .columns = 1,
+                                  .k = k,
+                                  .x_type = x_type,
+                                  .w_type = w_type,
+                                  .bias_type = w_type,
+                                  .accumulate = accumulate};
+            kernels->matmul(&one);
+        }
+    }
+    for (size_t pool = 0; pool < POOLS; pool++) {
+        pst_device *device = make(pool, kernels->name);
+        for (int cut = 0; cut < 2; cut++) {
+            ref_array y = ref_output(PST_F32, rows * y_stride);
+            if (accumulate)
+                memset(y.data, 0, y.count * 4);
+            for (size_t first = 0, part; first < columns; first += part) {
+                part = cut ? ref_between(1, columns - first) : columns;
+                pst_matmul job = {.x = matrix(&x, rows, k, x_stride),
+                                  .w = weight(&w, part, k),
+                                  .bias = weight(&bias, 1, part),
+                                  .y = matrix(&y, rows, columns, y_stride),
+                                  .first_column = first,
+                                  .accumulate = accumulate};
+                job.w.data = (char *)w.data + first * k * ref_bytes(w_type);
+                job.bias.data = (char *)bias.data + first * ref_bytes(w_type);
+                assert_int_equal(device->ops->matmul(device, &job), 0);
+            }
+            require_same(&expected, &y, "matmul", kernels, pool);
+            ref_free(&y);
+        }
+        pst_device_destroy(device);
+    }
+    ref_free(&x);
+    ref_free(&w);
+    ref_free(&bias);
+    ref_free(&expected);
+}
+
+static void test_matmul(void **unused)
+{
+    (void)unused;
+    ref_seed("device matmul");
+    const pst_cpu_kernels *kernels;
+    for (size_t s = 0; (kernels = pst_cpu_available(s)) != NULL; s++) {
+        for (size_t i = 0; i < 12; i++) {
+            pst_dtype x_type = i % 2 ? PST_BF16 : PST_F32, w_type = weight_types[i / 2 % 3];
+            check_matmul(kernels, x_type, w_type, ref_between(1, 70), ref_between(1, 90), ref_between(1, 90));
+            check_matmul(kernels, x_type, w_type, ref_between(1, 3), ref_between(100, 500), ref_between(900, 1200));
+        }
+        check_matmul(kernels, PST_BF16, PST_BF16, 300, 30, 65); /* cut by rows */
+    }
+}
+
+/* Nothing to do is done, and y stays as it is. */
+static void test_empty(void **unused)
+{
+    (void)unused;
+    pst_device *device = make(1, "portable");
+    float y = 5.0f;
+    pst_matrix none = {.data = &y, .type = PST_F32, .rows = 0, .columns = 8, .stride = 8};
+    pst_weight w = {.data = &y, .type = PST_F32, .rows = 0, .columns = 8};
+    pst_matmul job = {.x = none, .w = {.data = &y, .type = PST_F32, .rows = 4, .columns = 8}, .y = none};
+    assert_int_equal(device->ops->matmul(device, &job), 0);
+    assert_int_equal(device->ops->convert(device, &w, &none), 0);
+    assert_int_equal(device->ops->rms_norm(device, &none, &w, 1e-5f, &none), 0);
+    assert_int_equal(device->ops->gated(device, PST_ACT_SILU, &none, &none, &none), 0);
+    assert_int_equal(device->ops->log_sum_exp(device, &none, NULL), 0);
+    assert_int_equal(device->ops->kv_store(device, &none, &none, NULL, 0, 1, 8, 1, PST_F32), 0);
+    pst_attention nobody = {.q = none, .out = none, .heads = 1, .kv_heads = 1, .head_dim = 8, .kv_type = PST_F32};
+    assert_int_equal(device->ops->attention(device, &nobody), 0);
+    assert_true(y == 5.0f);
+    pst_device_destroy(device);
+    pst_device_destroy(NULL);
+}
+
+/* Operators that go through rows: the device against the kernel row by row, on shapes that are cut by rows and by
+ * columns. */
+static void check_rows(const pst_cpu_kernels *kernels, size_t rows, size_t columns)
+{
+    const size_t stride = columns + 7;
+    ref_array x = ref_randoms(PST_F32, rows * stride, 0, 1.0), up = ref_randoms(PST_F32, rows * stride, 0, 1.0);
+    ref_array w = ref_randoms(PST_BF16, rows * columns, 1, 1.0);
+    ref_array norm = ref_output(PST_BF16, rows * stride), gated = ref_output(PST_BF16, rows * stride);
+    ref_array wide = ref_output(PST_F32, rows * stride);
+    double *sums = pst_heap_alloc(2 * rows * sizeof *sums);
+    assert_non_null(sums);
+    for (size_t r = 0; r < rows; r++) {
+        const float *row = (const float *)x.data + r * stride;
+        kernels->rms_norm(row, w.data, PST_BF16, 1e-5f, (char *)norm.data + r * stride * 2, PST_BF16, columns);
+        kernels->gated(PST_CPU_SILU, row, (const float *)up.data + r * stride, (char *)gated.data + r * stride * 2,
+                       PST_BF16, columns);
+        kernels->convert((char *)w.data + r * columns * 2, PST_BF16, (float *)wide.data + r * stride, columns);
+        sums[r] = kernels->log_sum_exp(row, columns);
+    }
+    for (size_t pool = 0; pool < POOLS; pool++) {
+        pst_device *device = make(pool, kernels->name);
+        ref_array y = ref_output(PST_BF16, rows * stride), z = ref_output(PST_BF16, rows * stride);
+        ref_array converted = ref_output(PST_F32, rows * stride);
+        pst_matrix mx = matrix(&x, rows, columns, stride), mu = matrix(&up, rows, columns, stride);
+        pst_matrix my = matrix(&y, rows, columns, stride), mz = matrix(&z, rows, columns, stride);
+        pst_matrix mc = matrix(&converted, rows, columns, stride);
+        pst_weight norm_weight = weight(&w, 1, columns), all = weight(&w, rows, columns);
+        assert_int_equal(device->ops->rms_norm(device, &mx, &norm_weight, 1e-5f, &my), 0);
+        assert_int_equal(device->ops->gated(device, PST_ACT_SILU, &mx, &mu, &mz), 0);
+        assert_int_equal(device->ops->convert(device, &all, &mc), 0);
+        assert_int_equal(device->ops->log_sum_exp(device, &mx, sums + rows), 0);
+        require_same(&norm, &y, "rms_norm", kernels, pool);
+        require_same(&gated, &z, "gated", kernels, pool);
+        require_same(&wide, &converted, "convert", kernels, pool);
+        assert_memory_equal(sums, sums + rows, rows * sizeof *sums);
+        ref_free(&y);
+        ref_free(&z);
+        ref_free(&converted);
+        pst_device_destroy(device);
+    }
+    pst_heap_free(sums);
+    ref_free(&x);
+    ref_free(&up);
+    ref_free(&w);
+    ref_free(&norm);
+    ref_free(&gated);
+    ref_free(&wide);
+}
+
+static void test_rows(void **unused)
+{
+    (void)unused;
+    ref_seed("device rows");
+    const pst_cpu_kernels *kernels;
+    for (size_t s = 0; (kernels = pst_cpu_available(s)) != NULL; s++) {
+        check_rows(kernels, 1, 5);
+        check_rows(kernels, ref_between(2, 9), ref_between(9000, 30000));
+        check_rows(kernels, ref_between(100, 600), ref_between(30, 200));
+    }
+}
+
+/* A little model's worth of sequences: rotated, stored and attended on the device and, row by row, by the kernels. */
+typedef struct sequences {
+    size_t segments, rows, heads, kv_heads, dim, capacity;
+    pst_dtype kv_type;
+    pst_segment segment[9];
+    ref_array cache; /* [segment][k, v][kv_head][capacity][dim] */
+    ref_array q, k, v, out, table;
+    uint32_t positions[400];
+} sequences;
+
+static void set_up_sequences(sequences *s, bool alike)
+{
+    memset(s, 0, sizeof *s);
+    s->segments = ref_between(1, 9);
+    s->kv_heads = ref_between(1, 3);
+    s->heads = s->kv_heads * ref_between(1, 4);
+    s->dim = 2 * ref_between(1, 20);
+    s->capacity = 90;
+    s->kv_type = ref_between(0, 1) ? PST_F16 : PST_F32;
+    s->cache = ref_output(s->kv_type, s->segments * 2 * s->kv_heads * s->capacity * s->dim);
+    size_t cache_bytes = s->kv_heads * s->capacity * s->dim * ref_bytes(s->kv_type), rows = ref_between(1, 40);
+    for (size_t i = 0; i < s->segments; i++) {
+        pst_segment *segment = &s->segment[i];
+        segment->first_row = s->rows;
+        segment->rows = alike ? rows : ref_between(0, 40);
+        segment->k = (char *)s->cache.data + 2 * i * cache_bytes;
+        segment->v = (char *)segment->k + cache_bytes;
+        segment->first_position = 0;
+        for (size_t r = 0; r < segment->rows; r++)
+            s->positions[s->rows++] = segment->first_position + (uint32_t)r;
+    }
+    s->q = ref_randoms(PST_F32, s->rows * s->heads * s->dim, 0, 1.0);
+    s->k = ref_randoms(PST_F32, s->rows * s->kv_heads * s->dim, 0, 1.0);
+    s->v = ref_randoms(PST_F32, s->rows * s->kv_heads * s->dim, 0, 1.0);
+    s->table = ref_randoms(PST_F32, s->capacity * s->dim, 0, 0.7);
+}
+
+static void tear_down_sequences(sequences *s)
+{
+    ref_free(&s->cache);
+    ref_free(&s->q);
+    ref_free(&s->k);
+    ref_free(&s->v);
+    ref_free(&s->table);
+}
+
+/* The kernels alone. *q: rotated queries; *out: attention. Fills the cache. */
+static void by_kernels(const sequences *s, const pst_cpu_kernels *kernels, ref_array *q, ref_array *out,
+                       uint32_t window)
+{
+    const size_t bytes = ref_bytes(s->kv_type), group = s->heads / s->kv_heads;
+    for (size_t i = 0; i < s->segments; i++) {
+        const pst_segment *g = &s->segment[i];
+        for (size_t r = 0; r < g->rows; r++) {
+            size_t row = g->first_row + r, position = g->first_position + r;
+            float *q_row = (float *)q->data + row * s->heads * s->dim;
+            kernels->rope(q_row, (uint32_t)s->heads, (uint32_t)s->dim, (uint32_t)s->dim,
+                          (const float *)s->table.data + position * s->dim);
+            for (size_t h = 0; h < s->kv_heads; h++) {
+                size_t from = (row * s->kv_heads + h) * s->dim, head = h * s->capacity * s->dim * bytes;
+                size_t to = head + position * s->dim * bytes;
+                kernels->kv_store((const float *)s->k.data + from, (char *)g->k + to, s->kv_type, s->dim);
+                kernels->kv_store((const float *)s->v.data + from, (char *)g->v + to, s->kv_type, s->dim);
+                float scratch[2 * 4 * 48 + 8];
+                pst_cpu_attention job = {.q = q_row + h * group * s->dim,
+                                         .q_stride = s->heads * s->dim,
+                                         .out = (float *)out->data + (row * s->heads + h * group) * s->dim,
+                                         .out_stride = s->heads * s->dim,
+                                         .out_type = PST_F32,
+                                         .kv_type = s->kv_type,
+                                         .k = (char *)g->k + head,
+                                         .v = (char *)g->v + head,
+                                         .rows = 1,
+                                         .group = (uint32_t)group,
+                                         .head_dim = (uint32_t)s->dim,
+                                         .first_position = (uint32_t)position,
+                                         .window = window,
+                                         .scale = 0.25f,
+                                         .scratch = scratch};
+                kernels->attention(&job);
+            }
+        }
+    }
+}
+
+static void check_sequences(const pst_cpu_kernels *kernels, bool alike)
+{
+    sequences s;
+    set_up_sequences(&s, alike);
+    uint32_t window = (uint32_t)(ref_between(0, 1) * ref_between(1, 50));
+    ref_array q = ref_output(PST_F32, s.q.count), out = ref_output(PST_F32, s.q.count);
+    ref_array cache = ref_output(s.kv_type, s.cache.count);
+    memcpy(q.data, s.q.data, q.count * 4);
+    by_kernels(&s, kernels, &q, &out, window);
+    memcpy(cache.data, s.cache.data, cache.count * ref_bytes(s.kv_type));
+    for (size_t pool = 0; pool < POOLS; pool++) {
+        pst_device *device = make(pool, kernels->name);
+        ref_array q2 = ref_output(PST_F32, s.q.count), out2 = ref_output(PST_F32, s.q.count);
+        memcpy(q2.data, s.q.data, q2.count * 4);
+        memset(s.cache.data, 0xff, s.cache.count * ref_bytes(s.kv_type));
+        pst_matrix mq = matrix(&q2, s.rows, s.heads * s.dim, s.heads * s.dim),
+                   mo = matrix(&out2, mq.rows, mq.columns, mq.stride);
+        pst_matrix mk = matrix(&s.k, s.rows, s.kv_heads * s.dim, s.kv_heads * s.dim);
+        pst_matrix mv = matrix(&s.v, mk.rows, mk.columns, mk.stride);
+        assert_int_equal(device->ops->rope(device, &mq, (uint32_t)s.heads, (uint32_t)s.dim, (uint32_t)s.dim,
+                                           s.table.data, s.positions),
+                         0);
+        /* In one call, or each sequence in two: its rows up to a random one, then the rest. */
+        pst_segment parts[2][9];
+        for (size_t i = 0; i < s.segments; i++) {
+            size_t cut = pool == 0 ? s.segment[i].rows : ref_between(0, s.segment[i].rows);
+            parts[0][i] = parts[1][i] = s.segment[i];
+            parts[0][i].rows = cut;
+            parts[1][i].rows -= cut;
+            parts[1][i].first_row += cut;
+            parts[1][i].first_position += (uint32_t)cut;
+        }
+        for (int part = 0; part < 2; part++) {
+            pst_attention job = {.q = mq,
+                                 .out = mo,
+                                 .segments = parts[part],
+                                 .segment_count = s.segments,
+                                 .heads = (uint32_t)s.heads,
+                                 .kv_heads = (uint32_t)s.kv_heads,
+                                 .head_dim = (uint32_t)s.dim,
+                                 .capacity = (uint32_t)s.capacity,
+                                 .window = window,
+                                 .kv_type = s.kv_type,
+                                 .scale = 0.25f};
+            assert_int_equal(device->ops->kv_store(device, &mk, &mv, parts[part], s.segments, job.kv_heads,
+                                                   job.head_dim, job.capacity, s.kv_type),
+                             0);
+            assert_int_equal(device->ops->attention(device, &job), 0);
+        }
+        require_same(&q, &q2, "rope", kernels, pool);
+        require_same(&cache, &s.cache, "kv_store", kernels, pool);
+        require_same(&out, &out2, "attention", kernels, pool);
+        ref_free(&q2);
+        ref_free(&out2);
+        pst_device_destroy(device);
+    }
+    ref_free(&q);
+    ref_free(&out);
+    ref_free(&cache);
+    tear_down_sequences(&s);
+}
+
+static void test_sequences(void **unused)
+{
+    (void)unused;
+    ref_seed("device sequences");
+    const pst_cpu_kernels *kernels;
+    for (size_t s = 0; (kernels = pst_cpu_available(s)) != NULL; s++) {
+        for (size_t i = 0; i < 16; i++)
+            check_sequences(kernels, i % 2);
+    }
+}
+
+static void test_errors(void **unused)
+{
+    (void)unused;
+    pst_device *device = (pst_device *)(void *)&device;
+    pst_error err;
+    assert_int_equal(pst_device_host_create(pools[0], "sse9", &device, &err), PST_E_UNSUPPORTED);
+    assert_ptr_equal(device, &device);
+    assert_non_null(strstr(err.message, "sse9"));
+    pst_heap_fail_after(0, 0);
+    assert_int_equal(pst_device_host_create(pools[0], NULL, &device, &err), -ENOMEM);
+    assert_ptr_equal(device, &device);
+    int64_t live = pst_heap_live_count();
+    assert_int_equal(pst_device_host_create(pools[1], NULL, &device, &err), 0);
+    assert_string_equal(pst_device_host_kernels(device), pst_cpu_available(0)->name);
+
+    float q[4] = {1, 2, 3, 4}, k[4] = {0}, v[4] = {5, 6, 7, 8}, out[4] = {9, 9, 9, 9};
+    pst_segment segment = {.rows = 1, .k = k, .v = v};
+    pst_matrix mq = {.data = q, .type = PST_F32, .rows = 1, .columns = 4, .stride = 4}, mo = mq;
+    mo.data = out;
+    pst_attention job = {.q = mq,
+                         .out = mo,
+                         .segments = &segment,
+                         .segment_count = 1,
+                         .heads = 1,
+                         .kv_heads = 1,
+                         .head_dim = 4,
+                         .capacity = 1,
+                         .kv_type = PST_F32,
+                         .scale = 1.0f};
+    pst_heap_fail_after(0, 0);
+    assert_int_equal(device->ops->attention(device, &job), -ENOMEM);
+    assert_true(out[0] == 9.0f);
+    assert_int_equal(device->ops->attention(device, &job), 0);
+    assert_memory_equal(out, v, sizeof v);
+    /* From then on without a new allocation. */
+    pst_heap_fail_after(0, 1);
+    assert_int_equal(device->ops->attention(device, &job), 0);
+    pst_heap_fail_after(-1, 0);
+    pst_device_destroy(device);
+    assert_int_equal(pst_heap_live_count(), live);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_matmul),    cmocka_unit_test(test_empty),  cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_sequences), cmocka_unit_test(test_errors),
+    };
+    return cmocka_run_group_tests(tests, group_set_up, group_tear_down);
+}

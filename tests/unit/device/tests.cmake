@@ -1,0 +1,1 @@
+pst_test(unit_device_host SOURCES ${PST_TEST_DIR}/host.c ${PST_TEST_DIR}/../cpu/reference.c LABELS unit)
