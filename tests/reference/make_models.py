@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes tiny checkpoints of every supported variation with the logits that `transformers` computes for them.
+
+    make_models.py            writes cases/<case>/ beside this script
+    make_models.py --check    builds them again elsewhere and compares: weights and configs byte for byte, ids
+                              exactly, logits within 1e-5 of the largest
+
+A case folder is a plain Hugging Face folder (config.json, *.safetensors) and
+    expected.json     {"dtype", "tolerance", "sequences": [{"ids": [...], "logits": "logits_0.npy", "greedy": [16 ids],
+                      "margin"}]}; `tolerance` bounds max |a - b| / max |b|, `margin` is the smallest distance of
+                      the best two logits along the greedy ids (same unit)
+    logits_<i>.npy    float32, tokens x vocabulary, of the float32 model on the weights as stored
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import tiny_models as tm
+
+HERE = Path(__file__).resolve().parent / "cases"
+SEED = 7
+GREEDY_TOKENS = 16
+SMALLEST_MARGIN = 2e-3  # well above the tolerance of float32, so that greedy ids must be equal
+TOLERANCE = {"f32": 1e-4, "bf16": 2e-2, "f16": 2e-2}
+
+
+@dataclass
+class Case:
+    """One checkpoint: its config word for word, or (`native`) as save_pretrained spells it."""
+
+    config: dict
+    dtype: str = "f32"
+    native: bool = False
+    shards: int = 1
+    mixed: bool = False
+    extra: str = ""
+    lengths: tuple[int, ...] = (1, 7, 33)
+
+
+def base(
+    family: str, hidden: int, heads: int, kv_heads: int, inner: int, vocab: int, layers: int = 2, **more
+) -> dict:
+    """The keys that every config has; the rest as given."""
+    class_names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    return {
+        "architectures": [f"{class_names[family]}ForCausalLM"],
+        "model_type": family,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": inner,
+        "vocab_size": vocab,
+        "num_hidden_layers": layers,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+        **more,
+    }
+
+
+def without(config: dict, *keys: str) -> dict:
+    """The config without some keys, where a reader has to know the default."""
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+# Original length 32: wavelengths below 8 stay, above 32 are stretched, between them blended.
+LLAMA3_SCALING = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def llama_cases() -> dict[str, Case]:
+    plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    odd = base("llama", 51, 3, 1, 37, 97, head_dim=14, rms_norm_eps=3e-3, rope_theta=10000.0)
+    oldest = base("llama", 48, 4, 4, 36, 53, layers=3, rms_norm_eps=1e-6, torch_dtype="float32")
+    theta = {"rope_theta": 500000.0}
+    wide = base("llama", 40, 4, 2, 52, 61, head_dim=24)
+    small = base("llama", 48, 4, 2, 44, 71)
+    linear = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    cases = {
+        "llama_mha": Case(base("llama", 48, 4, 4, 52, 131, **plain), native=True),
+        "llama_oldest": Case(without(oldest, "num_key_value_heads", "tie_word_embeddings"), extra="inv_freq"),
+        "llama_gqa2": Case(base("llama", 72, 6, 3, 20, 53, **plain), lengths=(2, 70)),
+        "llama_gqa4_head12": Case(base("llama", 48, 8, 2, 37, 71, head_dim=12, **plain)),
+        "llama_mqa_head20": Case(
+            base("llama", 80, 5, 1, 25, 67, layers=1, head_dim=20, tie_word_embeddings=True, **plain)
+        ),
+        "llama_tied_bf16": Case(
+            {**small, "tie_word_embeddings": True, "torch_dtype": "bfloat16", **theta}, "bf16"
+        ),
+        "llama_tied_stored": Case({**small, "tie_word_embeddings": True, **plain}, extra="lm_head"),
+        "llama_biases": Case({**small, "attention_bias": True, "mlp_bias": True, **plain}, native=True),
+        "llama3_rope_new": Case(
+            {**wide, "rope_parameters": {"rope_type": "llama3", **theta, **LLAMA3_SCALING}}, lengths=(7, 70)
+        ),
+        "llama3_rope_old": Case(
+            {**wide, **theta, "rope_scaling": {"rope_type": "llama3", **LLAMA3_SCALING}}, lengths=(7, 70)
+        ),
+        "llama3_rope_type": Case(
+            {**wide, **theta, "rope_scaling": {"type": "llama3", **LLAMA3_SCALING}}, "bf16", shards=3
+        ),
+        "llama3_rope_10k": Case(
+            {**small, "rope_theta": 10000.0, "rope_scaling": {"rope_type": "llama3", **LLAMA3_SCALING}}
+        ),
+        "llama_linear_new": Case({**small, "rope_parameters": linear}, native=True, lengths=(7, 70)),
+        "llama_linear_old": Case(
+            {**small, "rope_scaling": {"type": "linear", "factor": 4.0}}, lengths=(7, 70)
+        ),
+        "llama_linear_1m": Case(
+            {**small, "rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 2.5}}, "f16"
+        ),
+        "llama_gelu": Case({**small, "hidden_act": "gelu", **plain}),
+        "llama_gelu_tanh": Case({**small, "hidden_act": "gelu_pytorch_tanh", **plain}),
+        "llama_bf16_sharded": Case({**wide, **plain, "dtype": "bfloat16"}, "bf16", native=True, shards=5),
+        "llama_f16": Case(
+            {**small, "torch_dtype": "float16", "rope_theta": 10000.0, "rope_scaling": None}, "f16"
+        ),
+        "llama_mixed": Case({**small, "torch_dtype": "bfloat16", **plain}, "bf16", mixed=True, shards=2),
+        "llama_odd": Case({**odd, "rope_scaling": {"rope_type": "default"}}, lengths=(1, 3, 33)),
+    }
+    return cases
+
+
+def mistral_cases() -> dict[str, Case]:
+    theta = {"rope_theta": 1e6}
+    plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    defaults = base("mistral", 96, 16, 8, 50, 103, layers=1, torch_dtype="bfloat16", **theta)
+    return {
+        "mistral_window": Case(
+            base("mistral", 48, 4, 2, 52, 71, sliding_window=5, **plain), native=True, lengths=(1, 7, 70)
+        ),
+        "mistral_null_head20": Case(
+            base("mistral", 48, 4, 2, 40, 71, sliding_window=None, head_dim=20, **theta)
+        ),
+        "mistral_defaults": Case(
+            without(defaults, "num_key_value_heads", "sliding_window", "tie_word_embeddings"), "bf16"
+        ),
+        "mistral_window_bf16": Case(
+            base("mistral", 80, 5, 1, 50, 71, sliding_window=16, **theta), "bf16", shards=2, lengths=(7, 70)
+        ),
+    }
+
+
+def qwen_cases() -> dict[str, Case]:
+    theta = {"rope_theta": 1e6}
+    plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    window = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+    ignored = {"use_sliding_window": False, "sliding_window": 4, "max_window_layers": 0}
+    types = {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
+    no_dim = base("qwen3", 24, 2, 1, 20, 53, rms_norm_eps=1e-6, **theta)
+    return {
+        "qwen2": Case(base("qwen2", 56, 7, 1, 26, 61, rms_norm_eps=1e-6, **ignored, **theta)),
+        "qwen2_window": Case(base("qwen2", 48, 4, 2, 40, 71, 3, **window, **theta), lengths=(7, 70)),
+        "qwen2_layer_types": Case(
+            base("qwen2", 48, 6, 2, 36, 71, 3, **window, **types, **plain), native=True, lengths=(7, 70)
+        ),
+        "qwen2_tied_bf16": Case(
+            base("qwen2", 80, 10, 5, 42, 131, **theta, **{"tie_word_embeddings": True}), "bf16"
+        ),
+        "qwen2_f16_sharded": Case(base("qwen2", 64, 4, 4, 60, 71, **theta), "f16", shards=4),
+        "qwen3": Case(base("qwen3", 48, 4, 2, 40, 71, head_dim=20, rms_norm_eps=2e-3, **plain), native=True),
+        "qwen3_biases": Case(
+            base(
+                "qwen3",
+                52,
+                4,
+                2,
+                26,
+                67,
+                head_dim=16,
+                attention_bias=True,
+                rope_scaling=None,
+                **theta,
+                **{"tie_word_embeddings": True},
+            )
+        ),
+        "qwen3_bf16": Case(
+            base("qwen3", 48, 8, 2, 41, 131, head_dim=24, **theta), "bf16", shards=2, lengths=(7, 70)
+        ),
+        "qwen3_no_head_dim": Case(no_dim),
+        "qwen3_window": Case(
+            base("qwen3", 48, 4, 1, 40, 71, 3, head_dim=12, **window, **theta), lengths=(7, 70)
+        ),
+        "qwen3_f16": Case(base("qwen3", 48, 3, 3, 50, 131, head_dim=16, **plain), "f16"),
+    }
+
+
+CASES: dict[str, Case] = {**llama_cases(), **mistral_cases(), **qwen_cases()}
+
+
+def sequences(rng: np.random.Generator, case: Case) -> list[list[int]]:
+    """Random ids of the case's lengths; a few repeat, so that positions matter."""
+    out = []
+    for length in case.lengths:
+        ids = rng.integers(3, case.config["vocab_size"], length)
+        if length > 8:
+            ids[5:8] = ids[1:4]
+        out.append([int(i) for i in ids])
+    return out
+
+
+def try_case(folder: Path, case: Case, seed: int) -> bool:
+    """Writes the case with one seed; false when a greedy choice is too close to call."""
+    config = tm.native_config(case.config) if case.native else case.config
+    tm.write_folder(folder, config, seed, case.dtype, case.shards, case.mixed, case.extra)
+    model = tm.load_reference(folder)
+    expected: dict = {"dtype": case.dtype, "tolerance": TOLERANCE[case.dtype], "seed": seed, "sequences": []}
+    for index, ids in enumerate(sequences(np.random.default_rng(seed), case)):
+        logits = tm.logits_of(model, ids)
+        chosen, margin = tm.greedy(model, ids, GREEDY_TOKENS)
+        if margin < SMALLEST_MARGIN:
+            return False
+        np.save(folder / f"logits_{index}.npy", logits)
+        entry = {"ids": ids, "logits": f"logits_{index}.npy", "greedy": chosen, "margin": round(margin, 4)}
+        expected["sequences"].append(entry)
+    text = json.dumps(expected).replace('{"ids"', '\n {"ids"')
+    (folder / "expected.json").write_text(text + "\n")
+    return True
+
+
+def make_case(root: Path, name: str) -> None:
+    """Writes the case with the first seed that gives clear greedy choices."""
+    case = CASES[name]
+    for attempt in range(100):
+        folder = root / name
+        shutil.rmtree(folder, ignore_errors=True)
+        if try_case(folder, case, SEED * 1000000 + sum(map(ord, name)) * 100 + attempt):
+            break
+    else:
+        raise RuntimeError(f"{name}: no seed with clear greedy choices")
+    size = sum(f.stat().st_size for f in folder.iterdir())
+    print(f"{name}: {case.dtype}, {size} bytes, seed attempt {attempt}", flush=True)
+
+
+def differences(made: Path, stored: Path) -> list[str]:
+    """Files of a case that differ beyond what another processor's arithmetic explains."""
+    if sorted(f.name for f in made.iterdir()) != (
+        sorted(f.name for f in stored.iterdir()) if stored.is_dir() else []
+    ):
+        return ["the list of files"]
+    out = []
+    for file in sorted(made.iterdir()):
+        other = stored / file.name
+        if file.suffix == ".npy":
+            equal = tm.relative_difference(np.load(file), np.load(other)) <= 1e-5
+        elif file.name == "expected.json":
+            ours, theirs = json.loads(file.read_text()), json.loads(other.read_text())
+            for sequence in ours["sequences"] + theirs["sequences"]:
+                sequence["margin"] = 0
+            equal = ours == theirs
+        else:
+            equal = filecmp.cmp(file, other, shallow=False)
+        if not equal:
+            out.append(file.name)
+    return out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the stored cases instead of writing them"
+    )
+    parser.add_argument("names", nargs="*", help="only these cases")
+    args = parser.parse_args()
+    names = args.names or list(CASES)
+    if not args.check:
+        for name in names:
+            make_case(HERE, name)
+        return 0
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="penstock-models-") as temp:
+        for name in names:
+            make_case(Path(temp), name)
+            for what in differences(Path(temp) / name, HERE / name):
+                print(f"differs: {name}/{what}", file=sys.stderr)
+                failed += 1
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

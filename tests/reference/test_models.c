@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Every stored case (see README.md): logits within the case's tolerance of what transformers computed, with every kernel
+ * set that runs here and both compute types, and equal greedy tokens. The cases are found by listing the folder.
+ */
+#include <inttypes.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <jansson.h>
+
+#include "cpu/cpu.h"
+#include "os/file.h"
+#include "penstock/model.h"
+#include "support/npy.h"
+
+#define CASES PST_TEST_SOURCE_DIR "/tests/reference/cases"
+
+typedef struct stored_sequence {
+    uint32_t ids[512];
+    size_t count;
+    float *expected; /* count x vocab */
+    size_t vocab;
+} stored_sequence;
+
+static json_t *load(const char *folder)
+{
+    char path[1024];
+    snprintf(path, sizeof path, "%s/expected.json", folder);
+    json_error_t detail;
+    json_t *document = json_load_file(path, 0, &detail);
+    if (document == NULL)
+        fail_msg("%s: %s", path, detail.text);
+    return document;
+}
+
+static size_t read_ids(const json_t *array, uint32_t *ids, size_t most)
+{
+    size_t count = json_array_size(array);
+    assert_true(count <= most);
+    for (size_t i = 0; i < count; i++)
+        ids[i] = (uint32_t)json_integer_value(json_array_get(array, i));
+    return count;
+}
+
+static void read_sequence(const char *folder, const json_t *record, stored_sequence *out)
+{
+    char path[1024];
+    size_t rows;
+    out->count = read_ids(json_object_get(record, "ids"), out->ids, 512);
+    snprintf(path, sizeof path, "%s/%s", folder, json_string_value(json_object_get(record, "logits")));
+    out->expected = npy_read(path, &rows, &out->vocab);
+    assert_int_equal(rows, out->count);
+}
+
+/* The largest distance and the largest expected value of a sequence. */
+typedef struct distance {
+    const stored_sequence *sequence;
+    double worst, scale;
+    size_t rows;
+} distance;
+
+static int compare_row(void *user, size_t request, uint32_t position, const float *logits, size_t vocab)
+{
+    (void)request;
+    distance *d = user;
+    assert_int_equal(vocab, d->sequence->vocab);
+    const float *expected = d->sequence->expected + position * vocab;
+    for (size_t i = 0; i < vocab; i++) {
+        double difference = fabs((double)logits[i] - expected[i]);
+        d->worst = difference > d->worst || isnan(difference) ? difference : d->worst;
+        d->scale = fabs((double)expected[i]) > d->scale ? fabs((double)expected[i]) : d->scale;
+    }
+    d->rows++;
+    return 0;
+}
+
+static pst_session *open_session(pst_model *model, pst_session_options options)
+{
+    options.struct_size = sizeof options;
+    pst_session *session;
+    pst_error err;
+    if (pst_session_open(model, &options, &session, &err) < 0)
+        fail_msg("%s: %s", err.path, err.message);
+    return session;
+}
+
+static void check_logits(pst_model *model, const char *name, const stored_sequence *sequence, double tolerance, const char *kernels,
+                         pst_compute_type compute)
+{
+    pst_session *session = open_session(model, (pst_session_options){.max_tokens = (uint32_t)sequence->count, .all_logits = true,
+                                                                     .kernels = kernels, .compute_type = compute, .threads = 2});
+    double logprobs[512];
+    pst_score_request request = {.ids = sequence->ids, .count = sequence->count, .logprobs = logprobs};
+    distance d = {.sequence = sequence};
+    pst_error err;
+    if (pst_score(session, &request, 1, compare_row, &d, NULL, &err) < 0)
+        fail_msg("%s: %s", name, err.message);
+    assert_int_equal(d.rows, sequence->count);
+    if (!(d.worst <= tolerance * d.scale))
+        fail_msg("%s, %s, %s: logits differ by %.2e of their largest", name, kernels,
+                 compute == PST_COMPUTE_BF16 ? "bf16" : "f32", d.worst / d.scale);
+    pst_session_close(session);
+}
+
+static void check_greedy(pst_model *model, const char *name, const stored_sequence *sequence, const json_t *record)
+{
+    uint32_t expected[64];
+    size_t count = read_ids(json_object_get(record, "greedy"), expected, 64);
+    if (count == 0)
+        return;
+    pst_session *session = open_session(model, (pst_session_options){.max_tokens = (uint32_t)(sequence->count + count),
+                                                                     .compute_type = PST_COMPUTE_F32, .kv_bits = 32});
+    pst_request request = {.prompt_ids = sequence->ids, .prompt_count = sequence->count, .max_new_tokens = (uint32_t)count,
+                           .ignore_end = true};
+    pst_result result;
+    pst_error err;
+    if (pst_generate(session, &request, 1, NULL, NULL, &result, NULL, &err) < 0)
+        fail_msg("%s: %s", name, err.message);
+    assert_int_equal(result.ids.count, count);
+    assert_memory_equal(result.ids.ids, expected, count * sizeof *expected);
+    pst_result_free(&result);
+    pst_session_close(session);
+}
+
+static void check_case(const char *name)
+{
+    char folder[600];
+    snprintf(folder, sizeof folder, "%s/%s", CASES, name);
+    json_t *expected = load(folder);
+    double tolerance = json_number_value(json_object_get(expected, "tolerance"));
+    bool is_f32 = strcmp(json_string_value(json_object_get(expected, "dtype")), "f32") == 0;
+    pst_model *model;
+    pst_error err;
+    if (pst_model_open(folder, NULL, &model, &err) < 0)
+        fail_msg("%s: %s", err.path, err.message);
+    size_t index;
+    json_t *record;
+    json_array_foreach(json_object_get(expected, "sequences"), index, record)
+    {
+        stored_sequence sequence;
+        read_sequence(folder, record, &sequence);
+        static const char *const sets[] = {"portable", "avx2", "avx512", "avx512bf16"};
+        for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++) {
+            if (pst_cpu_select(sets[i]) == NULL) {
+                printf("SKIP: %s: the processor lacks %s\n", name, sets[i]);
+                continue;
+            }
+            check_logits(model, name, &sequence, tolerance, sets[i], PST_COMPUTE_AUTO);
+            if (!is_f32)
+                check_logits(model, name, &sequence, tolerance, sets[i], PST_COMPUTE_BF16);
+        }
+        check_greedy(model, name, &sequence, record);
+        free(sequence.expected);
+    }
+    json_decref(expected);
+    pst_model_close(model);
+}
+
+static void test_every_case(void **state)
+{
+    (void)state;
+    char **names;
+    size_t count;
+    assert_int_equal(pst_file_list(CASES, NULL, &names, &count, NULL), 0);
+    assert_true(count >= 30);
+    for (size_t i = 0; i < count; i++)
+        check_case(names[i]);
+    pst_file_list_free(names, count);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_case)};
+    return cmocka_run_group_tests_name("reference models", tests, NULL, NULL);
+}

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes tiny random checkpoints as Hugging Face folders and computes what `transformers` makes of them.
+
+A folder's config.json is given by the caller word for word, so that old and new spellings can be written; the
+model is then loaded from the folder as any user would. Weights come from NumPy's generator, matrices with a
+deviation of about gain / sqrt(inputs), so that attention is peaked and logits are not flat; norm weights and
+biases are random too, so that leaving one out shows. Logits are computed in float32 on the weights as stored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+torch.set_num_threads(1)
+transformers.utils.logging.disable_progress_bar()
+warnings.filterwarnings("ignore", module="transformers")
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+TORCH_NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+def random_tensor(
+    rng: np.random.Generator, name: str, shape: tuple[int, ...], attention_gain: float
+) -> np.ndarray:
+    """Float32 values for the tensor `name`; the deviation depends on its role."""
+    values = rng.standard_normal(shape, dtype=np.float32)
+    if name.endswith("norm.weight"):
+        return 1.0 + 0.3 * values
+    if name.endswith(".bias"):
+        return 0.3 * values
+    gains = {"q_proj": attention_gain, "k_proj": attention_gain, "embed_tokens": 2.2, "lm_head": 2.2}
+    gain = gains.get(name.split(".")[-2], 1.0)
+    return values * np.float32(gain / np.sqrt(shape[-1]))
+
+
+def read_config(folder: Path) -> transformers.PretrainedConfig:
+    """The folder's config as transformers understands it."""
+    return AutoConfig.from_pretrained(folder)
+
+
+def model_tensors(
+    config: transformers.PretrainedConfig, seed: int, dtype: str, mixed: bool, attention_gain: float
+) -> dict[str, torch.Tensor]:
+    """Random tensors of every name that the model has. `mixed`: one-dimensional ones stay float32."""
+    with torch.device("meta"):
+        names = {n: tuple(t.shape) for n, t in AutoModelForCausalLM.from_config(config).state_dict().items()}
+    rng = np.random.default_rng(seed)
+    out: dict[str, torch.Tensor] = {}
+    for name in sorted(names):
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        tensor = torch.from_numpy(random_tensor(rng, name, names[name], attention_gain))
+        keep = mixed and tensor.dim() == 1
+        out[name] = tensor if keep else tensor.to(DTYPES[dtype])
+    return out
+
+
+def save_weights(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> None:
+    """model.safetensors, or `shards` files and their index. Neighbours in name order may lie in different files."""
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for part in range(shards):
+        file = f"model-{part + 1:05d}-of-{shards:05d}.safetensors"
+        names = (
+            sorted(tensors)[part::shards]
+            if shards > 3
+            else np.array_split(sorted(tensors), shards)[part].tolist()
+        )
+        save_file({n: tensors[n] for n in names}, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(names, file))
+    total = sum(t.numel() * t.element_size() for t in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def native_config(config: dict) -> dict:
+    """What `save_pretrained` of this transformers version writes for a config."""
+    model_type = config["model_type"]
+    made = AutoConfig.for_model(**config)
+    data = json.loads(made.to_json_string(use_diff=False))
+    data.pop("transformers_version", None)
+    kept = {k: v for k, v in data.items() if not k.startswith("_")}
+    return {**kept, "model_type": model_type}
+
+
+def write_folder(
+    folder: Path,
+    config: dict,
+    seed: int,
+    dtype: str,
+    shards: int = 1,
+    mixed: bool = False,
+    extra: str = "",
+    attention_gain: float = 1.5,
+) -> None:
+    """Writes config.json and the weights. `extra`: "inv_freq" (a buffer that old files store) or "lm_head" (a
+    stored copy of the tied embedding)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    parsed = read_config(folder)
+    tensors = model_tensors(parsed, seed, dtype, mixed, attention_gain)
+    if extra == "lm_head":
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    if extra == "inv_freq":
+        half = parsed.hidden_size // parsed.num_attention_heads // 2
+        for layer in range(parsed.num_hidden_layers):
+            tensors[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.full((half,), 7.0)
+    save_weights(folder, tensors, shards)
+
+
+def load_reference(folder: Path) -> torch.nn.Module:
+    """The model in float32 with plain attention; fails if a weight is missing."""
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    missing = set(info["missing_keys"]) - {"lm_head.weight"}
+    if missing or info["mismatched_keys"]:
+        raise RuntimeError(f"{folder}: missing {missing}, mismatched {info['mismatched_keys']}")
+    return model.eval()
+
+
+@torch.no_grad()
+def logits_of(model: torch.nn.Module, ids: list[int]) -> np.ndarray:
+    """Logits, (tokens, vocabulary), float32."""
+    return model(torch.tensor([ids]), use_cache=False).logits[0].to(torch.float32).numpy()
+
+
+def greedy(model: torch.nn.Module, ids: list[int], count: int) -> tuple[list[int], float]:
+    """`count` greedy ids, each from a whole pass without a cache, and the smallest margin between the best two
+    logits in shares of the largest: where it is near zero, equal ids cannot be expected."""
+    sequence, margin = list(ids), float("inf")
+    for _ in range(count):
+        last = logits_of(model, sequence)[-1]
+        best, second = np.sort(last)[-1:-3:-1]
+        margin = min(margin, float((best - second) / np.abs(last).max()))
+        sequence.append(int(last.argmax()))
+    return sequence[len(ids) :], margin
+
+
+def relative_difference(got: np.ndarray, wanted: np.ndarray) -> float:
+    """Largest absolute difference over the largest absolute wanted value; infinite where a value is not finite."""
+    if got.shape != wanted.shape or not np.isfinite(got).all():
+        return float("inf")
+    return float(np.abs(got.astype(np.float64) - wanted).max() / np.abs(wanted).max())
