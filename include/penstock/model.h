@@ -69,7 +69,7 @@ typedef struct pst_session_options {
     uint32_t max_prompt_tokens; /* the longest prompt; default max_tokens */
     bool all_logits;            /* logits of every prompt row will be asked for (scoring) */
     pst_compute_type compute_type;
-    uint32_t kv_bits;           /* 32 or 16; 0: 32 for f32 checkpoints, else 16 */
+    uint32_t kv_bits;           /* 32 or 16; 0: 32 for f32 checkpoints and where f32 computing is asked for, else 16 */
     uint32_t threads;           /* compute threads; 0: all processors */
     const char *io_engine;      /* NULL or "auto", "io_uring", "threads" */
     uint64_t block_size;        /* bytes of one read; 0: default */
@@ -171,7 +171,8 @@ typedef struct pst_run_stats {
     uint64_t peak_rss_bytes, host_memory_bytes;
 } pst_run_stats;
 
-/* Called on the owner's thread as text (or, without a tokenizer, just tokens) appears; returning nonzero cancels. */
+/* Called on the owner's thread as text (or, without a tokenizer, just tokens) appears; returning nonzero cancels. id is
+ * UINT32_MAX for text that was held back until the end of the request and belongs to no new token. */
 typedef int (*pst_on_token)(void *user, size_t request, uint32_t id, const char *text, size_t text_bytes);
 
 /* Runs requests, at most max_sequences at a time, a new one joining when one ends. results: `count` records that the

@@ -106,32 +106,24 @@ static int store_value(const pst_option *option, const char *text, void *to, pst
 {
     double number;
     switch (option->type) {
-    case PST_OPTION_FLAG:
-        *(bool *)to = true;
-        return 0;
+    case PST_OPTION_FLAG: *(bool *)to = true; return 0;
     case PST_OPTION_LEVEL:
     case PST_OPTION_U64:
-    case PST_OPTION_SIZE:
-        return store_number(option, text, to, err);
+    case PST_OPTION_SIZE: return store_number(option, text, to, err);
     case PST_OPTION_DOUBLE:
         PST_TRY(pst_parse_double(text, &number, err));
         PST_TRY(check_limits(option, number, text, err));
         *(double *)to = number;
         return 0;
-    case PST_OPTION_SHARE:
-        return pst_parse_share(text, to, err);
+    case PST_OPTION_SHARE: return pst_parse_share(text, to, err);
     case PST_OPTION_CHOICE:
         if (!choice_is_known(option->choices, text))
             return pst_fail(err, PST_E_USAGE, NULL, "\"%.80s\" is none of %s", text, option->choices);
         *(const char **)to = text;
         return 0;
-    case PST_OPTION_STRING:
-        *(const char **)to = text;
-        return 0;
-    case PST_OPTION_STRINGS:
-        return append_string(to, text, err);
-    case PST_OPTION_IDS:
-        return append_ids(to, text, err);
+    case PST_OPTION_STRING: *(const char **)to = text; return 0;
+    case PST_OPTION_STRINGS: return append_string(to, text, err);
+    case PST_OPTION_IDS: return append_ids(to, text, err);
     }
     return pst_fail(err, PST_E_USAGE, NULL, "option of an unknown type");
 }

@@ -32,8 +32,8 @@ typedef enum pst_option_type {
 } pst_option_type;
 
 typedef struct pst_option_share {
-    bool is_share;  /* share is meant, else bytes */
-    double share;   /* 0 to 1 */
+    bool is_share; /* share is meant, else bytes */
+    double share;  /* 0 to 1 */
     uint64_t bytes;
 } pst_option_share;
 
@@ -55,14 +55,14 @@ typedef struct pst_option_ids {
 typedef struct pst_option {
     const char *name; /* with hyphens, without the leading ones */
     pst_option_type type;
-    size_t offset;         /* of the value in its group's structure */
-    const char *metavar;   /* "SIZE"; NULL for flags */
-    const char *help;      /* one or more sentences in small letters, no full stop at the end */
-    const char *initial;   /* default as text; NULL: zero, and the help says what that means */
-    const char *choices;   /* "auto|f32|bf16" */
-    double min, max;       /* numbers: both 0 is no limit; sizes and counts are exact up to 2^53 */
-    char short_name;       /* 0: none */
-    bool hidden;           /* accepted, but not in the short help (it is in the manual) */
+    size_t offset;       /* of the value in its group's structure */
+    const char *metavar; /* "SIZE"; NULL for flags */
+    const char *help;    /* one or more sentences in small letters, no full stop at the end */
+    const char *initial; /* default as text; NULL: zero, and the help says what that means */
+    const char *choices; /* "auto|f32|bf16" */
+    double min, max;     /* numbers: both 0 is no limit; sizes and counts are exact up to 2^53 */
+    char short_name;     /* 0: none */
+    bool hidden;         /* accepted, but not in the short help (it is in the manual) */
 } pst_option;
 
 typedef struct pst_option_group {
@@ -73,8 +73,8 @@ typedef struct pst_option_group {
 } pst_option_group;
 
 typedef struct pst_command {
-    const char *name;        /* "generate", "bench infer" */
-    const char *operands;    /* "MODEL", "SHAPE OUT", "" */
+    const char *name;     /* "generate", "bench infer" */
+    const char *operands; /* "MODEL", "SHAPE OUT", "" */
     size_t min_operands, max_operands;
     const char *summary;     /* a few words */
     const char *description; /* paragraphs, separated by empty lines */

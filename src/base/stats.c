@@ -60,7 +60,7 @@ static json_t *value_json(const pst_stat *row, const void *record)
         return text != NULL ? json_string(text) : json_null();
     }
     if (row->kind == PST_STAT_COUNT)
-        return json_integer((json_int_t)*(const uint64_t *)field_of(row, record));
+        return json_integer((json_int_t) * (const uint64_t *)field_of(row, record));
     double value = *(const double *)field_of(row, record);
     return isfinite(value) ? json_real(value) : json_null();
 }

@@ -40,7 +40,8 @@ static void choose_types(const pst_model *model, const pst_session_options *o, p
 {
     bool is_f32 = model->program->weight_type == PST_F32;
     config->compute_type = o->compute_type == PST_COMPUTE_BF16 ? PST_BF16 : PST_F32;
-    config->kv_type = o->kv_bits == 32 || (o->kv_bits == 0 && is_f32) ? PST_F32 : PST_F16;
+    bool wants_f32 = is_f32 || o->compute_type == PST_COMPUTE_F32;
+    config->kv_type = o->kv_bits == 32 || (o->kv_bits == 0 && wants_f32) ? PST_F32 : PST_F16;
 }
 
 static uint64_t choose_budget(const pst_session_options *o)

@@ -19,7 +19,7 @@ typedef struct random_model {
     pst_stage stages[RANDOM_STAGES];
     pst_stage_tensor stage_tensors[RANDOM_STAGES][RANDOM_TENSORS];
     pst_tensor tensors[RANDOM_STAGES][RANDOM_TENSORS];
-    char names[RANDOM_STAGES][RANDOM_TENSORS][16];
+    char names[RANDOM_STAGES][RANDOM_TENSORS][32];
     size_t stage_count;
     uint64_t file_bytes[RANDOM_FILES];
 } random_model;

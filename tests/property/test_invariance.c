@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Residency invariance: one set of sequences gives the same bits of logits however its weights are placed, whichever engine
+ * reads them, however they are cut into parts, however rows are cut into passes and batches, and for 1, 2 and 3 threads.
+ * The first session of a round (all resident, one sequence at a time) is the yardstick; then random others are held to it.
+ */
+#include <inttypes.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "penstock/model.h"
+
+#define CASES PST_TEST_SOURCE_DIR "/tests/reference/cases/"
+
+enum { SEQUENCES = 5, MAX_LENGTH = 40, SESSIONS = 24 };
+
+typedef struct work {
+    uint32_t ids[SEQUENCES][MAX_LENGTH];
+    size_t counts[SEQUENCES];
+    size_t vocab;
+    float *logits[SEQUENCES]; /* count x vocab */
+    double logprobs[SEQUENCES][MAX_LENGTH];
+} work;
+
+static uint64_t random_state;
+
+static uint64_t random_below(uint64_t bound)
+{
+    random_state += 0x9e3779b97f4a7c15ull;
+    uint64_t z = random_state;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return (z ^ (z >> 31)) % bound;
+}
+
+static void deal(work *w, size_t vocab)
+{
+    w->vocab = vocab;
+    for (size_t s = 0; s < SEQUENCES; s++) {
+        w->counts[s] = 1 + random_below(MAX_LENGTH);
+        w->logits[s] = calloc(w->counts[s] * vocab, sizeof(float));
+        assert_non_null(w->logits[s]);
+        for (size_t i = 0; i < w->counts[s]; i++)
+            w->ids[s][i] = (uint32_t)random_below(vocab);
+    }
+}
+
+typedef struct sink {
+    work *work;
+    size_t first;  /* sequence of request 0 */
+    bool compare;
+    const char *what;
+} sink;
+
+static int take_row(void *user, size_t request, uint32_t position, const float *logits, size_t vocab)
+{
+    sink *s = user;
+    float *mine = s->work->logits[s->first + request] + position * vocab;
+    if (!s->compare)
+        memcpy(mine, logits, vocab * sizeof(float));
+    else if (memcmp(mine, logits, vocab * sizeof(float)) != 0)
+        fail_msg("%s: sequence %zu, position %u differs", s->what, s->first + request, position);
+    return 0;
+}
+
+static void score(pst_model *model, work *w, pst_session_options options, size_t at_once, bool compare, const char *what)
+{
+    options.struct_size = sizeof options;
+    options.max_sequences = (uint32_t)at_once;
+    options.max_tokens = MAX_LENGTH;
+    options.all_logits = true;
+    for (size_t first = 0; first < SEQUENCES; first += at_once) {
+        size_t count = SEQUENCES - first < at_once ? SEQUENCES - first : at_once;
+        pst_session *session;
+        pst_error err;
+        if (pst_session_open(model, &options, &session, &err) < 0)
+            fail_msg("%s: %s", what, err.message);
+        pst_score_request requests[SEQUENCES];
+        double logprobs[SEQUENCES][MAX_LENGTH];
+        for (size_t i = 0; i < count; i++)
+            requests[i] = (pst_score_request){w->ids[first + i], w->counts[first + i], logprobs[i]};
+        sink s = {w, first, compare, what};
+        if (pst_score(session, requests, count, take_row, &s, NULL, &err) < 0)
+            fail_msg("%s: %s", what, err.message);
+        for (size_t i = 0; i < count; i++) {
+            size_t bytes = (w->counts[first + i] - 1) * sizeof(double);
+            if (!compare)
+                memcpy(w->logprobs[first + i], logprobs[i], bytes);
+            else
+                assert_memory_equal(w->logprobs[first + i], logprobs[i], bytes);
+        }
+        pst_session_close(session);
+    }
+}
+
+/* A random placement, engine, cut and thread count. `smallest`: the least budget that works, found by being refused. */
+static pst_session_options random_options(uint64_t smallest, char *what, size_t what_bytes)
+{
+    static const char *const engines[] = {"auto", "threads"};
+    pst_session_options options = {.resident_set = random_below(4) > 0,
+                                   .resident_share = (double)random_below(5) / 4,
+                                   .threads = 1 + (uint32_t)random_below(3),
+                                   .io_engine = engines[random_below(2)],
+                                   .block_size = 4096ull << random_below(6),
+                                   .queue_depth = 1 + (uint32_t)random_below(16)};
+    /* From the smallest (a row or two per pass, the smallest slots) to ample. */
+    options.host_memory_bytes = smallest + random_below(3) * random_below(400000) + (random_below(3) == 0 ? 64u << 20 : 0);
+    snprintf(what, what_bytes, "resident %g (set %d), %u threads, %s, block %" PRIu64 ", depth %u, %" PRIu64 " bytes",
+             options.resident_share, options.resident_set, options.threads, options.io_engine, options.block_size,
+             options.queue_depth, options.host_memory_bytes);
+    return options;
+}
+
+static uint64_t smallest_budget(pst_model *model, size_t at_once)
+{
+    pst_session_options options = {.struct_size = sizeof options, .host_memory_bytes = 1, .all_logits = true,
+                                   .max_sequences = (uint32_t)at_once, .max_tokens = MAX_LENGTH, .threads = 3};
+    pst_session *session;
+    pst_error err;
+    assert_int_equal(pst_session_open(model, &options, &session, &err), PST_E_BUDGET);
+    const char *number = strstr(err.message, "works is ");
+    assert_non_null(number);
+    return (strtoull(number + 9, NULL, 10) + 2) << 20;
+}
+
+static void check_case(const char *name, pst_compute_type compute)
+{
+    char path[512];
+    snprintf(path, sizeof path, CASES "%s", name);
+    pst_model *model;
+    pst_error err;
+    if (pst_model_open(path, NULL, &model, &err) < 0)
+        fail_msg("%s: %s", err.path, err.message);
+    pst_model_info info;
+    pst_model_get_info(model, &info);
+    work w = {0};
+    deal(&w, info.vocab);
+    pst_session_options all_resident = {.resident_set = true, .resident_share = 1, .threads = 1, .io_engine = "threads", .compute_type = compute};
+    score(model, &w, all_resident, 1, false, name);
+    for (int i = 0; i < SESSIONS; i++) {
+        size_t at_once = 1 + random_below(SEQUENCES);
+        char what[300];
+        pst_session_options options = random_options(smallest_budget(model, at_once), what, sizeof what);
+        options.compute_type = compute;
+        score(model, &w, options, at_once, true, what);
+    }
+    for (size_t s = 0; s < SEQUENCES; s++)
+        free(w.logits[s]);
+    pst_model_close(model);
+}
+
+static void test_invariance(void **state)
+{
+    (void)state;
+    const char *given = getenv("PST_TEST_SEED");
+    random_state = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 1000003u;
+    printf("invariance: PST_TEST_SEED=%" PRIu64 "\n", random_state);
+    check_case("llama_gqa2", PST_COMPUTE_F32);
+    check_case("llama_bf16_sharded", PST_COMPUTE_F32);
+    check_case("llama_bf16_sharded", PST_COMPUTE_BF16);
+    check_case("mistral_window", PST_COMPUTE_AUTO);
+    check_case("qwen2_tied_bf16", PST_COMPUTE_BF16);
+    check_case("qwen3_f16", PST_COMPUTE_AUTO);
+}
+
+/* What a request generates does not depend on its neighbours, nor on where the weights are. */
+static void test_generation_alone_and_together(void **state)
+{
+    (void)state;
+    pst_model *model;
+    pst_error err;
+    assert_int_equal(pst_model_open(CASES "llama_bf16_sharded", NULL, &model, &err), 0);
+    pst_model_info info;
+    pst_model_get_info(model, &info);
+    work w = {0};
+    deal(&w, info.vocab);
+    pst_request requests[SEQUENCES];
+    pst_result alone[SEQUENCES], together[SEQUENCES];
+    for (size_t i = 0; i < SEQUENCES; i++)
+        requests[i] = (pst_request){.prompt_ids = w.ids[i], .prompt_count = w.counts[i], .max_new_tokens = 3 + (uint32_t)random_below(9),
+                                    .sampling = {.temperature = 1, .top_k = 20, .top_p = 0.95, .seed = i + 1}, .ignore_end = true};
+    pst_session_options one = {.struct_size = sizeof one, .max_tokens = MAX_LENGTH + 12, .threads = 1};
+    pst_session_options many = {.struct_size = sizeof many, .max_tokens = MAX_LENGTH + 12, .max_sequences = 3, .resident_set = true, .threads = 2};
+    pst_session *session;
+    for (size_t i = 0; i < SEQUENCES; i++) {
+        assert_int_equal(pst_session_open(model, &one, &session, &err), 0);
+        assert_int_equal(pst_generate(session, &requests[i], 1, NULL, NULL, &alone[i], NULL, &err), 0);
+        pst_session_close(session);
+    }
+    assert_int_equal(pst_session_open(model, &many, &session, &err), 0);
+    pst_run_stats stats;
+    assert_int_equal(pst_generate(session, requests, SEQUENCES, NULL, NULL, together, &stats, &err), 0);
+    assert_true(stats.weight_bytes_read >= stats.passes * stats.streamed_bytes);
+    pst_session_close(session);
+    for (size_t i = 0; i < SEQUENCES; i++) {
+        assert_int_equal(alone[i].ids.count, requests[i].max_new_tokens);
+        assert_int_equal(alone[i].ids.count, together[i].ids.count);
+        assert_memory_equal(alone[i].ids.ids, together[i].ids.ids, alone[i].ids.count * sizeof(uint32_t));
+        pst_result_free(&alone[i]);
+        pst_result_free(&together[i]);
+        free(w.logits[i]);
+    }
+    pst_model_close(model);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_invariance), cmocka_unit_test(test_generation_alone_and_together)};
+    return cmocka_run_group_tests_name("invariance", tests, NULL, NULL);
+}

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Sampling: each filter on a known distribution, frequencies over many draws, and a plain float64 reference. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "infer/internal.h"
+
+enum { VOCAB = 6, DRAWS = 200000 };
+
+/* Probabilities 0.4, 0.3, 0.15, 0.1, 0.04, 0.01, in a scrambled order. */
+static const double probability[VOCAB] = {0.1, 0.4, 0.01, 0.3, 0.04, 0.15};
+
+static void draw(pst_sampling sampling, double *frequency)
+{
+    float logits[VOCAB];
+    pst_candidate scratch[VOCAB];
+    for (int i = 0; i < VOCAB; i++)
+        logits[i] = (float)log(probability[i]) + 3;
+    memset(frequency, 0, VOCAB * sizeof *frequency);
+    for (int i = 0; i < DRAWS; i++)
+        frequency[pst_sample(logits, VOCAB, &sampling, pst_random(7, (uint64_t)i), scratch)] += 1.0 / DRAWS;
+}
+
+/* The tokens of `kept` (a bit mask) share the draws in proportion to p^(1/temperature). */
+static void expect(const double *frequency, unsigned kept, double temperature)
+{
+    double total = 0;
+    for (int i = 0; i < VOCAB; i++)
+        total += kept >> i & 1 ? pow(probability[i], 1 / temperature) : 0;
+    for (int i = 0; i < VOCAB; i++) {
+        double wanted = kept >> i & 1 ? pow(probability[i], 1 / temperature) / total : 0;
+        /* Five standard deviations of a frequency over so many draws. */
+        assert_true(fabs(frequency[i] - wanted) <= 5 * sqrt(wanted * (1 - wanted) / DRAWS) + 1e-9);
+    }
+}
+
+static void test_filters(void **state)
+{
+    (void)state;
+    double frequency[VOCAB];
+    draw((pst_sampling){.temperature = 1, .top_p = 1}, frequency);
+    expect(frequency, 0x3f, 1);
+    draw((pst_sampling){.temperature = 0.5, .top_p = 1}, frequency);
+    expect(frequency, 0x3f, 0.5);
+    draw((pst_sampling){.temperature = 1, .top_p = 1, .top_k = 3}, frequency);
+    expect(frequency, 1 << 1 | 1 << 3 | 1 << 5, 1);
+    draw((pst_sampling){.temperature = 1, .top_p = 0.5}, frequency); /* 0.4 is not enough; with 0.3 it is */
+    expect(frequency, 1 << 1 | 1 << 3, 1);
+    draw((pst_sampling){.temperature = 1, .top_p = 0}, frequency); /* one is always kept */
+    expect(frequency, 1 << 1, 1);
+    draw((pst_sampling){.temperature = 1, .top_p = 1, .min_p = 0.3}, frequency); /* at least 0.12 */
+    expect(frequency, 1 << 1 | 1 << 3 | 1 << 5, 1);
+    draw((pst_sampling){.temperature = 1, .top_k = 4, .top_p = 0.9, .min_p = 0.5}, frequency);
+    expect(frequency, 1 << 1 | 1 << 3, 1);
+}
+
+static void test_greedy(void **state)
+{
+    (void)state;
+    pst_candidate scratch[4];
+    pst_sampling sampling = {.temperature = 0, .top_p = 1};
+    assert_int_equal(pst_sample((float[]){1, 5, 5, 2}, 4, &sampling, 1, scratch), 1);
+    assert_int_equal(pst_sample((float[]){-1, -INFINITY, -0.5f, -2}, 4, &sampling, 1, scratch), 2);
+}
+
+static void test_strange_logits(void **state)
+{
+    (void)state;
+    pst_candidate scratch[4];
+    pst_sampling sampling = {.temperature = 1, .top_p = 0.9};
+    for (uint64_t n = 0; n < 100; n++) {
+        assert_in_range(pst_sample((float[]){NAN, NAN, NAN, NAN}, 4, &sampling, pst_random(1, n), scratch), 0, 3);
+        assert_in_range(pst_sample((float[]){-INFINITY, -INFINITY, -INFINITY, -INFINITY}, 4, &sampling, pst_random(1, n), scratch), 0, 3);
+        assert_int_equal(pst_sample((float[]){-INFINITY, 3, -INFINITY, -INFINITY}, 4, &sampling, pst_random(1, n), scratch), 1);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_filters), cmocka_unit_test(test_greedy), cmocka_unit_test(test_strange_logits)};
+    return cmocka_run_group_tests_name("sampling", tests, NULL, NULL);
+}

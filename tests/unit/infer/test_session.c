@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sessions: options that make no sense, budgets, one pass at a time, cancelling, and every allocation and read failing in
+ * turn: an error that names the file, or the right answer; nothing leaks.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/heap.h"
+#include "os/sys_fault.h"
+#include "penstock/model.h"
+
+#define CASE PST_TEST_SOURCE_DIR "/tests/reference/cases/llama_bf16_sharded"
+
+static const uint32_t prompt[] = {1, 2, 3, 4, 5, 6, 7};
+enum { PROMPT = sizeof prompt / sizeof prompt[0], NEW = 4 };
+
+static pst_model *open_model(void)
+{
+    pst_model *model;
+    pst_error err;
+    if (pst_model_open(CASE, NULL, &model, &err) < 0)
+        fail_msg("%s: %s", err.path, err.message);
+    return model;
+}
+
+static void test_options(void **state)
+{
+    (void)state;
+    pst_model *model = open_model();
+    pst_session *session = NULL;
+    pst_error err;
+    const pst_session_options bad[] = {
+        {.struct_size = 8, .max_tokens = 8},
+        {.struct_size = sizeof bad[0]},
+        {.struct_size = sizeof bad[0], .max_tokens = 100000000},
+        {.struct_size = sizeof bad[0], .max_tokens = 8, .kv_bits = 7},
+        {.struct_size = sizeof bad[0], .max_tokens = 8, .max_sequences = 1u << 30},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        assert_int_equal(pst_session_open(model, &bad[i], &session, &err), PST_E_USAGE);
+    pst_session_options unknown = {.struct_size = sizeof unknown, .max_tokens = 8, .io_engine = "carrier pigeon"};
+    assert_true(pst_session_open(model, &unknown, &session, &err) < 0);
+    assert_non_null(strstr(err.message, "carrier pigeon"));
+    unknown.io_engine = NULL;
+    unknown.kernels = "abacus";
+    assert_true(pst_session_open(model, &unknown, &session, &err) < 0);
+    assert_non_null(strstr(err.message, "abacus"));
+    assert_null(session);
+    pst_model_close(model);
+}
+
+static void test_step_by_step(void **state)
+{
+    (void)state;
+    pst_model *model = open_model();
+    pst_model_info info;
+    pst_model_get_info(model, &info);
+    pst_session_options options = {.struct_size = sizeof options, .max_tokens = 16, .max_sequences = 2};
+    pst_session *session;
+    pst_error err;
+    assert_int_equal(pst_session_open(model, &options, &session, &err), 0);
+    const pst_logits *logits;
+    size_t count;
+    assert_int_equal(pst_session_step(session, &logits, &count, &err), 0);
+    assert_int_equal(count, 0);
+    uint32_t first, second, third;
+    assert_int_equal(pst_session_add(session, prompt, 0, &first, &err), PST_E_USAGE);
+    assert_int_equal(pst_session_add(session, (uint32_t[]){info.vocab}, 1, &first, &err), PST_E_USAGE);
+    assert_int_equal(pst_session_add(session, prompt, PROMPT, &first, &err), 0);
+    assert_int_equal(pst_session_add(session, prompt, 1, &second, &err), 0);
+    assert_int_equal(pst_session_add(session, prompt, 1, &third, &err), PST_E_USAGE);
+    assert_int_equal(pst_session_step(session, &logits, &count, &err), 0);
+    assert_int_equal(count, 2);
+    assert_int_equal(pst_session_append(session, second, 3, &err), 0);
+    assert_int_equal(pst_session_append(session, 9, 3, &err), PST_E_USAGE);
+    pst_session_remove(session, first);
+    assert_int_equal(pst_session_step(session, &logits, &count, &err), 0);
+    assert_int_equal(count, 1);
+    assert_int_equal(logits->sequence, second);
+    assert_int_equal(logits->position, 1);
+    pst_session_close(session);
+    pst_model_close(model);
+}
+
+static void test_cancel(void **state)
+{
+    (void)state;
+    pst_model *model = open_model();
+    pst_session_options options = {.struct_size = sizeof options, .max_tokens = 16};
+    pst_session *session;
+    pst_error err;
+    assert_int_equal(pst_session_open(model, &options, &session, &err), 0);
+    pst_session_cancel(session);
+    pst_request request = {.prompt_ids = prompt, .prompt_count = PROMPT, .max_new_tokens = NEW};
+    pst_result result = {0};
+    assert_int_equal(pst_generate(session, &request, 1, NULL, NULL, &result, NULL, &err), PST_E_CANCELLED);
+    assert_null(result.ids.ids);
+    pst_session_close(session);
+    pst_model_close(model);
+}
+
+/* A whole run: open, generate, close. */
+static int run_once(uint32_t *ids, pst_error *err)
+{
+    pst_model *model = NULL;
+    pst_session *session = NULL;
+    pst_result result = {0};
+    *err = (pst_error){0};
+    pst_session_options options = {.struct_size = sizeof options, .max_tokens = PROMPT + NEW, .resident_set = true,
+                                   .resident_share = 0.5, .threads = 1, .io_engine = "threads"};
+    pst_request request = {.prompt_ids = prompt, .prompt_count = PROMPT, .max_new_tokens = NEW, .ignore_end = true};
+    int status = pst_model_open(CASE, NULL, &model, err);
+    if (status >= 0)
+        status = pst_session_open(model, &options, &session, err);
+    if (status >= 0)
+        status = pst_generate(session, &request, 1, NULL, NULL, &result, NULL, err);
+    if (status >= 0) {
+        assert_int_equal(result.ids.count, NEW);
+        memcpy(ids, result.ids.ids, NEW * sizeof *ids);
+    }
+    pst_result_free(&result);
+    pst_session_close(session);
+    pst_model_close(model);
+    return status;
+}
+
+static void test_allocation_failures(void **state)
+{
+    (void)state;
+    uint32_t expected[NEW], got[NEW];
+    pst_error err;
+    assert_int_equal(run_once(expected, &err), 0);
+    int64_t live = pst_heap_live_count();
+    int64_t n = 0;
+    for (;; n += n < 400 ? 1 : 17) {
+        pst_heap_fail_after(n, 0);
+        int status = run_once(got, &err);
+        pst_heap_fail_after(-1, 0);
+        assert_int_equal(pst_heap_live_count(), live);
+        if (status == 0)
+            break;
+        assert_true(n < 100000);
+    }
+    assert_memory_equal(expected, got, sizeof got);
+    assert_true(n > 50);
+}
+
+static void test_failing_reads(void **state)
+{
+    (void)state;
+    uint32_t expected[NEW], got[NEW];
+    pst_error err;
+    assert_int_equal(run_once(expected, &err), 0);
+    pst_sys_replace(&pst_sys_fault);
+    pst_fault_reset();
+    assert_int_equal(run_once(got, &err), 0);
+    int64_t reads = pst_fault_count(PST_FAULT_READ);
+    assert_true(reads > 20);
+    for (int64_t n = 0; n < reads; n += 1 + reads / 150) {
+        pst_fault_reset();
+        pst_fault_fail(PST_FAULT_READ, n, 1, EIO);
+        int status = run_once(got, &err);
+        if (status == 0) { /* a read ahead whose data nobody came to need */
+            assert_memory_equal(expected, got, sizeof got);
+            continue;
+        }
+        if (status != -EIO || strstr(err.path, "llama_bf16_sharded") == NULL)
+            fail_msg("read %d: status %d, path \"%s\", \"%s\"", (int)n, status, err.path, err.message);
+        pst_fault_reset();
+        pst_fault_shorten(PST_FAULT_READ, n, 1, 512);
+        status = run_once(got, &err);
+        assert_int_equal(status, 0);
+        assert_memory_equal(expected, got, sizeof got);
+    }
+    pst_fault_reset();
+    pst_sys_replace(NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_options),
+        cmocka_unit_test(test_step_by_step),
+        cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_allocation_failures),
+        cmocka_unit_test(test_failing_reads),
+    };
+    return cmocka_run_group_tests_name("session", tests, NULL, NULL);
+}

@@ -1,0 +1,1 @@
+pst_test(test_config SOURCES ${PST_TEST_DIR}/test_config.c LABELS unit)
