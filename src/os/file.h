@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Small whole files (configs, tokenizers, headers), folders, and durable publishing: data sync, rename,
+ * directory sync. Tensor data does not pass here but through the I/O engine.
+ */
+#ifndef PST_OS_FILE_H
+#define PST_OS_FILE_H
+
+#include <stdbool.h>
+
+#include "penstock/types.h"
+
+/* Reads a regular file of at most max_bytes (larger: PST_E_FORMAT). *out is NUL-terminated besides *out_bytes
+ * and freed with pst_heap_free. */
+int pst_file_read_all(const char *path, uint64_t max_bytes, char **out, size_t *out_bytes, pst_error *err);
+/* Reads exactly `bytes` at `offset`; PST_E_SHORT at the end of the file. */
+int pst_file_read_at(const char *path, uint64_t offset, void *buffer, size_t bytes, pst_error *err);
+int pst_file_size(const char *path, uint64_t *out, pst_error *err);
+bool pst_file_exists(const char *path); /* follows symbolic links */
+bool pst_file_is_folder(const char *path);
+/* Free bytes for an unprivileged writer on the file system that holds path. */
+int pst_file_free_space(const char *path, uint64_t *out, pst_error *err);
+
+/* Names of a folder's entries that end in `suffix` (NULL: all), sorted by byte order; freed with
+ * pst_file_list_free. */
+int pst_file_list(const char *folder, const char *suffix, char ***out, size_t *out_count, pst_error *err);
+void pst_file_list_free(char **names, size_t count);
+
+int pst_folder_create(const char *path, pst_error *err); /* parents too; an existing folder is fine */
+int pst_file_remove(const char *path, pst_error *err);   /* a missing file is fine */
+int pst_folder_remove(const char *path, pst_error *err); /* an empty folder; a missing one is fine */
+
+/* A file that appears whole or not at all: written to a temporary name of unpredictable suffix in the same
+ * folder (O_EXCL), data-synced, renamed to `path`, the folder synced. */
+int pst_file_publish(const char *path, const void *data, size_t bytes, pst_error *err);
+/* The last steps alone: sync the data of `temporary`, rename it to `path`, sync the folder of `path`. */
+int pst_file_publish_rename(const char *temporary, const char *path, pst_error *err);
+/* Syncs the directory entries of a folder. */
+int pst_folder_sync(const char *path, pst_error *err);
+/* Renames a whole folder onto a path that must not exist yet and syncs the parent. */
+int pst_folder_publish(const char *temporary, const char *path, pst_error *err);
+/* "<path>.tmp-<12 random characters>"; pst_heap_free. NULL when out of memory. */
+char *pst_file_temporary_name(const char *path);
+
+#endif

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The real system calls. Calls that a signal can interrupt without effect are repeated by their callers. */
+#include "os/sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <liburing.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+/* -1 with errno becomes -errno. */
+static int checked(int result)
+{
+    return result < 0 ? -errno : result;
+}
+
+static int real_open(const char *path, int flags, mode_t mode)
+{
+    return checked(open(path, flags | O_CLOEXEC, mode));
+}
+
+static int real_close(int fd)
+{
+    return checked(close(fd));
+}
+
+static ssize_t real_pread(int fd, void *buffer, size_t bytes, uint64_t offset)
+{
+    ssize_t got = pread(fd, buffer, bytes, (off_t)offset);
+    return got < 0 ? -errno : got;
+}
+
+static ssize_t real_pwrite(int fd, const void *buffer, size_t bytes, uint64_t offset)
+{
+    ssize_t put = pwrite(fd, buffer, bytes, (off_t)offset);
+    return put < 0 ? -errno : put;
+}
+
+static int real_fdatasync(int fd)
+{
+    return checked(fdatasync(fd));
+}
+
+static int real_fsync(int fd)
+{
+    return checked(fsync(fd));
+}
+
+static int real_ftruncate(int fd, uint64_t bytes)
+{
+    return checked(ftruncate(fd, (off_t)bytes));
+}
+
+static int real_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes)
+{
+    return checked(fallocate(fd, mode, (off_t)offset, (off_t)bytes));
+}
+
+static int real_statx(int folder_fd, const char *path, int flags, unsigned mask, struct statx *out)
+{
+    return checked(statx(folder_fd, path, flags, mask, out));
+}
+
+static int real_statvfs(const char *path, struct statvfs *out)
+{
+    return checked(statvfs(path, out));
+}
+
+static int real_rename(const char *from, const char *to)
+{
+    return checked(rename(from, to));
+}
+
+static int real_rename_new(const char *from, const char *to)
+{
+    return checked(renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE));
+}
+
+static int real_unlink(const char *path)
+{
+    return checked(unlink(path));
+}
+
+static int real_mkdir(const char *path, mode_t mode)
+{
+    return checked(mkdir(path, mode));
+}
+
+static int real_rmdir(const char *path)
+{
+    return checked(rmdir(path));
+}
+
+static int real_opendir(const char *path, DIR **out)
+{
+    DIR *folder = opendir(path);
+    if (folder == NULL)
+        return -errno;
+    *out = folder;
+    return 0;
+}
+
+static int real_readdir(DIR *folder, struct dirent **out)
+{
+    errno = 0;
+    struct dirent *entry = readdir(folder);
+    if (entry == NULL && errno != 0)
+        return -errno;
+    *out = entry;
+    return 0;
+}
+
+static int real_closedir(DIR *folder)
+{
+    return checked(closedir(folder));
+}
+
+static int real_mmap(size_t bytes, void **out)
+{
+    void *memory =
+        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+        return -errno;
+    *out = memory;
+    return 0;
+}
+
+static int real_munmap(void *memory, size_t bytes)
+{
+    return checked(munmap(memory, bytes));
+}
+
+static int real_getrandom(void *buffer, size_t bytes)
+{
+    ssize_t got = getrandom(buffer, bytes, 0);
+    if (got < 0)
+        return -errno;
+    return (size_t)got == bytes ? 0 : -EIO;
+}
+
+static int real_eventfd(void)
+{
+    return checked(eventfd(0, EFD_CLOEXEC));
+}
+
+static int real_eventfd_write(int fd)
+{
+    return checked(eventfd_write(fd, 1));
+}
+
+static void real_uring_exit(struct io_uring *ring)
+{
+    io_uring_queue_exit(ring);
+}
+
+static int real_uring_files_sparse(struct io_uring *ring, unsigned count)
+{
+    return io_uring_register_files_sparse(ring, count);
+}
+
+static int real_uring_files_update(struct io_uring *ring, unsigned slot, int fd)
+{
+    return io_uring_register_files_update(ring, slot, &fd, 1);
+}
+
+static int real_uring_buffers_sparse(struct io_uring *ring, unsigned count)
+{
+    return io_uring_register_buffers_sparse(ring, count);
+}
+
+static int real_uring_buffers_update(struct io_uring *ring, unsigned slot, const struct iovec *memory)
+{
+    const __u64 no_tag = 0;
+    return io_uring_register_buffers_update_tag(ring, slot, memory, &no_tag, 1);
+}
+
+static int real_uring_result(bool write, int result)
+{
+    (void)write;
+    return result;
+}
+
+const pst_sys_table pst_sys_real = {
+    .open = real_open,
+    .close = real_close,
+    .pread = real_pread,
+    .pwrite = real_pwrite,
+    .fdatasync = real_fdatasync,
+    .fsync = real_fsync,
+    .ftruncate = real_ftruncate,
+    .fallocate = real_fallocate,
+    .statx = real_statx,
+    .statvfs = real_statvfs,
+    .rename = real_rename,
+    .rename_new = real_rename_new,
+    .unlink = real_unlink,
+    .mkdir = real_mkdir,
+    .rmdir = real_rmdir,
+    .opendir = real_opendir,
+    .readdir = real_readdir,
+    .closedir = real_closedir,
+    .mmap = real_mmap,
+    .munmap = real_munmap,
+    .getrandom = real_getrandom,
+    .eventfd = real_eventfd,
+    .eventfd_write = real_eventfd_write,
+    .uring_init = io_uring_queue_init_params,
+    .uring_exit = real_uring_exit,
+    .uring_enter = io_uring_submit_and_wait,
+    .uring_files_sparse = real_uring_files_sparse,
+    .uring_files_update = real_uring_files_update,
+    .uring_buffers_sparse = real_uring_buffers_sparse,
+    .uring_buffers_update = real_uring_buffers_update,
+    .uring_result = real_uring_result,
+};
+
+const pst_sys_table *pst_sys = &pst_sys_real;
+
+void pst_sys_replace(const pst_sys_table *table)
+{
+    pst_sys = table != NULL ? table : &pst_sys_real;
+}
+
+ssize_t pst_sys_read_all(int fd, void *buffer, size_t bytes, uint64_t offset)
+{
+    size_t done = 0;
+    while (done < bytes) {
+        ssize_t got = pst_sys->pread(fd, (char *)buffer + done, bytes - done, offset + done);
+        if (got == -EINTR)
+            continue;
+        if (got < 0)
+            return got;
+        if (got == 0)
+            break;
+        done += (size_t)got;
+    }
+    return (ssize_t)done;
+}
+
+ssize_t pst_sys_write_all(int fd, const void *buffer, size_t bytes, uint64_t offset)
+{
+    size_t done = 0;
+    while (done < bytes) {
+        ssize_t put = pst_sys->pwrite(fd, (const char *)buffer + done, bytes - done, offset + done);
+        if (put == -EINTR)
+            continue;
+        if (put < 0)
+            return put;
+        if (put == 0)
+            return -EIO; /* a write that makes no progress would repeat for ever */
+        done += (size_t)put;
+    }
+    return (ssize_t)done;
+}

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The one table of system calls behind which everything in os/ and io/ works, so that tests can put another
+ * table in its place: one that fails the nth call of a kind (sys_fault.h), later one that forgets what was
+ * not synced.
+ *
+ * Every entry returns what the call returns, or -errno: errno itself is never looked at by callers.
+ * The io_uring entries are liburing's functions, which already answer that way.
+ */
+#ifndef PST_OS_SYS_H
+#define PST_OS_SYS_H
+
+#include <dirent.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+struct io_uring;
+struct io_uring_params;
+
+typedef struct pst_sys_table {
+    int (*open)(const char *path, int flags, mode_t mode);
+    int (*close)(int fd);
+    ssize_t (*pread)(int fd, void *buffer, size_t bytes, uint64_t offset);
+    ssize_t (*pwrite)(int fd, const void *buffer, size_t bytes, uint64_t offset);
+    int (*fdatasync)(int fd);
+    int (*fsync)(int fd);
+    int (*ftruncate)(int fd, uint64_t bytes);
+    int (*fallocate)(int fd, int mode, uint64_t offset, uint64_t bytes);
+    int (*statx)(int folder_fd, const char *path, int flags, unsigned mask, struct statx *out);
+    int (*statvfs)(const char *path, struct statvfs *out);
+    int (*rename)(const char *from, const char *to);
+    int (*rename_new)(const char *from, const char *to); /* renameat2(RENAME_NOREPLACE) */
+    int (*unlink)(const char *path);
+    int (*mkdir)(const char *path, mode_t mode);
+    int (*rmdir)(const char *path);
+    int (*opendir)(const char *path, DIR **out);
+    int (*readdir)(DIR *folder, struct dirent **out); /* *out is NULL at the end */
+    int (*closedir)(DIR *folder);
+    int (*mmap)(size_t bytes, void **out); /* private, anonymous, readable and writable */
+    int (*munmap)(void *memory, size_t bytes);
+    int (*getrandom)(void *buffer, size_t bytes);
+    int (*eventfd)(void);
+    int (*eventfd_write)(int fd);
+
+    int (*uring_init)(unsigned entries, struct io_uring *ring, struct io_uring_params *parameters);
+    void (*uring_exit)(struct io_uring *ring);
+    int (*uring_enter)(struct io_uring *ring, unsigned wait_for); /* submit and wait */
+    int (*uring_files_sparse)(struct io_uring *ring, unsigned count);
+    int (*uring_files_update)(struct io_uring *ring, unsigned slot, int fd);
+    int (*uring_buffers_sparse)(struct io_uring *ring, unsigned count);
+    int (*uring_buffers_update)(struct io_uring *ring, unsigned slot, const struct iovec *memory);
+    /* Filters the result of one completed ring transfer; the real table returns it as it is. */
+    int (*uring_result)(bool write, int result);
+} pst_sys_table;
+
+/* The kernel's own. */
+extern const pst_sys_table pst_sys_real;
+
+/* The table in use. */
+extern const pst_sys_table *pst_sys;
+
+/* Puts another table (of static storage) in place; NULL: the real one. Tests only, while no other thread
+ * runs. */
+void pst_sys_replace(const pst_sys_table *table);
+
+/* Reads or writes all of it at `offset`, continuing after short transfers and signals. Returns the bytes
+ * transferred (less than asked only at the end of the file, for reads), or -errno. */
+ssize_t pst_sys_read_all(int fd, void *buffer, size_t bytes, uint64_t offset);
+ssize_t pst_sys_write_all(int fd, const void *buffer, size_t bytes, uint64_t offset);
+
+#endif

@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The misbehaving table. Counters are atomics, because the threads of the I/O engine call in parallel; which
+ * of several parallel calls is the nth is then a matter of chance, and tests must hold for any of them.
+ *
+ * A failed transfer is not carried out by pread and pwrite. A ring transfer has already been carried out when
+ * its result is spoilt: to its caller that looks like a drive that did the work and lost the answer, which is
+ * legal. close fails after it has closed, as the kernel does.
+ */
+#include "os/sys_fault.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stddef.h>
+
+static atomic_int armed_kind = -1, armed_error;
+static atomic_llong armed_skip, armed_times, armed_bytes;
+static atomic_llong counts[PST_FAULT_KINDS];
+static atomic_bool direct_refused, alignment_hidden;
+
+static const char *const names[PST_FAULT_KINDS] = {
+    "open",  "close",     "read",    "write",      "fdatasync",   "fsync",       "ftruncate",     "fallocate",
+    "statx", "statvfs",   "rename",  "unlink",     "mkdir",       "rmdir",       "opendir",       "readdir",
+    "mmap",  "getrandom", "eventfd", "uring_init", "uring_enter", "uring_files", "uring_buffers",
+};
+
+void pst_fault_reset(void)
+{
+    atomic_store(&armed_kind, -1);
+    atomic_store(&direct_refused, false);
+    atomic_store(&alignment_hidden, false);
+    for (int i = 0; i < PST_FAULT_KINDS; i++)
+        atomic_store(&counts[i], 0);
+}
+
+void pst_fault_fail(pst_fault_kind kind, int64_t skip, int64_t times, int error)
+{
+    atomic_store(&armed_skip, skip);
+    atomic_store(&armed_times, times);
+    atomic_store(&armed_error, error);
+    atomic_store(&armed_kind, (int)kind);
+}
+
+void pst_fault_shorten(pst_fault_kind kind, int64_t skip, int64_t times, int64_t bytes)
+{
+    atomic_store(&armed_bytes, bytes);
+    pst_fault_fail(kind, skip, times, 0);
+}
+
+void pst_fault_refuse_direct(bool refuse)
+{
+    atomic_store(&direct_refused, refuse);
+}
+
+void pst_fault_hide_alignment(bool hide)
+{
+    atomic_store(&alignment_hidden, hide);
+}
+
+int64_t pst_fault_count(pst_fault_kind kind)
+{
+    return atomic_load(&counts[kind]);
+}
+
+const char *pst_fault_name(pst_fault_kind kind)
+{
+    return names[kind];
+}
+
+/* Counts a call; true when the armed fault strikes it. */
+static bool strikes(pst_fault_kind kind)
+{
+    atomic_fetch_add(&counts[kind], 1);
+    if (atomic_load(&armed_kind) != (int)kind)
+        return false;
+    if (atomic_fetch_sub(&armed_skip, 1) > 0)
+        return false;
+    return atomic_fetch_sub(&armed_times, 1) > 0;
+}
+
+/* -error when the armed fault strikes, else 0. */
+static int fault(pst_fault_kind kind)
+{
+    return strikes(kind) ? -atomic_load(&armed_error) : 0;
+}
+
+#define FAULT_FIRST(kind)                                                                                    \
+    do {                                                                                                     \
+        int f_ = fault(kind);                                                                                \
+        if (f_ < 0)                                                                                          \
+            return f_;                                                                                       \
+    } while (0)
+
+/* 1: proceed with *bytes, possibly lowered; negative: fail. */
+static int transfer_fault(pst_fault_kind kind, size_t *bytes)
+{
+    if (!strikes(kind))
+        return 1;
+    if (atomic_load(&armed_error) != 0)
+        return -atomic_load(&armed_error);
+    size_t limit = (size_t)atomic_load(&armed_bytes);
+    *bytes = *bytes < limit ? *bytes : limit;
+    return 1;
+}
+
+static int fault_open(const char *path, int flags, mode_t mode)
+{
+    FAULT_FIRST(PST_FAULT_OPEN);
+    if ((flags & O_DIRECT) != 0 && atomic_load(&direct_refused))
+        return -EINVAL;
+    return pst_sys_real.open(path, flags, mode);
+}
+
+static int fault_close(int fd)
+{
+    int f = fault(PST_FAULT_CLOSE);
+    int status = pst_sys_real.close(fd);
+    return f < 0 ? f : status;
+}
+
+/* An O_DIRECT descriptor would refuse the odd length, so the transfer is done whole and reported short. */
+static ssize_t fault_pread(int fd, void *buffer, size_t bytes, uint64_t offset)
+{
+    size_t limit = bytes;
+    int f = transfer_fault(PST_FAULT_READ, &limit);
+    if (f < 0)
+        return f;
+    ssize_t got = pst_sys_real.pread(fd, buffer, bytes, offset);
+    return got > (ssize_t)limit ? (ssize_t)limit : got;
+}
+
+static ssize_t fault_pwrite(int fd, const void *buffer, size_t bytes, uint64_t offset)
+{
+    size_t limit = bytes;
+    int f = transfer_fault(PST_FAULT_WRITE, &limit);
+    if (f < 0)
+        return f;
+    ssize_t put = pst_sys_real.pwrite(fd, buffer, bytes, offset);
+    return put > (ssize_t)limit ? (ssize_t)limit : put;
+}
+
+static int fault_fdatasync(int fd)
+{
+    FAULT_FIRST(PST_FAULT_FDATASYNC);
+    return pst_sys_real.fdatasync(fd);
+}
+
+static int fault_fsync(int fd)
+{
+    FAULT_FIRST(PST_FAULT_FSYNC);
+    return pst_sys_real.fsync(fd);
+}
+
+static int fault_ftruncate(int fd, uint64_t bytes)
+{
+    FAULT_FIRST(PST_FAULT_FTRUNCATE);
+    return pst_sys_real.ftruncate(fd, bytes);
+}
+
+static int fault_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes)
+{
+    FAULT_FIRST(PST_FAULT_FALLOCATE);
+    return pst_sys_real.fallocate(fd, mode, offset, bytes);
+}
+
+static int fault_statx(int folder_fd, const char *path, int flags, unsigned mask, struct statx *out)
+{
+    FAULT_FIRST(PST_FAULT_STATX);
+    int status = pst_sys_real.statx(folder_fd, path, flags, mask, out);
+#ifdef STATX_DIOALIGN
+    if (status >= 0 && atomic_load(&alignment_hidden))
+        out->stx_mask &= ~(unsigned)STATX_DIOALIGN;
+#endif
+    return status;
+}
+
+static int fault_statvfs(const char *path, struct statvfs *out)
+{
+    FAULT_FIRST(PST_FAULT_STATVFS);
+    return pst_sys_real.statvfs(path, out);
+}
+
+static int fault_rename(const char *from, const char *to)
+{
+    FAULT_FIRST(PST_FAULT_RENAME);
+    return pst_sys_real.rename(from, to);
+}
+
+static int fault_rename_new(const char *from, const char *to)
+{
+    FAULT_FIRST(PST_FAULT_RENAME);
+    return pst_sys_real.rename_new(from, to);
+}
+
+static int fault_unlink(const char *path)
+{
+    FAULT_FIRST(PST_FAULT_UNLINK);
+    return pst_sys_real.unlink(path);
+}
+
+static int fault_mkdir(const char *path, mode_t mode)
+{
+    FAULT_FIRST(PST_FAULT_MKDIR);
+    return pst_sys_real.mkdir(path, mode);
+}
+
+static int fault_rmdir(const char *path)
+{
+    FAULT_FIRST(PST_FAULT_RMDIR);
+    return pst_sys_real.rmdir(path);
+}
+
+static int fault_opendir(const char *path, DIR **out)
+{
+    FAULT_FIRST(PST_FAULT_OPENDIR);
+    return pst_sys_real.opendir(path, out);
+}
+
+static int fault_readdir(DIR *folder, struct dirent **out)
+{
+    FAULT_FIRST(PST_FAULT_READDIR);
+    return pst_sys_real.readdir(folder, out);
+}
+
+static int fault_closedir(DIR *folder)
+{
+    return pst_sys_real.closedir(folder);
+}
+
+static int fault_mmap(size_t bytes, void **out)
+{
+    FAULT_FIRST(PST_FAULT_MMAP);
+    return pst_sys_real.mmap(bytes, out);
+}
+
+static int fault_munmap(void *memory, size_t bytes)
+{
+    return pst_sys_real.munmap(memory, bytes);
+}
+
+static int fault_getrandom(void *buffer, size_t bytes)
+{
+    FAULT_FIRST(PST_FAULT_GETRANDOM);
+    return pst_sys_real.getrandom(buffer, bytes);
+}
+
+static int fault_eventfd(void)
+{
+    FAULT_FIRST(PST_FAULT_EVENTFD);
+    return pst_sys_real.eventfd();
+}
+
+static int fault_eventfd_write(int fd)
+{
+    return pst_sys_real.eventfd_write(fd);
+}
+
+static int fault_uring_init(unsigned entries, struct io_uring *ring, struct io_uring_params *parameters)
+{
+    FAULT_FIRST(PST_FAULT_URING_INIT);
+    return pst_sys_real.uring_init(entries, ring, parameters);
+}
+
+static void fault_uring_exit(struct io_uring *ring)
+{
+    pst_sys_real.uring_exit(ring);
+}
+
+static int fault_uring_enter(struct io_uring *ring, unsigned wait_for)
+{
+    FAULT_FIRST(PST_FAULT_URING_ENTER);
+    return pst_sys_real.uring_enter(ring, wait_for);
+}
+
+static int fault_uring_files_sparse(struct io_uring *ring, unsigned count)
+{
+    FAULT_FIRST(PST_FAULT_URING_FILES);
+    return pst_sys_real.uring_files_sparse(ring, count);
+}
+
+static int fault_uring_files_update(struct io_uring *ring, unsigned slot, int fd)
+{
+    if (fd >= 0) /* taking a file out again does not fail */
+        FAULT_FIRST(PST_FAULT_URING_FILES);
+    return pst_sys_real.uring_files_update(ring, slot, fd);
+}
+
+static int fault_uring_buffers_sparse(struct io_uring *ring, unsigned count)
+{
+    FAULT_FIRST(PST_FAULT_URING_BUFFERS);
+    return pst_sys_real.uring_buffers_sparse(ring, count);
+}
+
+static int fault_uring_buffers_update(struct io_uring *ring, unsigned slot, const struct iovec *memory)
+{
+    if (memory->iov_base != NULL)
+        FAULT_FIRST(PST_FAULT_URING_BUFFERS);
+    return pst_sys_real.uring_buffers_update(ring, slot, memory);
+}
+
+static int fault_uring_result(bool write, int result)
+{
+    size_t limit = result > 0 ? (size_t)result : 0;
+    int f = transfer_fault(write ? PST_FAULT_WRITE : PST_FAULT_READ, &limit);
+    if (f < 0)
+        return f;
+    return result > (int)limit ? (int)limit : result;
+}
+
+const pst_sys_table pst_sys_fault = {
+    .open = fault_open,
+    .close = fault_close,
+    .pread = fault_pread,
+    .pwrite = fault_pwrite,
+    .fdatasync = fault_fdatasync,
+    .fsync = fault_fsync,
+    .ftruncate = fault_ftruncate,
+    .fallocate = fault_fallocate,
+    .statx = fault_statx,
+    .statvfs = fault_statvfs,
+    .rename = fault_rename,
+    .rename_new = fault_rename_new,
+    .unlink = fault_unlink,
+    .mkdir = fault_mkdir,
+    .rmdir = fault_rmdir,
+    .opendir = fault_opendir,
+    .readdir = fault_readdir,
+    .closedir = fault_closedir,
+    .mmap = fault_mmap,
+    .munmap = fault_munmap,
+    .getrandom = fault_getrandom,
+    .eventfd = fault_eventfd,
+    .eventfd_write = fault_eventfd_write,
+    .uring_init = fault_uring_init,
+    .uring_exit = fault_uring_exit,
+    .uring_enter = fault_uring_enter,
+    .uring_files_sparse = fault_uring_files_sparse,
+    .uring_files_update = fault_uring_files_update,
+    .uring_buffers_sparse = fault_uring_buffers_sparse,
+    .uring_buffers_update = fault_uring_buffers_update,
+    .uring_result = fault_uring_result,
+};

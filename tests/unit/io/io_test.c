@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Helpers of the I/O tests. */
+#include "unit/io/io_test.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+uint64_t test_seed(void)
+{
+    const char *given = getenv("PST_TEST_SEED");
+    uint64_t seed =
+        given != NULL ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
+    print_message("seed: PST_TEST_SEED=%llu\n", (unsigned long long)seed);
+    return seed;
+}
+
+/* splitmix64 */
+uint64_t test_random(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+uint64_t test_below(uint64_t *state, uint64_t limit)
+{
+    return test_random(state) % limit;
+}
+
+char *test_folder_create(bool tmpfs)
+{
+    const char *parent = getenv("TMPDIR");
+    if (tmpfs)
+        parent = "/dev/shm";
+    else if (parent == NULL || parent[0] == '\0')
+        parent = "/tmp";
+    char path[4096];
+    snprintf(path, sizeof path, "%s/pst-io-XXXXXX", parent);
+    if (mkdtemp(path) == NULL) {
+        assert_true(tmpfs);
+        return NULL;
+    }
+    return strdup(path);
+}
+
+void test_folder_remove(char *folder)
+{
+    if (folder == NULL)
+        return;
+    DIR *entries = opendir(folder);
+    assert_non_null(entries);
+    for (struct dirent *e; (e = readdir(entries)) != NULL;) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
+            continue;
+        const char *path = test_path(folder, e->d_name);
+        if (unlink(path) != 0)
+            rmdir(path);
+    }
+    closedir(entries);
+    assert_int_equal(rmdir(folder), 0);
+    free(folder);
+}
+
+const char *test_path(const char *folder, const char *name)
+{
+    static char paths[8][4096];
+    static unsigned turn;
+    char *path = paths[turn++ % 8];
+    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
+    return path;
+}
+
+void test_fill(uint8_t *out, uint64_t bytes, uint64_t key, uint64_t offset)
+{
+    while (bytes > 0) {
+        uint64_t z = key ^ (offset / 8 * 0x9e3779b97f4a7c15u), skip = offset % 8;
+        uint64_t count = 8 - skip < bytes ? 8 - skip : bytes;
+        z = (z ^ (z >> 31)) * 0xbf58476d1ce4e5b9u;
+        memcpy(out, (const uint8_t *)&z + skip, count);
+        out += count;
+        offset += count;
+        bytes -= count;
+    }
+}
+
+void test_write_file(const char *path, const void *data, uint64_t bytes)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    assert_true(fd >= 0);
+    for (uint64_t done = 0; done < bytes;) {
+        ssize_t put = write(fd, (const char *)data + done, bytes - done);
+        assert_true(put > 0);
+        done += (uint64_t)put;
+    }
+    assert_int_equal(close(fd), 0);
+}
+
+uint8_t *test_read_file(const char *path, uint64_t *bytes)
+{
+    int fd = open(path, O_RDONLY);
+    assert_true(fd >= 0);
+    struct stat info;
+    assert_int_equal(fstat(fd, &info), 0);
+    uint8_t *data = malloc((size_t)info.st_size + 1);
+    assert_non_null(data);
+    uint64_t done = 0;
+    while (done < (uint64_t)info.st_size) {
+        ssize_t got = read(fd, data + done, (size_t)info.st_size - done);
+        assert_true(got > 0);
+        done += (uint64_t)got;
+    }
+    close(fd);
+    *bytes = done;
+    return data;
+}
+
+void test_assert_ok(int status, const pst_error *err, const char *file, int line)
+{
+    if (status >= 0)
+        return;
+    print_error("status %d: %s: %s (offset %lld)\n", status, err->path, err->message, (long long)err->offset);
+    _fail(file, line);
+}
+
+pst_io *test_open(const char *engine, uint64_t block_size, uint32_t depth, uint32_t workers, bool buffered)
+{
+    pst_io_options options = {.struct_size = sizeof options,
+                              .engine = engine,
+                              .block_size = block_size,
+                              .queue_depth = depth,
+                              .workers = workers,
+                              .buffered = buffered};
+    pst_io *io = NULL;
+    pst_error err = {0};
+    int status = pst_io_open(&options, &io, &err);
+    if (status < 0 && strcmp(engine, "io_uring") == 0 &&
+        (status == -EPERM || status == -ENOSYS || status == -ENOMEM || status == -EACCES))
+        return NULL;
+    assert_ok(status, &err);
+    return io;
+}
+
+bool test_have_uring(void)
+{
+    static int known = -1;
+    if (known < 0) {
+        pst_io *io = test_open("io_uring", 0, 0, 0, false);
+        known = io != NULL;
+        pst_io_close(io);
+        if (!known)
+            print_message("io_uring is refused on this machine: its tests do not run\n");
+    }
+    return known > 0;
+}

@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Every system call of every kind, and every allocation, fails in turn while a file is written and read back
+ * through the library: the outcome is either an error that says what and where, or the right bytes. Nothing
+ * is left behind either way. Then transfers of every kind come back short, at every length that matters.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/heap.h"
+#include "os/sys_fault.h"
+#include "unit/io/io_test.h"
+
+enum { BYTES = 150000, OFFSET = 1000, PIECE = 16384, STRAIGHT = 32 * 4096 };
+
+static char *folder;
+static uint8_t *model, *target, *straight;
+static bool stayed_direct; /* the last life's file was as direct in the end as in the beginning */
+static const char *const engines[] = {"threads", "io_uring"};
+
+static int set_up(void **unused)
+{
+    (void)unused;
+    folder = test_folder_create(false);
+    model = malloc(BYTES);
+    target = malloc(BYTES);
+    straight = aligned_alloc(4096, STRAIGHT);
+    test_fill(model, BYTES, 77, 0);
+    pst_fault_reset();
+    pst_sys_replace(&pst_sys_fault);
+    return 0;
+}
+
+static int tear_down(void **unused)
+{
+    (void)unused;
+    pst_sys_replace(NULL);
+    pst_heap_fail_after(-1, 0);
+    free(straight);
+    free(target);
+    free(model);
+    test_folder_remove(folder);
+    return 0;
+}
+
+static unsigned open_descriptors(void)
+{
+    unsigned count = 0;
+    DIR *entries = opendir("/proc/self/fd");
+    if (entries == NULL)
+        return 0;
+    while (readdir(entries) != NULL)
+        count++;
+    closedir(entries);
+    return count;
+}
+
+/* Two writes side by side, and reads of both in pieces that fit nothing. */
+static int transfer_both(pst_io *io, pst_io_file *file, pst_io_batch *batch, pst_error *err)
+{
+    enum { SPLIT = 70001 };
+    pst_io_op ops[2];
+    for (int kind = 1; kind >= 0; kind--) {
+        uint8_t *memory = kind == 1 ? model : target;
+        ops[0] = (pst_io_op){.file = file, .offset = OFFSET, .buffer = memory, .bytes = SPLIT};
+        ops[1] = (pst_io_op){
+            .file = file, .offset = OFFSET + SPLIT, .buffer = memory + SPLIT, .bytes = BYTES - SPLIT};
+        ops[0].kind = ops[1].kind = kind == 1 ? PST_IO_WRITE : PST_IO_READ;
+        int status = pst_io_submit(batch, ops, 2, err);
+        if (status >= 0)
+            status = pst_io_wait(batch, UINT64_MAX, err);
+        if (status < 0) {
+            assert_true(err->path[0] != '\0');
+            assert_true(err->offset <= OFFSET + BYTES + 4096);
+            return status;
+        }
+    }
+    /* Aligned, straight into a registered buffer. */
+    pst_io_op whole = {.file = file, .offset = 4096, .buffer = straight, .bytes = STRAIGHT};
+    int status = pst_io_transfer(io, &whole, err);
+    if (status >= 0)
+        assert_memory_equal(straight, model + 4096 - OFFSET, STRAIGHT);
+    return status;
+}
+
+/* The whole life of a handle. *verified is set when data was read back. */
+static int life(const char *engine, bool *verified, pst_error *err)
+{
+    pst_io_options options = {
+        .struct_size = sizeof options, .engine = engine, .block_size = PIECE, .queue_depth = 4};
+    pst_io *io = NULL;
+    pst_io_file *file = NULL;
+    pst_io_batch *batch = NULL;
+    unsigned flags = PST_IO_OPEN_WRITE | PST_IO_OPEN_CREATE | PST_IO_OPEN_TRUNCATE;
+    int status = pst_io_open(&options, &io, err);
+    if (status >= 0)
+        status = pst_io_register(io, straight, STRAIGHT, err);
+    if (status >= 0)
+        status = pst_io_file_open(io, test_path(folder, "file"), flags, &file, err);
+    bool direct = status >= 0 && pst_io_file_is_direct(file);
+    if (status >= 0)
+        status = pst_io_file_truncate(file, OFFSET, err);
+    if (status >= 0)
+        status = pst_io_file_preallocate(file, OFFSET + BYTES, err);
+    if (status >= 0)
+        status = pst_io_batch_create(io, 2, &batch, err);
+    if (status >= 0) {
+        memset(target, 0, BYTES);
+        memset(straight, 0, STRAIGHT);
+        status = transfer_both(io, file, batch, err);
+    }
+    if (status >= 0) {
+        assert_memory_equal(target, model, BYTES);
+        *verified = true;
+        status = pst_io_file_sync(file, err);
+    }
+    stayed_direct = file != NULL && pst_io_file_is_direct(file) == direct;
+    pst_io_batch_destroy(batch);
+    if (io != NULL)
+        pst_io_unregister(io, straight);
+    int closed = pst_io_file_close(file, status >= 0 ? err : NULL);
+    pst_io_close(io);
+    return status < 0 ? status : closed;
+}
+
+/* Fails the nth call, for every n until there is no nth. */
+static void fail_in_turn(const char *engine, pst_fault_kind kind, int error)
+{
+    unsigned survived = 0, failed = 0;
+    for (int64_t nth = 0;; nth++) {
+        pst_error err = {0};
+        bool verified = false;
+        int64_t alive = pst_heap_live_count();
+        unsigned descriptors = open_descriptors();
+        pst_fault_reset();
+        pst_fault_fail(kind, nth, 1, error);
+        int status = life(engine, &verified, &err);
+        bool struck = pst_fault_count(kind) > nth;
+        pst_fault_reset();
+        assert_int_equal(pst_heap_live_count(), alive);
+        assert_int_equal(open_descriptors(), descriptors);
+        if (status < 0) {
+            assert_true(struck);
+            if (status != -error)
+                fail_msg("%s %lld: status %d, not %d: %s", pst_fault_name(kind), (long long)nth, status,
+                         -error, err.message);
+            assert_int_equal(err.code, status);
+            assert_true(err.message[0] != '\0');
+            assert_non_null(strstr(err.message, strerror(error)));
+            failed++;
+        } else {
+            assert_true(verified);
+            survived++;
+        }
+        if (!struck)
+            break;
+        assert_true(nth < 200);
+    }
+    if (kind == PST_FAULT_READ || kind == PST_FAULT_WRITE)
+        assert_true(error == EINTR || error == EAGAIN ? failed == 0 && survived > 4 : failed > 4);
+}
+
+static void test_calls_fail(void **unused)
+{
+    (void)unused;
+    for (int e = 0; e < 2; e++) {
+        if (e == 1 && !test_have_uring())
+            break;
+        for (int kind = 0; kind < PST_FAULT_KINDS; kind++)
+            fail_in_turn(engines[e], (pst_fault_kind)kind, kind == PST_FAULT_WRITE ? ENOSPC : EIO);
+        fail_in_turn(engines[e], PST_FAULT_READ, EINTR);
+        fail_in_turn(engines[e], PST_FAULT_WRITE, EINTR);
+        fail_in_turn(engines[e], PST_FAULT_READ, EAGAIN);
+        fail_in_turn(engines[e], PST_FAULT_WRITE, EAGAIN);
+        fail_in_turn(engines[e], PST_FAULT_OPEN, EINTR);
+        fail_in_turn(engines[e], PST_FAULT_OPEN, EMFILE);
+    }
+    fail_in_turn("auto", PST_FAULT_URING_INIT, EPERM);
+}
+
+/* A ring that refuses every call for a while, and transfers refused for ever. */
+static void test_lasting_failures(void **unused)
+{
+    (void)unused;
+    for (int e = 0; e < 2; e++) {
+        pst_error err = {0};
+        bool verified = false;
+        if (e == 1 && !test_have_uring())
+            break;
+        pst_fault_reset();
+        pst_fault_fail(PST_FAULT_READ, 0, INT64_MAX, EIO);
+        assert_int_equal(life(engines[e], &verified, &err), -EIO);
+        assert_false(verified);
+    }
+    if (!test_have_uring())
+        return;
+    for (int64_t nth = 1; nth < 12; nth++) {
+        pst_error err = {0};
+        bool verified = false;
+        pst_fault_reset();
+        pst_fault_fail(PST_FAULT_URING_ENTER, nth, 5, EBADF);
+        int status = life("io_uring", &verified, &err);
+        assert_true(status == -EBADF || (status == 0 && verified));
+        pst_fault_reset();
+        pst_fault_fail(PST_FAULT_URING_ENTER, nth, 5, EBUSY);
+        assert_ok(life("io_uring", &verified, &err), &err);
+    }
+}
+
+static void test_allocations_fail(void **unused)
+{
+    (void)unused;
+    for (int e = 0; e < 2; e++) {
+        if (e == 1 && !test_have_uring())
+            break;
+        int status = -1;
+        for (int64_t nth = 0; status < 0; nth++) {
+            pst_error err = {0};
+            bool verified = false;
+            int64_t alive = pst_heap_live_count();
+            unsigned descriptors = open_descriptors();
+            pst_fault_reset();
+            pst_heap_fail_after(nth, 0);
+            status = life(engines[e], &verified, &err);
+            pst_heap_fail_after(-1, 0);
+            assert_int_equal(pst_heap_live_count(), alive);
+            assert_int_equal(open_descriptors(), descriptors);
+            assert_int_equal(status, verified ? 0 : -ENOMEM);
+            assert_true(nth < 100);
+        }
+    }
+}
+
+/* The nth transfer, then three in a row, then all of them, come back short: the right bytes all the same. */
+static void test_short_transfers(void **unused)
+{
+    (void)unused;
+    static const int64_t lengths[] = {1, 511, 512, 1000, 4096, 5000, 8192, 12288, 16383};
+    static const pst_fault_kind kinds[] = {PST_FAULT_READ, PST_FAULT_WRITE};
+    for (int e = 0; e < 2; e++) {
+        if (e == 1 && !test_have_uring())
+            break;
+        for (size_t l = 0; l < sizeof lengths / sizeof lengths[0]; l++) {
+            for (int k = 0; k < 2; k++) {
+                for (int64_t nth = 0; nth < 24; nth += 1 + nth / 8) {
+                    pst_error err = {0};
+                    bool verified = false;
+                    pst_fault_reset();
+                    pst_fault_shorten(kinds[k], nth, 1 + nth % 3, lengths[l]);
+                    assert_ok(life(engines[e], &verified, &err), &err);
+                    assert_true(verified && stayed_direct);
+                }
+                if (lengths[l] >= 511) {
+                    pst_error err = {0};
+                    bool verified = false;
+                    pst_fault_reset();
+                    pst_fault_shorten(kinds[k], 0, INT64_MAX, lengths[l]);
+                    assert_ok(life(engines[e], &verified, &err), &err);
+                    assert_true(verified && stayed_direct);
+                }
+            }
+        }
+    }
+}
+
+/* A write that makes no progress ends, as an error; a read that brings nothing is the end of the file. */
+static void test_no_progress(void **unused)
+{
+    (void)unused;
+    for (int e = 0; e < 2; e++) {
+        pst_error err = {0};
+        bool verified = false;
+        if (e == 1 && !test_have_uring())
+            break;
+        pst_fault_reset();
+        pst_fault_shorten(PST_FAULT_WRITE, 2, INT64_MAX, 0);
+        assert_int_equal(life(engines[e], &verified, &err), -EIO);
+        pst_fault_reset();
+        pst_fault_shorten(PST_FAULT_READ, 4, INT64_MAX, 0);
+        assert_int_equal(life(engines[e], &verified, &err), PST_E_SHORT);
+        assert_false(verified);
+    }
+}
+
+/* One failing operation leaves the others of its batch alone. */
+static void test_single_failure(void **unused)
+{
+    (void)unused;
+    enum { OPS = 20 };
+    const char *path = test_path(folder, "many");
+    test_write_file(path, model, BYTES);
+    for (int e = 0; e < 2; e++) {
+        if (e == 1 && !test_have_uring())
+            break;
+        pst_io *io = test_open(engines[e], 4096, 8, 0, false);
+        pst_io_file *file;
+        pst_io_batch *batch;
+        pst_io_op ops[OPS];
+        pst_error err = {0};
+        pst_fault_reset();
+        assert_ok(pst_io_file_open(io, path, PST_IO_OPEN_READ, &file, &err), &err);
+        assert_ok(pst_io_batch_create(io, OPS, &batch, &err), &err);
+        for (int i = 0; i < OPS; i++)
+            ops[i] = (pst_io_op){.file = file,
+                                 .offset = (uint64_t)i * 4096,
+                                 .buffer = target + i * 4096,
+                                 .bytes = 4096,
+                                 .kind = PST_IO_READ};
+        pst_fault_fail(PST_FAULT_READ, 7, 1, EIO);
+        assert_ok(pst_io_submit(batch, ops, OPS, &err), &err);
+        assert_int_equal(pst_io_wait(batch, UINT64_MAX, &err), -EIO);
+        unsigned bad = 0;
+        for (int i = 0; i < OPS; i++) {
+            if (ops[i].result < 0) {
+                assert_int_equal(ops[i].result, -EIO);
+                assert_int_equal(err.offset, ops[i].offset);
+                bad++;
+            } else {
+                assert_int_equal(ops[i].result, 4096);
+                assert_memory_equal(ops[i].buffer, model + ops[i].offset, 4096);
+            }
+        }
+        assert_int_equal(bad, 1);
+        assert_string_equal(err.path, path);
+        pst_io_batch_destroy(batch);
+        assert_ok(pst_io_file_close(file, &err), &err);
+        pst_io_close(io);
+    }
+}
+
+/* A file created anew, whose opening fails later on, is not left behind. */
+static void test_exclusive_cleanup(void **unused)
+{
+    (void)unused;
+    pst_io *io = test_open("threads", 0, 1, 0, false);
+    pst_io_file *file;
+    pst_error err = {0};
+    const char *path = test_path(folder, "new");
+    unsigned flags = PST_IO_OPEN_WRITE | PST_IO_OPEN_CREATE | PST_IO_OPEN_EXCLUSIVE;
+    pst_fault_reset();
+    pst_fault_fail(PST_FAULT_OPEN, 1, 1, EMFILE);
+    assert_int_equal(pst_io_file_open(io, path, flags, &file, &err), -EMFILE);
+    assert_int_equal(access(path, F_OK), -1);
+    pst_io_close(io);
+}
+
+int main(void)
+{
+#define IN_FOLDER(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        IN_FOLDER(test_calls_fail),        IN_FOLDER(test_lasting_failures), IN_FOLDER(test_allocations_fail),
+        IN_FOLDER(test_short_transfers),   IN_FOLDER(test_no_progress),      IN_FOLDER(test_single_failure),
+        IN_FOLDER(test_exclusive_cleanup),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,5 @@
+pst_test(test_io_cut SOURCES ${PST_TEST_DIR}/test_cut.c LABELS unit)
+pst_test(test_io_random SOURCES ${PST_TEST_DIR}/test_random.c ${PST_TEST_DIR}/io_test.c LABELS unit TIMEOUT 300)
+pst_test(test_io_order SOURCES ${PST_TEST_DIR}/test_order.c ${PST_TEST_DIR}/io_test.c LABELS unit)
+pst_test(test_io_files SOURCES ${PST_TEST_DIR}/test_files.c ${PST_TEST_DIR}/io_test.c LABELS unit)
+pst_test(test_io_faults SOURCES ${PST_TEST_DIR}/test_faults.c ${PST_TEST_DIR}/io_test.c LABELS fault)
