@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Tokenizer files and texts that may be anything. The input is cut at zero bytes into the text and up to six files
- * {tokenizer.json, vocab.json, merges.txt, tokenizer_config.json, special_tokens_map.json, added_tokens.json}; an empty one
- * is absent. What opens has to encode valid text, and a stream has to give what decoding gives.
+ * {tokenizer.json, vocab.json, merges.txt, tokenizer_config.json, special_tokens_map.json, added_tokens.json}; an empty
+ * one is absent. What opens has to encode valid text, and a stream has to give what decoding gives.
  */
 #include <stdlib.h>
 #include <string.h>

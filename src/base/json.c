@@ -1,93 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Strict JSON access over jansson. jansson's own depth limit (2048) bounds the recursion on hostile input. */
+/*
+ * Strict JSON access over jansson. jansson's own depth limit (2048) bounds the recursion on hostile input. Its memory comes
+ * straight from malloc and not through base/heap.h: its allocator is one for the whole process, which may use jansson, too,
+ * and it cannot bear a failing one (2.14 ignores that its token buffer did not grow and then reads past its end).
+ */
 #include "base/json.h"
 
 #include <math.h>
-#include <pthread.h>
-#include <setjmp.h>
-#include <stdint.h>
 
 #include "base/error.h"
-#include "base/heap.h"
-
-/*
- * jansson (2.14) is not safe when memory runs out: its tokenizer ignores that its buffer could not grow, then reads past the
- * end of what it has. So a failed allocation must not return into it. While a document is parsed, its blocks are on a list of
- * the thread; when one cannot be had, control leaves jansson at once and the list is freed. jansson keeps no state between
- * calls that this could leave half-changed.
- */
-typedef struct block {
-    struct block *previous, *next; /* both NULL: on no list */
-} block;
-
-static _Thread_local block *parse_blocks; /* a ring through its head while a document is parsed, else NULL */
-static _Thread_local jmp_buf parse_escape;
-
-static void *json_alloc(size_t bytes)
-{
-    block *made = bytes <= SIZE_MAX - sizeof(block) ? pst_heap_alloc(sizeof(block) + bytes) : NULL;
-    if (made == NULL && parse_blocks != NULL)
-        longjmp(parse_escape, 1);
-    if (made == NULL)
-        return NULL;
-    *made = (block){NULL, NULL};
-    if (parse_blocks != NULL) {
-        *made = (block){parse_blocks, parse_blocks->next};
-        parse_blocks->next->previous = made;
-        parse_blocks->next = made;
-    }
-    return made + 1;
-}
-
-static void json_free(void *memory)
-{
-    if (memory == NULL)
-        return;
-    block *freed = (block *)memory - 1;
-    if (freed->next != NULL) {
-        freed->next->previous = freed->previous;
-        freed->previous->next = freed->next;
-    }
-    pst_heap_free(freed);
-}
-
-static pthread_once_t allocator_once = PTHREAD_ONCE_INIT;
-
-static void install_allocator(void)
-{
-    json_set_alloc_funcs(json_alloc, json_free);
-}
-
-/* json_loadb that returns NULL with *out_of_memory instead of going on with what it has. */
-static json_t *load(const char *text, size_t bytes, json_error_t *detail, bool *out_of_memory)
-{
-    block head = {&head, &head};
-    parse_blocks = &head;
-    if (setjmp(parse_escape) != 0) {
-        parse_blocks = NULL;
-        for (block *next, *item = head.next; item != &head; item = next) {
-            next = item->next;
-            pst_heap_free(item);
-        }
-        *out_of_memory = true;
-        return NULL;
-    }
-    json_t *document = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, detail);
-    parse_blocks = NULL;
-    for (block *next, *item = head.next; item != &head; item = next) { /* the document's from now on */
-        next = item->next;
-        *item = (block){NULL, NULL};
-    }
-    return document;
-}
 
 int pst_json_parse(const char *text, size_t bytes, const char *path, json_t **out, pst_error *err)
 {
-    pthread_once(&allocator_once, install_allocator);
     json_error_t detail;
-    bool out_of_memory = false;
-    json_t *document = load(text, bytes, &detail, &out_of_memory);
-    if (out_of_memory)
+    json_t *document = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &detail);
+    if (document == NULL && json_error_code(&detail) == json_error_out_of_memory)
         return pst_fail_memory(err, "JSON", bytes);
     if (document == NULL)
         return pst_fail(err, PST_E_FORMAT, path, "not valid JSON: %s (line %d, column %d)", detail.text, detail.line,
