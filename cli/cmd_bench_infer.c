@@ -1,0 +1,463 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * penstock bench infer: prefill and decode measured, with the options and the figures of ZeRO-Inference, beside the
+ * bound that the drive and the processor set.
+ *
+ * Options that only mean something for an accelerator are accepted and said to have no effect; what would change
+ * results or memory and cannot be done is refused.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/heap.h"
+#include "base/stats.h"
+#include "common.h"
+#include "input.h"
+#include "output.h"
+#include "progress.h"
+
+typedef struct bench_values {
+    cli_report report;
+    cli_lookup lookup;
+    cli_runtime runtime;
+    const char *model, *prompt, *log_file, *offload_dir;
+    uint64_t loops, batch_size, prompt_len, gen_len, seed;
+    uint64_t pin_memory, quant_bits, quant_group_size, num_gpus;
+    bool dummy, cpu_offload, disk_offload, kv_offload, pin_kv_cache, async_kv_offload, use_gds;
+} bench_values;
+
+#define AT(member) .offset = offsetof(bench_values, member)
+
+static const pst_option work_rows[] = {
+    {.name = "model",
+     .short_name = 'm',
+     .type = PST_OPTION_STRING,
+     AT(model),
+     .metavar = "MODEL",
+     .help = "the model, if it is not the first word"},
+    {.name = "loops",
+     .type = PST_OPTION_U64,
+     AT(loops),
+     .metavar = "N",
+     .initial = "3",
+     .min = 1,
+     .max = 10000,
+     .help = "repetitions; the figures at the end are medians"},
+    {.name = "batch-size",
+     .type = PST_OPTION_U64,
+     AT(batch_size),
+     .metavar = "N",
+     .initial = "1",
+     .min = 1,
+     .max = 65536,
+     .help = "prompts computed together"},
+    {.name = "prompt-len",
+     .type = PST_OPTION_U64,
+     AT(prompt_len),
+     .metavar = "N",
+     .initial = "512",
+     .min = 1,
+     .max = 1e8,
+     .help = "tokens of each prompt, seeded random ids"},
+    {.name = "gen-len",
+     .type = PST_OPTION_U64,
+     AT(gen_len),
+     .metavar = "N",
+     .initial = "32",
+     .min = 1,
+     .max = 1e8,
+     .help = "tokens made for each prompt, end tokens ignored"},
+    {.name = "prompt",
+     .short_name = 'p',
+     .type = PST_OPTION_STRING,
+     AT(prompt),
+     .metavar = "TEXT",
+     .help = "use this text as every prompt, whatever its length"},
+    {.name = "seed", .type = PST_OPTION_U64, AT(seed), .metavar = "N", .initial = "0", .help = "of the random ids"},
+    {.name = "log-file",
+     .type = PST_OPTION_STRING,
+     AT(log_file),
+     .metavar = "FILE",
+     .help = "append the report to FILE as well"},
+};
+
+static const pst_option zero_rows[] = {
+    {.name = "disk-offload",
+     .type = PST_OPTION_FLAG,
+     AT(disk_offload),
+     .help = "stream all weights from the drive: --resident 0, unless that is given"},
+    {.name = "offload-dir",
+     .type = PST_OPTION_STRING,
+     AT(offload_dir),
+     .metavar = "DIR",
+     .help = "no effect: weights are streamed from the checkpoint itself, without a second copy"},
+    {.name = "cpu-offload",
+     .type = PST_OPTION_FLAG,
+     AT(cpu_offload),
+     .help = "no effect without an accelerator: weights kept are in host memory anyway"},
+    {.name = "kv-offload",
+     .type = PST_OPTION_FLAG,
+     AT(kv_offload),
+     .help = "no effect without an accelerator: the cache is in host memory anyway"},
+    {.name = "pin-memory",
+     .type = PST_OPTION_U64,
+     AT(pin_memory),
+     .metavar = "0|1",
+     .initial = "0",
+     .min = 0,
+     .max = 1,
+     .help = "no effect without an accelerator"},
+    {.name = "pin-kv-cache", .type = PST_OPTION_FLAG, AT(pin_kv_cache), .help = "no effect without an accelerator"},
+    {.name = "async-kv-offload",
+     .type = PST_OPTION_FLAG,
+     AT(async_kv_offload),
+     .help = "no effect without an accelerator"},
+    {.name = "use-gds", .type = PST_OPTION_FLAG, AT(use_gds), .help = "no effect without an accelerator"},
+    {.name = "num-gpus",
+     .type = PST_OPTION_U64,
+     AT(num_gpus),
+     .metavar = "N",
+     .initial = "0",
+     .min = 0,
+     .max = 1024,
+     .help = "no effect: there are no accelerators yet"},
+    {.name = "quant-bits",
+     .type = PST_OPTION_U64,
+     AT(quant_bits),
+     .metavar = "BITS",
+     .initial = "16",
+     .help = "bits of a weight; other than 16 is refused: not yet"},
+    {.name = "quant-group-size",
+     .type = PST_OPTION_U64,
+     AT(quant_group_size),
+     .metavar = "N",
+     .initial = "64",
+     .min = 1,
+     .max = 1e6,
+     .help = "weights that share a scale; it matters with fewer than 16 bits alone"},
+    {.name = "dummy",
+     .type = PST_OPTION_FLAG,
+     AT(dummy),
+     .help = "refused: not yet; 'penstock synth' writes a checkpoint with random weights"},
+};
+
+static const pst_option_group groups[] = {
+    CLI_OWN_GROUP("Work", work_rows),
+    CLI_OWN_GROUP("Options of ZeRO-Inference", zero_rows),
+    CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, bench_values, runtime),
+    CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, bench_values, lookup),
+    CLI_SHARED_GROUP("Output", cli_report_rows, bench_values, report),
+};
+
+typedef struct bench_job {
+    const bench_values *values;
+    cli_engine engine;
+    uint32_t *prompt_ids; /* batch x prompt_len */
+    size_t prompt_len, batch;
+    pst_request *requests;
+    pst_result *results;
+    pst_run_stats *loops;
+    pst_run_stats median;
+    uint64_t tokens_made;
+} bench_job;
+
+static int check_values(const bench_values *values, const pst_options_found *found, const char **model, pst_error *err)
+{
+    if ((values->model != NULL) == (found->operand_count > 0))
+        return cli_usage(err, "'penstock bench infer' needs one model, as the first word or with --model");
+    *model = values->model != NULL ? values->model : found->operands[0];
+    if (values->quant_bits != 16)
+        return pst_fail(err, PST_E_UNSUPPORTED, NULL,
+                        "--quant-bits %llu: not yet; weights are used as the checkpoint has them",
+                        (unsigned long long)values->quant_bits);
+    if (values->dummy)
+        return pst_fail(err, PST_E_UNSUPPORTED, NULL,
+                        "--dummy: not yet; 'penstock synth' writes a checkpoint with random weights");
+    const struct {
+        bool asked;
+        const char *name;
+    } idle[] = {
+        {values->cpu_offload, "--cpu-offload"},
+        {values->kv_offload, "--kv-offload"},
+        {values->pin_memory != 0, "--pin-memory"},
+        {values->pin_kv_cache, "--pin-kv-cache"},
+        {values->async_kv_offload, "--async-kv-offload"},
+        {values->use_gds, "--use-gds"},
+        {values->num_gpus != 0, "--num-gpus"},
+    };
+    for (size_t i = 0; i < CLI_COUNT(idle); i++) {
+        if (idle[i].asked)
+            cli_note("%s has no effect without an accelerator", idle[i].name);
+    }
+    if (values->offload_dir != NULL)
+        cli_note("--offload-dir has no effect: weights are streamed from the checkpoint itself");
+    return 0;
+}
+
+/* splitmix64: the same ids for the same seed everywhere. */
+static uint64_t next_random(uint64_t *state)
+{
+    uint64_t mixed = *state += 0x9E3779B97F4A7C15u;
+    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9u;
+    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBu;
+    return mixed ^ (mixed >> 31);
+}
+
+static int fill_random_prompts(bench_job *job, pst_error *err)
+{
+    size_t count = job->batch * job->prompt_len;
+    job->prompt_ids = pst_heap_reallocarray(NULL, count, sizeof *job->prompt_ids);
+    if (job->prompt_ids == NULL)
+        return pst_fail_memory(err, "prompts", count * sizeof *job->prompt_ids);
+    uint64_t state = job->values->seed;
+    for (size_t i = 0; i < count; i++)
+        job->prompt_ids[i] = (uint32_t)(next_random(&state) % job->engine.info.vocab);
+    return 0;
+}
+
+static int fill_text_prompts(bench_job *job, pst_error *err)
+{
+    const pst_tokenizer *tokenizer;
+    PST_TRY(pst_model_tokenizer(job->engine.model, &tokenizer, err));
+    pst_option_strings texts = {.items = (const char *[]){job->values->prompt}, .count = 1};
+    static const pst_option_ids no_ids;
+    const cli_source source = {.noun = "prompt", .texts = &texts, .ids = &no_ids};
+    cli_inputs inputs;
+    PST_TRY(cli_inputs_gather(&source, &inputs, err));
+    int status = cli_inputs_encode(&inputs, tokenizer, true, err);
+    if (status >= 0) {
+        job->prompt_len = inputs.items[0].id_count;
+        job->prompt_ids = pst_heap_reallocarray(NULL, job->batch * job->prompt_len, sizeof *job->prompt_ids);
+        if (job->prompt_ids == NULL)
+            status = pst_fail_memory(err, "prompts", job->batch * job->prompt_len * sizeof *job->prompt_ids);
+        for (size_t i = 0; status >= 0 && i < job->batch; i++)
+            memcpy(job->prompt_ids + i * job->prompt_len, inputs.items[0].ids,
+                   job->prompt_len * sizeof *job->prompt_ids);
+    }
+    cli_inputs_free(&inputs);
+    return status;
+}
+
+static int check_lengths(const bench_job *job, pst_error *err)
+{
+    uint64_t context = job->engine.info.context;
+    if (job->prompt_len + job->values->gen_len <= context)
+        return 0;
+    return pst_fail(err, PST_E_USAGE, NULL,
+                    "a prompt of %zu tokens and %llu new ones are more than the model's context of %llu tokens",
+                    job->prompt_len, (unsigned long long)job->values->gen_len, (unsigned long long)context);
+}
+
+static int build_requests(bench_job *job, pst_error *err)
+{
+    const bench_values *values = job->values;
+    job->batch = values->batch_size;
+    job->prompt_len = values->prompt_len;
+    if (values->prompt == NULL)
+        PST_TRY(check_lengths(job, err)); /* before memory is asked for */
+    PST_TRY(values->prompt != NULL ? fill_text_prompts(job, err) : fill_random_prompts(job, err));
+    PST_TRY(check_lengths(job, err));
+    job->requests = pst_heap_calloc(job->batch, sizeof *job->requests);
+    job->results = pst_heap_calloc(job->batch, sizeof *job->results);
+    job->loops = pst_heap_calloc(values->loops, sizeof *job->loops);
+    if (job->requests == NULL || job->results == NULL || job->loops == NULL)
+        return pst_fail_memory(err, "requests", job->batch * sizeof *job->results);
+    for (size_t i = 0; i < job->batch; i++)
+        job->requests[i] = (pst_request){.prompt_ids = job->prompt_ids + i * job->prompt_len,
+                                         .prompt_count = job->prompt_len,
+                                         .max_new_tokens = (uint32_t)values->gen_len,
+                                         .sampling = {.top_p = 1},
+                                         .ignore_end = true};
+    return 0;
+}
+
+static int on_token(void *user, size_t request, uint32_t id, const char *text, size_t text_bytes)
+{
+    (void)request, (void)id, (void)text, (void)text_bytes;
+    bench_job *job = user;
+    cli_progress_update(++job->tokens_made);
+    return 0;
+}
+
+/* ZeRO-Inference's formulas, so that its users compare like with like. */
+static void apply_formulas(const bench_job *job, pst_run_stats *stats)
+{
+    double batch = (double)job->batch, made = (double)job->values->gen_len;
+    double decode = stats->total_seconds - stats->prefill_seconds;
+    stats->prefill_tokens_per_second =
+        stats->prefill_seconds > 0 ? batch * (double)job->prompt_len / stats->prefill_seconds : 0;
+    stats->decode_seconds = decode;
+    stats->decode_tokens_per_second = decode > 0 ? batch * (made - 1) / decode : 0;
+    stats->tokens_per_second = stats->total_seconds > 0 ? batch * made / stats->total_seconds : 0;
+}
+
+static int run_loops(bench_job *job, pst_error *err)
+{
+    uint64_t loops = job->values->loops;
+    cli_progress_begin("measuring", "tokens", loops * job->batch * job->values->gen_len);
+    int status = 0;
+    for (uint64_t i = 0; status >= 0 && i < loops; i++) {
+        status = pst_generate(job->engine.session, job->requests, job->batch, on_token, job, job->results,
+                              &job->loops[i], err);
+        for (size_t j = 0; status >= 0 && j < job->batch; j++) {
+            pst_result_free(&job->results[j]);
+            job->results[j] = (pst_result){0};
+        }
+        apply_formulas(job, &job->loops[i]);
+    }
+    cli_progress_end();
+    if (status >= 0)
+        pst_stats_median(pst_run_stat_table, pst_run_stat_count, job->loops, sizeof *job->loops, loops, &job->median);
+    return status;
+}
+
+/* Activations of all positions of one layer, as ZeRO-Inference counts its hidden size. */
+static uint64_t hidden_bytes(const bench_job *job)
+{
+    uint64_t element = pst_dtype_bits(job->engine.plan.compute_type) / 8;
+    return job->batch * (job->prompt_len + job->values->gen_len) * job->engine.info.hidden * element;
+}
+
+static void print_figures(const bench_job *job, FILE *to)
+{
+    const pst_run_stats *stats = &job->median;
+    char model[32], cache[32], hidden[32], peak[32], budget[32], time[32], bound[32], rate[32], disk[32];
+    fprintf(to, "model size: %s\tcache size: %s\thidden size (prefill): %s\n",
+            pst_format_bytes((double)job->engine.info.weight_bytes, model, sizeof model),
+            pst_format_bytes((double)job->engine.plan.kv_bytes, cache, sizeof cache),
+            pst_format_bytes((double)hidden_bytes(job), hidden, sizeof hidden));
+    fprintf(to, "peak host memory: %s of %s\n", pst_format_bytes((double)stats->peak_rss_bytes, peak, sizeof peak),
+            pst_format_bytes((double)stats->host_memory_bytes, budget, sizeof budget));
+    fprintf(to, "prefill latency: %s\tprefill throughput: %.3f token/s\n",
+            pst_format_seconds(stats->prefill_seconds, time, sizeof time), stats->prefill_tokens_per_second);
+    fprintf(to, "decode latency: %s\tdecode throughput: %.3f token/s\n",
+            pst_format_seconds(stats->decode_seconds, time, sizeof time), stats->decode_tokens_per_second);
+    fprintf(to, "total latency: %s\ttotal throughput: %.3f token/s\n",
+            pst_format_seconds(stats->total_seconds, time, sizeof time), stats->tokens_per_second);
+    fprintf(to, "read: %s at %s/s (the drive gave %s/s beforehand)\n",
+            pst_format_bytes((double)stats->weight_bytes_read, model, sizeof model),
+            pst_format_bytes(stats->read_bytes_per_second, rate, sizeof rate),
+            pst_format_bytes(stats->disk_bytes_per_second, disk, sizeof disk));
+    fprintf(to, "bound: %s, %.1f %% of it reached, limited by %s\n",
+            pst_format_seconds(stats->bound_seconds, bound, sizeof bound), stats->share_of_bound * 100,
+            stats->limited_by != NULL ? stats->limited_by : "?");
+}
+
+static json_t *loop_json(const bench_job *job, size_t loop)
+{
+    json_t *object = cli_json_stats(&job->loops[loop]);
+    if (object == NULL)
+        return NULL;
+    const struct {
+        const char *key;
+        uint64_t value;
+    } extra[] = {{"loop", loop + 1},
+                 {"batch_size", job->batch},
+                 {"prompt_len", job->prompt_len},
+                 {"gen_len", job->values->gen_len},
+                 {"model_bytes", job->engine.info.weight_bytes},
+                 {"cache_bytes", job->engine.plan.kv_bytes},
+                 {"hidden_bytes", hidden_bytes(job)}};
+    for (size_t i = 0; i < CLI_COUNT(extra); i++) {
+        if (json_object_set_new(object, extra[i].key, json_integer((json_int_t)extra[i].value)) != 0) {
+            json_decref(object);
+            return NULL;
+        }
+    }
+    return object;
+}
+
+static int append_log(const bench_job *job, pst_error *err)
+{
+    const char *path = job->values->log_file;
+    if (path == NULL)
+        return 0;
+    FILE *log = fopen(path, "ae");
+    if (log == NULL)
+        return pst_fail(err, -errno, path, "cannot open: %s", strerror(errno));
+    print_figures(job, log);
+    bool failed = ferror(log) != 0;
+    if (fclose(log) != 0 || failed)
+        return pst_fail(err, -EIO, path, "cannot write");
+    return 0;
+}
+
+static int print_report(const bench_job *job, pst_error *err)
+{
+    PST_TRY(append_log(job, err));
+    if (!job->values->report.json) {
+        print_figures(job, stdout);
+        return cli_out_flush(err);
+    }
+    json_t *results = json_array();
+    for (size_t i = 0; results != NULL && i < job->values->loops; i++) {
+        if (cli_json_append(results, loop_json(job, i)) != 0) {
+            json_decref(results);
+            results = NULL;
+        }
+    }
+    return cli_out_json(cli_json_document(results, cli_json_stats(&job->median)), err);
+}
+
+static int run_job(bench_job *job, const pst_options_found *found, pst_error *err)
+{
+    const bench_values *values = job->values;
+    const char *model = NULL;
+    PST_TRY(check_values(values, found, &model, err));
+    PST_TRY(cli_engine_open(&job->engine, model, &values->lookup, err));
+    PST_TRY(build_requests(job, err));
+    pst_session_options shape = {.max_sequences = (uint32_t)job->batch,
+                                 .max_tokens = (uint32_t)(job->prompt_len + values->gen_len),
+                                 .max_prompt_tokens = (uint32_t)job->prompt_len};
+    cli_runtime runtime = values->runtime;
+    bool resident_given = pst_options_given(&cli_command_bench_infer.spec, found, "resident");
+    if (values->disk_offload && !resident_given) {
+        runtime.resident = (pst_option_share){.bytes = 0};
+        resident_given = true;
+    }
+    PST_TRY(cli_engine_start(&job->engine, &runtime, resident_given, &shape, false, err));
+    int status = run_loops(job, err);
+    if (status < 0) {
+        cli_engine_write_trace(&job->engine, NULL);
+        return status;
+    }
+    PST_TRY(print_report(job, err));
+    PST_TRY(cli_engine_write_trace(&job->engine, err));
+    cli_closing_lines(&job->median, job->median.generated_tokens, &values->report);
+    return 0;
+}
+
+static int bench_infer(const void *values, const pst_options_found *found, pst_error *err)
+{
+    bench_job job = {.values = values};
+    cli_notes_start(&job.values->report);
+    int status = run_job(&job, found, err);
+    for (size_t i = 0; job.results != NULL && i < job.batch; i++)
+        pst_result_free(&job.results[i]);
+    pst_heap_free(job.results);
+    pst_heap_free(job.requests);
+    pst_heap_free(job.loops);
+    pst_heap_free(job.prompt_ids);
+    cli_engine_close(&job.engine);
+    return status;
+}
+
+const cli_command cli_command_bench_infer = {
+    .spec =
+        {.name = "bench infer",
+         .operands = "[MODEL]",
+         .min_operands = 0,
+         .max_operands = 1,
+         .summary = "prefill and decode, measured beside their bound",
+         .description =
+             "Measures a batch of prompts: prefill, decode and total, with the options and the formulas of "
+             "ZeRO-Inference, and what the drive and the processor would allow. Prefill throughput is batch * prompt "
+             "/ prefill, decode batch * (gen - 1) / (total - prefill), total batch * gen / total.\n\n"
+             "The repetitions share one session; what is printed is the median of each figure, and --json has every "
+             "repetition.",
+         .example = "  penstock bench infer MODEL --batch-size 16 --prompt-len 512 --gen-len 32 --host-memory 2G\n",
+         .groups = groups,
+         .group_count = CLI_COUNT(groups),
+         .values_bytes = sizeof(bench_values)},
+    .run = bench_infer,
+};

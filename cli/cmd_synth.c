@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* penstock synth: a checkpoint of a known shape with seeded random weights, to measure without downloading. */
+#include <string.h>
+
+#include "base/stats.h"
+#include "common.h"
+#include "interrupt.h"
+#include "output.h"
+#include "penstock/jobs.h"
+#include "progress.h"
+
+typedef struct synth_values {
+    cli_report report;
+    uint64_t layers, seed, shard_size, block_size, queue_depth, threads;
+    const char *dtype, *io_engine;
+} synth_values;
+
+#define AT(member) .offset = offsetof(synth_values, member)
+
+static const pst_option shape_rows[] = {
+    {.name = "layers",
+     .type = PST_OPTION_U64,
+     AT(layers),
+     .metavar = "N",
+     .min = 1,
+     .max = 65536,
+     .help = "cut the shape to N layers; without it all of them"},
+    {.name = "seed",
+     .type = PST_OPTION_U64,
+     AT(seed),
+     .metavar = "N",
+     .initial = "0",
+     .help = "of the weights; the same seed gives the same weights, whatever the other options are"},
+    {.name = "dtype",
+     .type = PST_OPTION_CHOICE,
+     AT(dtype),
+     .choices = "bf16|f16|f32",
+     .initial = "bf16",
+     .help = "element type of the weights"},
+    {.name = "shard-size",
+     .type = PST_OPTION_SIZE,
+     AT(shard_size),
+     .metavar = "SIZE",
+     .initial = "5G",
+     .min = 1,
+     .max = 1e18,
+     .help = "the most tensor data of one file, unless one tensor is larger"},
+};
+
+static const pst_option writing_rows[] = {
+    {.name = "io-engine",
+     .type = PST_OPTION_CHOICE,
+     AT(io_engine),
+     .choices = "auto|io_uring|threads",
+     .initial = "auto",
+     .help = "how the drive is written"},
+    {.name = "block-size",
+     .type = PST_OPTION_SIZE,
+     AT(block_size),
+     .metavar = "SIZE",
+     .min = 4096,
+     .max = 1 << 30,
+     .help = "bytes of one write, a multiple of 4096; without it 1Mi"},
+    {.name = "queue-depth",
+     .type = PST_OPTION_U64,
+     AT(queue_depth),
+     .metavar = "N",
+     .min = 1,
+     .max = 4096,
+     .help = "writes in flight; without it 32"},
+    {.name = "threads",
+     .type = PST_OPTION_U64,
+     AT(threads),
+     .metavar = "N",
+     .min = 1,
+     .max = 1024,
+     .help = "threads that make the numbers; without it all processors"},
+};
+
+static const pst_option_group groups[] = {
+    CLI_OWN_GROUP("Shape and weights", shape_rows),
+    CLI_OWN_GROUP("Writing", writing_rows),
+    CLI_SHARED_GROUP("Output", cli_report_rows, synth_values, report),
+};
+
+/* The shape, or wrong usage with the names that there are. */
+static int check_shape(const char *shape, pst_error *err)
+{
+    char names[256] = "";
+    for (const char *const *name = pst_synth_shape_names(); *name != NULL; name++) {
+        if (strcmp(*name, shape) == 0)
+            return 0;
+        size_t used = strlen(names);
+        snprintf(names + used, sizeof names - used, "%s%s", used > 0 ? ", " : "", *name);
+    }
+    return cli_usage(err, "unknown shape \"%.60s\"; there are %s", shape, names);
+}
+
+enum { NOTED_BYTES = 100000000 }; /* less than this is not worth a line */
+
+static int on_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
+{
+    if (done_bytes == 0) {
+        char size[32];
+        if (total_bytes >= NOTED_BYTES)
+            cli_note("writing %s to %s", pst_format_bytes((double)total_bytes, size, sizeof size), (const char *)user);
+        cli_progress_begin("writing", "bytes", total_bytes);
+    }
+    cli_progress_update(done_bytes);
+    return cli_interrupted();
+}
+
+static int print_report(const synth_values *values, const char *shape, const char *folder,
+                        const pst_synth_report *report, pst_error *err)
+{
+    double rate = report->seconds > 0 ? (double)report->file_bytes / report->seconds : 0;
+    if (values->report.json) {
+        json_t *results =
+            json_pack("[{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}]", "shape", shape, "folder", folder, "layers",
+                      (json_int_t)report->layers, "parameters", (json_int_t)report->parameters, "tensors",
+                      (json_int_t)report->tensors, "files", (json_int_t)report->files, "data_bytes",
+                      (json_int_t)report->data_bytes, "file_bytes", (json_int_t)report->file_bytes);
+        json_t *stats = json_pack("{s:f, s:f}", "total_seconds", report->seconds, "write_bytes_per_second", rate);
+        return cli_out_json(cli_json_document(results, stats), err);
+    }
+    char size[32], time[32], speed[32];
+    bool billions = report->parameters >= 1000000000;
+    PST_TRY(cli_out_printf(
+        err, "%s: %s, %u layers, %.3g %s parameters, %s in %u %s, written in %s (%s/s)\n", folder, shape,
+        report->layers, (double)report->parameters / (billions ? 1e9 : 1e6), billions ? "billion" : "million",
+        pst_format_bytes((double)report->file_bytes, size, sizeof size), report->files,
+        report->files == 1 ? "file" : "files", pst_format_seconds(report->seconds, time, sizeof time),
+        pst_format_bytes(rate, speed, sizeof speed)));
+    return cli_out_flush(err);
+}
+
+static int synth(const void *all_values, const pst_options_found *found, pst_error *err)
+{
+    const synth_values *values = all_values;
+    const char *shape = found->operands[0], *folder = found->operands[1];
+    cli_notes_start(&values->report);
+    PST_TRY(check_shape(shape, err));
+    pst_synth_options options = {
+        .struct_size = sizeof options,
+        .shape = shape,
+        .folder = folder,
+        .layers = (uint32_t)values->layers,
+        .seed = values->seed,
+        .dtype = strcmp(values->dtype, "f32") == 0   ? PST_F32
+                 : strcmp(values->dtype, "f16") == 0 ? PST_F16
+                                                     : PST_BF16,
+        .shard_bytes = values->shard_size,
+        .io_engine = values->io_engine,
+        .block_size = values->block_size,
+        .queue_depth = (uint32_t)values->queue_depth,
+        .threads = (uint32_t)values->threads,
+        .on_progress = on_progress,
+        .user = (void *)folder,
+    };
+    pst_synth_report report;
+    cli_interrupt_polled(true); /* what was written so far is removed before the program ends */
+    int status = pst_synth(&options, &report, err);
+    cli_interrupt_polled(false);
+    cli_progress_end();
+    PST_TRY(status);
+    return print_report(values, shape, folder, &report, err);
+}
+
+const cli_command cli_command_synth = {
+    .spec = {.name = "synth",
+             .operands = "SHAPE OUT",
+             .min_operands = 2,
+             .max_operands = 2,
+             .summary = "a checkpoint of a known shape with random weights",
+             .description =
+                 "Writes a folder OUT in the Hugging Face layout whose weights have the shape of a known "
+                 "model and seeded random values, to measure with and without downloading: llama3-8b, "
+                 "llama3-70b, mistral-7b, qwen3-8b, tiny. OUT must not exist; it appears when it is complete "
+                 "and durable.",
+             .example = "  penstock synth llama3-8b /mnt/nvme/llama3-8b\n"
+                        "  penstock synth llama3-70b /mnt/nvme/cut --layers 8\n",
+             .groups = groups,
+             .group_count = CLI_COUNT(groups),
+             .values_bytes = sizeof(synth_values)},
+    .run = synth,
+};

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Shared option rows, and the way from a model's name to a running session. */
+#include "common.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/stats.h"
+#include "interrupt.h"
+#include "penstock/log.h"
+#include "progress.h"
+
+const pst_option cli_report_rows[CLI_REPORT_ROWS] = {
+    {.name = "json",
+     .type = PST_OPTION_FLAG,
+     .offset = offsetof(cli_report, json),
+     .help = "print one JSON document on standard output instead of text"},
+    {.name = "verbose",
+     .short_name = 'v',
+     .type = PST_OPTION_LEVEL,
+     .offset = offsetof(cli_report, verbose),
+     .metavar = "LEVEL",
+     .help = "say on standard error what was chosen; 2 says everything"},
+};
+
+const pst_option cli_lookup_rows[CLI_LOOKUP_ROWS] = {
+    {.name = "hf-cache",
+     .type = PST_OPTION_STRING,
+     .offset = offsetof(cli_lookup, hf_cache),
+     .metavar = "DIR",
+     .help = "where org/name is looked up; without it $HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub"},
+};
+
+const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
+    {.name = "host-memory",
+     .type = PST_OPTION_SIZE,
+     .offset = offsetof(cli_runtime, host_memory),
+     .metavar = "SIZE",
+     .help = "bound of the memory of the whole process (K M G of 1000, Ki Mi Gi of 1024); without it a sensible share "
+             "of what is free, control group limits respected"},
+    {.name = "resident",
+     .type = PST_OPTION_SHARE,
+     .offset = offsetof(cli_runtime, resident),
+     .metavar = "SIZE|PERCENT",
+     .help = "weights kept in that memory (2G, 50%); 0 streams everything; without it what fits"},
+    {.name = "compute-type",
+     .type = PST_OPTION_CHOICE,
+     .offset = offsetof(cli_runtime, compute_type),
+     .choices = "auto|f32|bf16",
+     .initial = "auto",
+     .help = "element type of the activations that are multiplied; sums are always f32"},
+    {.name = "kv-bits",
+     .type = PST_OPTION_CHOICE,
+     .offset = offsetof(cli_runtime, kv_bits),
+     .choices = "auto|16|32",
+     .initial = "auto",
+     .help = "bits of a cached key or value; auto is 32 for f32 checkpoints, else 16"},
+    {.name = "io-engine",
+     .type = PST_OPTION_CHOICE,
+     .offset = offsetof(cli_runtime, io_engine),
+     .choices = "auto|io_uring|threads",
+     .initial = "auto",
+     .help = "how the drive is read; auto takes io_uring where the system allows it"},
+    {.name = "block-size",
+     .type = PST_OPTION_SIZE,
+     .offset = offsetof(cli_runtime, block_size),
+     .metavar = "SIZE",
+     .min = 4096,
+     .max = 1 << 30,
+     .help = "bytes of one read, a multiple of 4096; without it 1Mi"},
+    {.name = "queue-depth",
+     .type = PST_OPTION_U64,
+     .offset = offsetof(cli_runtime, queue_depth),
+     .metavar = "N",
+     .min = 1,
+     .max = 4096,
+     .help = "reads in flight; without it 32"},
+    {.name = "threads",
+     .type = PST_OPTION_U64,
+     .offset = offsetof(cli_runtime, threads),
+     .metavar = "N",
+     .min = 1,
+     .max = 1024,
+     .help = "threads that compute; without it all processors"},
+    {.name = "kernels",
+     .type = PST_OPTION_STRING,
+     .offset = offsetof(cli_runtime, kernels),
+     .metavar = "NAME",
+     .help = "instruction set of the compute kernels; without it the best of this processor"},
+    {.name = "trace",
+     .type = PST_OPTION_STRING,
+     .offset = offsetof(cli_runtime, trace),
+     .metavar = "FILE",
+     .help = "write a timeline of reads, waits and compute as Chrome trace JSON, which Perfetto opens"},
+};
+
+/* One line to stderr in one write: what would break the line, or command a terminal, is replaced. */
+static void print_line(const char *prefix, const char *text)
+{
+    char line[1400];
+    size_t length = (size_t)snprintf(line, sizeof line - 1, "penstock: %s%s", prefix, text);
+    if (length > sizeof line - 2)
+        length = sizeof line - 2;
+    for (size_t i = 0; i < length; i++) {
+        unsigned char byte = (unsigned char)line[i];
+        if (byte < 0x20 || byte == 0x7f)
+            line[i] = byte == '\n' || byte == '\t' ? ' ' : '?';
+    }
+    line[length] = '\n';
+    cli_progress_clear();
+    fwrite(line, 1, length + 1, stderr);
+    fflush(stderr);
+}
+
+void cli_note(const char *format, ...)
+{
+    char text[1200];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    print_line("", text);
+}
+
+void cli_print_error(const pst_error *err)
+{
+    char text[1200];
+    print_line("error: ", pst_error_format(err, text, sizeof text));
+}
+
+static void print_log(void *user, pst_log_level level, const char *line)
+{
+    (void)user;
+    print_line(level == PST_LOG_WARNING ? "warning: " : "", line);
+}
+
+void cli_notes_start(const cli_report *report)
+{
+    pst_log_level level = report->verbose == 0 ? PST_LOG_WARNING : report->verbose == 1 ? PST_LOG_INFO : PST_LOG_DEBUG;
+    pst_log_set_sink(print_log, NULL, level);
+}
+
+const char *cli_hf_cache(const cli_lookup *lookup)
+{
+    static char path[4096];
+    static const struct {
+        const char *variable, *suffix;
+    } places[] = {
+        {"HF_HUB_CACHE", ""},
+        {"HF_HOME", "/hub"},
+        {"XDG_CACHE_HOME", "/huggingface/hub"},
+        {"HOME", "/.cache/huggingface/hub"},
+    };
+    if (lookup->hf_cache != NULL)
+        return lookup->hf_cache;
+    for (size_t i = 0; i < CLI_COUNT(places); i++) {
+        const char *value = getenv(places[i].variable);
+        if (value == NULL || value[0] == '\0')
+            continue;
+        int length = snprintf(path, sizeof path, "%s%s", value, places[i].suffix);
+        return length > 0 && (size_t)length < sizeof path ? path : NULL;
+    }
+    return NULL;
+}
+
+int cli_engine_open(cli_engine *engine, const char *model, const cli_lookup *lookup, pst_error *err)
+{
+    *engine = (cli_engine){0};
+    PST_TRY(pst_model_open(model, cli_hf_cache(lookup), &engine->model, err));
+    pst_model_get_info(engine->model, &engine->info);
+    return 0;
+}
+
+static void fill_options(const cli_runtime *runtime, bool resident_given, pst_session_options *out)
+{
+    out->struct_size = sizeof *out;
+    out->host_memory_bytes = runtime->host_memory;
+    out->resident_set = resident_given;
+    out->resident_share = runtime->resident.is_share ? runtime->resident.share : -1;
+    out->resident_bytes = runtime->resident.bytes;
+    out->compute_type = strcmp(runtime->compute_type, "f32") == 0    ? PST_COMPUTE_F32
+                        : strcmp(runtime->compute_type, "bf16") == 0 ? PST_COMPUTE_BF16
+                                                                     : PST_COMPUTE_AUTO;
+    out->kv_bits = strcmp(runtime->kv_bits, "auto") == 0 ? 0 : (uint32_t)atoi(runtime->kv_bits);
+    out->threads = (uint32_t)runtime->threads;
+    out->io_engine = runtime->io_engine;
+    out->block_size = runtime->block_size;
+    out->queue_depth = (uint32_t)runtime->queue_depth;
+    out->kernels = runtime->kernels;
+    out->measure_bound = true;
+}
+
+int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool resident_given, pst_session_options *shape,
+                     bool shrink, pst_error *err)
+{
+    enum { TRACE_EVENTS = 1 << 17 };
+    fill_options(runtime, resident_given, shape);
+    if (runtime->trace != NULL && engine->trace == NULL) {
+        PST_TRY(pst_trace_open(TRACE_EVENTS, &engine->trace, err));
+        engine->trace_path = runtime->trace;
+    }
+    shape->trace = engine->trace;
+    for (;;) {
+        int status = pst_session_open(engine->model, shape, &engine->session, err);
+        if (status == PST_E_BUDGET && shrink && shape->max_sequences > 1) {
+            shape->max_sequences /= 2;
+            continue;
+        }
+        if (status < 0)
+            return status;
+        break;
+    }
+    cli_interrupt_attach(engine->session);
+    pst_session_get_plan(engine->session, &engine->plan);
+    return 0;
+}
+
+int cli_engine_write_trace(cli_engine *engine, pst_error *err)
+{
+    return engine->trace != NULL ? pst_trace_write(engine->trace, engine->trace_path, err) : 0;
+}
+
+void cli_engine_close(cli_engine *engine)
+{
+    cli_interrupt_attach(NULL);
+    pst_session_close(engine->session);
+    pst_trace_close(engine->trace);
+    pst_model_close(engine->model);
+    *engine = (cli_engine){0};
+}
+
+void cli_closing_lines(const pst_run_stats *stats, uint64_t tokens, const cli_report *report)
+{
+    char time[32], amount[32], rate[32], peak[32], budget[32], read[96] = "no weights read";
+    if (report->verbose > 0)
+        pst_stats_print(pst_run_stat_table, pst_run_stat_count, stats, stderr);
+    if (stats->weight_bytes_read > 0)
+        snprintf(read, sizeof read, "read %s at %s/s",
+                 pst_format_bytes((double)stats->weight_bytes_read, amount, sizeof amount),
+                 pst_format_bytes(stats->read_bytes_per_second, rate, sizeof rate));
+    double speed = stats->total_seconds > 0 ? (double)tokens / stats->total_seconds : 0;
+    cli_note("%llu token%s in %s (%.*f tokens/s); %s; %.0f %% of the bound, limited by %s; peak memory %s of %s",
+             (unsigned long long)tokens, tokens == 1 ? "" : "s",
+             pst_format_seconds(stats->total_seconds, time, sizeof time), speed < 9.95 ? 2 : 1, speed, read,
+             stats->share_of_bound * 100, stats->limited_by != NULL ? stats->limited_by : "?",
+             pst_format_bytes((double)stats->peak_rss_bytes, peak, sizeof peak),
+             pst_format_bytes((double)stats->host_memory_bytes, budget, sizeof budget));
+}

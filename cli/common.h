@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What commands that run a model share: their option rows, the model, the session, notes on stderr.
+ */
+#ifndef PENSTOCK_CLI_COMMON_H
+#define PENSTOCK_CLI_COMMON_H
+
+#include "cli.h"
+#include "penstock/model.h"
+
+/* How a command reports: every command has these. */
+typedef struct cli_report {
+    bool json;
+    uint64_t verbose; /* 1: choices that were made; 2: everything */
+} cli_report;
+enum { CLI_REPORT_ROWS = 2 };
+extern const pst_option cli_report_rows[CLI_REPORT_ROWS];
+
+/* Where a model name is looked up. */
+typedef struct cli_lookup {
+    const char *hf_cache;
+} cli_lookup;
+enum { CLI_LOOKUP_ROWS = 1 };
+extern const pst_option cli_lookup_rows[CLI_LOOKUP_ROWS];
+
+/* Memory, streaming and compute: generate, score and bench infer. */
+typedef struct cli_runtime {
+    uint64_t host_memory;
+    pst_option_share resident;
+    const char *compute_type, *kv_bits, *io_engine, *kernels, *trace;
+    uint64_t block_size, queue_depth, threads;
+} cli_runtime;
+enum { CLI_RUNTIME_ROWS = 10 };
+extern const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS];
+
+/* A command's groups: its own rows, whose offsets are those of its structure, and shared rows at a member of it. */
+#define CLI_OWN_GROUP(title_text, rows)                                                                                \
+    {                                                                                                                  \
+        .title = title_text, .options = rows, .count = CLI_COUNT(rows)                                                 \
+    }
+#define CLI_SHARED_GROUP(title_text, rows, structure, member)                                                          \
+    {                                                                                                                  \
+        .title = title_text, .options = rows, .count = CLI_COUNT(rows), .base = offsetof(structure, member)            \
+    }
+
+/* Sends the library's notes to stderr, as many as --verbose asks for. */
+void cli_notes_start(const cli_report *report);
+/* "penstock: ..." on stderr, control characters replaced, a progress line cleared before. */
+void cli_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* "penstock: error: ..." on stderr, one line whatever the message holds. */
+void cli_print_error(const pst_error *err);
+
+/* Fails with CLI_E_USAGE. */
+#define cli_usage(err, ...) pst_fail((err), CLI_E_USAGE, NULL, __VA_ARGS__)
+
+/* The Hugging Face hub folder: --hf-cache, else $HF_HUB_CACHE, $HF_HOME/hub, $XDG_CACHE_HOME/huggingface/hub,
+ * ~/.cache/huggingface/hub. NULL when there is none of these. Static storage. */
+const char *cli_hf_cache(const cli_lookup *lookup);
+
+/* A model with its session; close with cli_engine_close, in any state. */
+typedef struct cli_engine {
+    pst_model *model;
+    pst_session *session;
+    pst_trace *trace;
+    const char *trace_path;
+    pst_model_info info;
+    pst_plan_info plan;
+} cli_engine;
+
+/* Opens the model alone. */
+int cli_engine_open(cli_engine *engine, const char *model, const cli_lookup *lookup, pst_error *err);
+/* Opens the session: `shape` says sequences and lengths, the runtime options the rest. With `shrink`, fewer sequences
+ * are tried while the memory budget is too small for them. From here on Ctrl-C cancels the session. */
+int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool resident_given, pst_session_options *shape,
+                     bool shrink, pst_error *err);
+/* Writes --trace, if asked for. */
+int cli_engine_write_trace(cli_engine *engine, pst_error *err);
+void cli_engine_close(cli_engine *engine);
+
+/* The one closing line of a run on stderr; with --verbose every figure before it. */
+void cli_closing_lines(const pst_run_stats *stats, uint64_t tokens, const cli_report *report);
+
+#endif

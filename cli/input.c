@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reading texts, with bounds. */
+#include "input.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/heap.h"
+#include "common.h"
+
+static int too_large(const char *name, pst_error *err)
+{
+    return pst_fail(err, PST_E_FORMAT, name, "larger than the %d MiB that are read at once",
+                    CLI_TEXT_LIMIT_BYTES >> 20);
+}
+
+static int read_stream(FILE *from, const char *name, char **out, size_t *out_bytes, pst_error *err)
+{
+    char *text = NULL;
+    size_t bytes = 0, capacity = 0;
+    for (;;) {
+        if (capacity - bytes < 2) {
+            if (capacity > CLI_TEXT_LIMIT_BYTES) {
+                pst_heap_free(text);
+                return too_large(name, err);
+            }
+            capacity = capacity != 0 ? capacity * 2 : 65536;
+            char *grown = pst_heap_realloc(text, capacity);
+            if (grown == NULL) {
+                pst_heap_free(text);
+                return pst_fail_memory(err, name, capacity);
+            }
+            text = grown;
+        }
+        size_t got = fread(text + bytes, 1, capacity - bytes - 1, from);
+        bytes += got;
+        if (got == 0)
+            break;
+    }
+    if (ferror(from)) {
+        int cause = errno != 0 ? errno : EIO;
+        pst_heap_free(text);
+        return pst_fail(err, -cause, name, "cannot read: %s", strerror(cause));
+    }
+    if (bytes > CLI_TEXT_LIMIT_BYTES) {
+        pst_heap_free(text);
+        return too_large(name, err);
+    }
+    text[bytes] = '\0';
+    *out = text;
+    *out_bytes = bytes;
+    return 0;
+}
+
+int cli_read_file(const char *path, char **out, size_t *out_bytes, pst_error *err)
+{
+    errno = 0;
+    if (strcmp(path, "-") == 0)
+        return read_stream(stdin, "standard input", out, out_bytes, err);
+    FILE *file = fopen(path, "rbe");
+    if (file == NULL)
+        return pst_fail(err, -errno, path, "cannot open: %s", strerror(errno));
+    struct stat about;
+    int status;
+    /* Said before reading, so that a file of a terabyte is refused at once. Pipes and devices have no size. */
+    if (fstat(fileno(file), &about) == 0 && S_ISREG(about.st_mode) && about.st_size > CLI_TEXT_LIMIT_BYTES)
+        status = too_large(path, err);
+    else
+        status = read_stream(file, path, out, out_bytes, err);
+    fclose(file);
+    return status;
+}
+
+int cli_read_line(FILE *from, const char *path, char **line, size_t *capacity, size_t *bytes, pst_error *err)
+{
+    size_t length = 0;
+    int letter;
+    errno = 0;
+    while ((letter = getc_unlocked(from)) != EOF && letter != '\n') {
+        if (length + 2 > *capacity) {
+            if (length > CLI_TEXT_LIMIT_BYTES)
+                return pst_fail(err, PST_E_FORMAT, path, "a line is longer than %d MiB", CLI_TEXT_LIMIT_BYTES >> 20);
+            size_t wanted = *capacity != 0 ? *capacity * 2 : 4096;
+            char *grown = pst_heap_realloc(*line, wanted);
+            if (grown == NULL)
+                return pst_fail_memory(err, path, wanted);
+            *line = grown;
+            *capacity = wanted;
+        }
+        (*line)[length++] = (char)letter;
+    }
+    if (ferror(from))
+        return pst_fail(err, errno != 0 ? -errno : -EIO, path, "cannot read: %s", strerror(errno != 0 ? errno : EIO));
+    if (letter == EOF && length == 0)
+        return 1;
+    if (length == 0 && *capacity == 0) {
+        *line = pst_heap_alloc(1);
+        if (*line == NULL)
+            return pst_fail_memory(err, path, 1);
+        *capacity = 1;
+    }
+    (*line)[length] = '\0';
+    *bytes = length;
+    return 0;
+}
+
+/* Well-formed sequences as the Unicode standard's table 3-7 lists them: lead bytes and the range of the second. */
+static size_t sequence_bytes(const unsigned char *at, size_t left)
+{
+    static const struct {
+        unsigned char lead_first, lead_last, second_first, second_last, bytes;
+    } forms[] = {
+        {0xC2, 0xDF, 0x80, 0xBF, 2}, {0xE0, 0xE0, 0xA0, 0xBF, 3}, {0xE1, 0xEC, 0x80, 0xBF, 3},
+        {0xED, 0xED, 0x80, 0x9F, 3}, {0xEE, 0xEF, 0x80, 0xBF, 3}, {0xF0, 0xF0, 0x90, 0xBF, 4},
+        {0xF1, 0xF3, 0x80, 0xBF, 4}, {0xF4, 0xF4, 0x80, 0x8F, 4},
+    };
+    if (at[0] < 0x80)
+        return 1;
+    for (size_t i = 0; i < CLI_COUNT(forms); i++) {
+        if (at[0] < forms[i].lead_first || at[0] > forms[i].lead_last)
+            continue;
+        if (left < forms[i].bytes || at[1] < forms[i].second_first || at[1] > forms[i].second_last)
+            return 0;
+        for (size_t j = 2; j < forms[i].bytes; j++) {
+            if ((at[j] & 0xC0) != 0x80)
+                return 0;
+        }
+        return forms[i].bytes;
+    }
+    return 0;
+}
+
+size_t cli_utf8_valid_bytes(const char *text, size_t bytes)
+{
+    size_t at = 0;
+    while (at < bytes) {
+        size_t length = sequence_bytes((const unsigned char *)text + at, bytes - at);
+        if (length == 0)
+            return at;
+        at += length;
+    }
+    return bytes;
+}
+
+static int check_utf8(const char *name, const char *text, size_t bytes, size_t base, pst_error *err)
+{
+    size_t valid = cli_utf8_valid_bytes(text, bytes);
+    if (valid == bytes)
+        return 0;
+    return pst_fail_at(err, PST_E_FORMAT, name, base + valid, "not valid UTF-8");
+}
+
+static int add_item(cli_inputs *inputs, const char *noun, const char *text, size_t bytes, pst_error *err)
+{
+    /* Doubling at powers of two keeps this linear for a file of many lines. */
+    if ((inputs->count & (inputs->count - 1)) == 0) {
+        size_t capacity = inputs->count != 0 ? inputs->count * 2 : 1;
+        cli_input *grown = pst_heap_reallocarray(inputs->items, capacity, sizeof *grown);
+        if (grown == NULL)
+            return pst_fail_memory(err, "inputs", capacity * sizeof *grown);
+        inputs->items = grown;
+    }
+    char *name = pst_heap_printf("%s %zu", noun, inputs->count + 1);
+    if (name == NULL)
+        return pst_fail_memory(err, "inputs", 32);
+    inputs->items[inputs->count++] = (cli_input){.name = name, .text = text, .text_bytes = bytes};
+    return 0;
+}
+
+static int gather_texts(const cli_source *source, cli_inputs *out, pst_error *err)
+{
+    for (size_t i = 0; i < source->texts->count; i++) {
+        const char *text = source->texts->items[i];
+        PST_TRY(add_item(out, source->noun, text, strlen(text), err));
+        PST_TRY(check_utf8(out->items[i].name, text, strlen(text), 0, err));
+    }
+    return 0;
+}
+
+static int gather_ids(const cli_source *source, cli_inputs *out, pst_error *err)
+{
+    for (size_t i = 0; i < source->ids->count; i++) {
+        const pst_option_id_list *list = &source->ids->lists[i];
+        PST_TRY(add_item(out, source->noun, NULL, 0, err));
+        uint32_t *copy = pst_heap_reallocarray(NULL, list->count, sizeof *copy);
+        if (copy == NULL)
+            return pst_fail_memory(err, "token ids", list->count * sizeof *copy);
+        memcpy(copy, list->ids, list->count * sizeof *copy);
+        out->items[i].ids = copy;
+        out->items[i].id_count = list->count;
+    }
+    return 0;
+}
+
+/* An empty line is an empty text; the end of the last line does not begin another. */
+static int gather_lines(const cli_source *source, cli_inputs *out, pst_error *err)
+{
+    size_t bytes;
+    PST_TRY(cli_read_file(source->lines_file, &out->buffer, &bytes, err));
+    PST_TRY(check_utf8(source->lines_file, out->buffer, bytes, 0, err));
+    for (size_t at = 0; at < bytes;) {
+        const char *end = memchr(out->buffer + at, '\n', bytes - at);
+        size_t length = end != NULL ? (size_t)(end - out->buffer) - at : bytes - at;
+        size_t kept = length > 0 && out->buffer[at + length - 1] == '\r' ? length - 1 : length;
+        PST_TRY(add_item(out, source->noun, out->buffer + at, kept, err));
+        at += length + 1;
+    }
+    if (out->count == 0)
+        return pst_fail(err, PST_E_FORMAT, source->lines_file, "no %s in it", source->noun);
+    return 0;
+}
+
+static int gather_whole(const cli_source *source, const char *path, bool drop_newline, cli_inputs *out, pst_error *err)
+{
+    size_t bytes;
+    PST_TRY(cli_read_file(path, &out->buffer, &bytes, err));
+    PST_TRY(check_utf8(strcmp(path, "-") == 0 ? "standard input" : path, out->buffer, bytes, 0, err));
+    /* What `echo` puts at the end is no part of a prompt. */
+    if (drop_newline && bytes > 0 && out->buffer[bytes - 1] == '\n')
+        bytes--;
+    return add_item(out, source->noun, out->buffer, bytes, err);
+}
+
+static int gather(const cli_source *source, cli_inputs *out, pst_error *err)
+{
+    size_t kinds = (source->texts->count > 0) + (source->ids->count > 0) + (source->lines_file != NULL) +
+                   (source->whole_file != NULL);
+    if (kinds > 1)
+        return cli_usage(err, "%ss from more than one of the command line, token ids and a file", source->noun);
+    if (source->texts->count > 0)
+        return gather_texts(source, out, err);
+    if (source->ids->count > 0)
+        return gather_ids(source, out, err);
+    if (source->lines_file != NULL)
+        return gather_lines(source, out, err);
+    if (source->whole_file != NULL)
+        return gather_whole(source, source->whole_file, false, out, err);
+    if (!source->stdin_default)
+        return cli_usage(err, "no %s given", source->noun);
+    if (isatty(STDIN_FILENO) == 1)
+        cli_note("reading the %s from the terminal; Ctrl-D at the start of a line ends it", source->noun);
+    return gather_whole(source, "-", true, out, err);
+}
+
+int cli_inputs_gather(const cli_source *source, cli_inputs *out, pst_error *err)
+{
+    *out = (cli_inputs){0};
+    int status = gather(source, out, err);
+    if (status < 0)
+        cli_inputs_free(out);
+    return status;
+}
+
+int cli_inputs_encode(cli_inputs *inputs, const pst_tokenizer *tokenizer, bool add_special, pst_error *err)
+{
+    for (size_t i = 0; i < inputs->count; i++) {
+        cli_input *item = &inputs->items[i];
+        if (item->text == NULL)
+            continue;
+        pst_tokens tokens;
+        pst_error cause = {.offset = PST_NO_OFFSET};
+        int status = pst_tokenizer_encode(tokenizer, item->text, item->text_bytes, add_special, &tokens, &cause);
+        if (status < 0)
+            return pst_fail_at(err, status, item->name, cause.offset, "%s", cause.message);
+        uint32_t *copy = tokens.count > 0 ? pst_heap_reallocarray(NULL, tokens.count, sizeof *copy) : NULL;
+        if (copy != NULL)
+            memcpy(copy, tokens.ids, tokens.count * sizeof *copy);
+        item->ids = copy;
+        item->id_count = tokens.count;
+        pst_tokens_free(&tokens);
+        if (item->id_count == 0)
+            return pst_fail(err, PST_E_FORMAT, item->name,
+                            "it is empty, and the tokenizer of this model begins a text with no token of its own");
+        if (copy == NULL)
+            return pst_fail_memory(err, "token ids", item->id_count * sizeof *copy);
+    }
+    return 0;
+}
+
+void cli_inputs_free(cli_inputs *inputs)
+{
+    for (size_t i = 0; i < inputs->count; i++) {
+        pst_heap_free(inputs->items[i].name);
+        pst_heap_free(inputs->items[i].ids);
+    }
+    pst_heap_free(inputs->items);
+    pst_heap_free(inputs->buffer);
+    *inputs = (cli_inputs){0};
+}
