@@ -31,7 +31,7 @@ typedef struct pst_io_options {
     size_t struct_size;   /* sizeof(pst_io_options) of the caller */
     const char *engine;   /* "auto" (default), "io_uring", "threads" */
     uint64_t block_size;  /* bytes of one submitted I/O; default 1 MiB; a multiple of 4096 */
-    uint32_t queue_depth; /* I/Os in flight per worker; default 32 */
+    uint32_t queue_depth; /* I/Os in flight per worker; default 64 */
     uint32_t workers; /* threads that drive the engine; default 1 (io_uring) or queue_depth (threads engine,
                          at most 16) */
     bool buffered;    /* go through the page cache even where direct I/O works */

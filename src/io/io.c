@@ -15,7 +15,7 @@
 
 enum {
     DEFAULT_BLOCK_BYTES = 1 << 20,
-    DEFAULT_DEPTH = 32,
+    DEFAULT_DEPTH = 64, /* with 1 MiB blocks: less starves the drive while the worker waits for a processor */
     MAX_SYNCHRONOUS_WORKERS = 16, /* by default */
     MAX_BLOCK_BYTES = 1 << 30
 };
