@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Added tokens: texts that become one id wherever they stand, before the model sees the rest. Some are looked for in the
- * raw text, some (`normalized`) in the normalized one; at each place the longest one wins, from left to right.
+ * Added tokens: texts that become one id wherever they stand, before the model sees the rest. Some are looked for in
+ * the raw text, some (`normalized`) in the normalized one; at each place the longest one wins, from left to right.
  */
 #ifndef PST_TEXT_ADDED_H
 #define PST_TEXT_ADDED_H
@@ -10,7 +10,7 @@
 #include "text/vocab.h"
 
 typedef struct pst_added_token {
-    bool single_word;   /* only where no word character touches it */
+    bool single_word;    /* only where no word character touches it */
     bool lstrip, rstrip; /* takes the white space before or after it along */
     bool normalized, special;
 } pst_added_token;
@@ -28,9 +28,9 @@ typedef struct pst_trie {
 } pst_trie;
 
 typedef struct pst_added {
-    pst_vocab vocab;         /* texts and ids; entry i has the flags tokens[i] */
+    pst_vocab vocab; /* texts and ids; entry i has the flags tokens[i] */
     pst_added_token *tokens;
-    pst_span *shown;         /* where in `texts` the text is that entry i decodes to */
+    pst_span *shown; /* where in `texts` the text is that entry i decodes to */
     pst_bytes texts;
     pst_trie raw, normalized;
 } pst_added;

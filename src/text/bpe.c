@@ -83,8 +83,8 @@ static int fill_symbols(const pst_bpe *bpe, pst_bpe_scratch *scratch, const char
     uint32_t waiting = PST_NO_TOKEN;
     for (size_t i = 0, width; i < bytes; i += width) {
         uint32_t code_point = pst_utf8_get(text + i, &width);
-        uint32_t id = code_point < PST_BPE_DIRECT ? bpe->direct[code_point]
-                                                  : pst_vocab_find(&bpe->vocab, text + i, width);
+        uint32_t id =
+            code_point < PST_BPE_DIRECT ? bpe->direct[code_point] : pst_vocab_find(&bpe->vocab, text + i, width);
         if (id != PST_NO_TOKEN) {
             if (waiting != PST_NO_TOKEN)
                 add_symbol(scratch, waiting);
@@ -133,7 +133,8 @@ static int push_candidate(const pst_bpe *bpe, pst_bpe_scratch *scratch, int32_t 
     const pst_merge *merge = pst_merges_find(&bpe->merges, scratch->symbols[position].id, scratch->symbols[next].id);
     if (merge == NULL)
         return 0;
-    PST_TRY(pst_array_grow(&scratch->heap, &scratch->heap_capacity, scratch->heap_count + 1, sizeof *scratch->heap, err));
+    PST_TRY(
+        pst_array_grow(&scratch->heap, &scratch->heap_capacity, scratch->heap_count + 1, sizeof *scratch->heap, err));
     pst_bpe_candidate candidate = {.rank = merge->rank, .position = (uint32_t)position, .result = merge->result};
     size_t at = scratch->heap_count++;
     while (at > 0 && comes_before(&candidate, &scratch->heap[(at - 1) / 2])) {

@@ -13,8 +13,8 @@ typedef struct pst_bpe {
     char *unk_token; /* NULL: unknown characters are left out */
     bool fuse_unk;
     bool byte_fallback;
-    bool ignore_merges;          /* a piece that is a token is that token */
-    uint32_t byte_ids[256];      /* "<0x00>" to "<0xFF>" or PST_NO_TOKEN */
+    bool ignore_merges;     /* a piece that is a token is that token */
+    uint32_t byte_ids[256]; /* "<0x00>" to "<0xFF>" or PST_NO_TOKEN */
     uint32_t direct[PST_BPE_DIRECT];
 } pst_bpe;
 

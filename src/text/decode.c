@@ -215,6 +215,7 @@ static int gather(pst_decode_stage *stage, fragment *f, pst_error *err)
         return 0;
     f->text = stage->token.data;
     f->bytes = stage->token.count;
+    f->begins = true;
     return 1;
 }
 
@@ -281,18 +282,13 @@ int pst_decode_finish(pst_decode_chain *chain, pst_error *err)
     for (size_t at = 0; at < chain->steps->count; at++) {
         pst_decode_stage *stage = &chain->stages[at];
         switch (chain->steps->data[at].kind) {
-        case PST_STEP_BYTE_FALLBACK:
-            PST_TRY(end_byte_run(chain, at, err));
-            break;
+        case PST_STEP_BYTE_FALLBACK: PST_TRY(end_byte_run(chain, at, err)); break;
         case PST_STEP_BYTE_LEVEL:
             PST_TRY(take_characters(stage, true, err));
             PST_TRY(send_fused(chain, at, stage->made.data, stage->made.count, true, err));
             break;
-        case PST_STEP_FUSE:
-            PST_TRY(send_fused(chain, at, "", 0, true, err));
-            break;
-        default:
-            break;
+        case PST_STEP_FUSE: PST_TRY(send_fused(chain, at, "", 0, true, err)); break;
+        default: break;
         }
     }
     return 0;

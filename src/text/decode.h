@@ -10,11 +10,11 @@
 
 /* What one step of the chain remembers. */
 typedef struct pst_decode_stage {
-    pst_bytes token;   /* a token that comes in fragments, until it is whole */
-    pst_bytes held;    /* bytes that do not make a character yet */
-    pst_bytes made;    /* scratch */
-    uint32_t count;    /* tokens seen (Metaspace), characters dropped of this token (Strip) */
-    bool started;      /* the one token that everything is fused into has begun */
+    pst_bytes token; /* a token that comes in fragments, until it is whole */
+    pst_bytes held;  /* bytes that do not make a character yet */
+    pst_bytes made;  /* scratch */
+    uint32_t count;  /* tokens seen (Metaspace), characters dropped of this token (Strip) */
+    bool started;    /* the one token that everything is fused into has begun */
     bool leading;
 } pst_decode_stage;
 

@@ -33,7 +33,9 @@ static int replace(const pst_step *step, pst_text_scratch *scratch, bool *first,
     for (size_t i = 0; i < scratch->spans.count; i++) {
         const pst_span *span = &scratch->spans.data[i];
         if (span->matched) {
-            if (i == 0 && step->content_bytes == 0 && span->end > span->start)
+            /* What replaces several characters counts as standing where the last of them stood. */
+            if (span->start == 0 && span->end > 0 &&
+                (step->content_bytes == 0 || span->end > pst_utf8_width((unsigned char)text->data[0])))
                 *first = false;
             PST_TRY(pst_bytes_append(&scratch->other, step->content, step->content_bytes, err));
         } else {
@@ -69,12 +71,9 @@ static int normalize_step(const pst_step *step, pst_text_scratch *scratch, bool 
     switch (step->kind) {
     case PST_STEP_NORMAL_FORM:
         return pst_unicode_normalize((pst_normal_form)step->form, text->data, text->count, &scratch->other, err);
-    case PST_STEP_LOWERCASE:
-        return pst_unicode_lowercase(text->data, text->count, &scratch->other, err);
-    case PST_STEP_STRIP:
-        return strip(step, scratch, first, err);
-    case PST_STEP_REPLACE:
-        return replace(step, scratch, first, err);
+    case PST_STEP_LOWERCASE: return pst_unicode_lowercase(text->data, text->count, &scratch->other, err);
+    case PST_STEP_STRIP: return strip(step, scratch, first, err);
+    case PST_STEP_REPLACE: return replace(step, scratch, first, err);
     default: /* PST_STEP_PREPEND: not to an empty text */
         if (text->count > 0)
             PST_TRY(pst_bytes_append(&scratch->other, step->content, step->content_bytes, err));

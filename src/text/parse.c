@@ -15,7 +15,8 @@ int pst_parse_vocab(const json_t *vocab, pst_bpe *bpe, const char *path, pst_err
     const char *token;
     json_t *id;
     PST_TRY(pst_vocab_init(&bpe->vocab, json_object_size(vocab), err));
-    json_object_foreach((json_t *)vocab, token, id) {
+    json_object_foreach((json_t *)vocab, token, id)
+    {
         json_int_t number = json_integer_value(id);
         if (!json_is_integer(id) || number < 0 || number > PST_VOCAB_MAX_ID) {
             char quoted[PST_QUOTE_BYTES];
@@ -71,8 +72,8 @@ static int read_merge(const json_t *merge, pst_bpe *bpe, uint32_t rank, pst_byte
     if (space == NULL || strchr(space + 1, ' ') != NULL)
         return pst_fail(err, PST_E_FORMAT, path, "merge %u is not a pair of tokens", rank);
     size_t left_bytes = (size_t)(space - text);
-    PST_TRY(pst_parse_merge(bpe, text, left_bytes, space + 1, json_string_length(merge) - left_bytes - 1, rank,
-                            scratch, path, err));
+    PST_TRY(pst_parse_merge(bpe, text, left_bytes, space + 1, json_string_length(merge) - left_bytes - 1, rank, scratch,
+                            path, err));
     return 1;
 }
 
@@ -133,7 +134,8 @@ int pst_parse_model(const json_t *value, pst_tokenizer *tokenizer, const char *p
     if (!json_is_object(value))
         return pst_fail(err, PST_E_FORMAT, path, "\"model\" is not an object");
     PST_TRY(read_settings(value, &tokenizer->bpe, path, err));
-    json_object_foreach((json_t *)value, key, member) {
+    json_object_foreach((json_t *)value, key, member)
+    {
         size_t i = 0;
         while (i < sizeof known / sizeof known[0] && strcmp(key, known[i]) != 0)
             i++;

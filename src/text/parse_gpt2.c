@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * vocab.json and merges.txt: the older layout. The pipeline is fixed by the class that tokenizer_config.json names (GPT-2's
- * without it); added tokens come from that file, else from special_tokens_map.json and added_tokens.json, and are
+ * vocab.json and merges.txt: the older layout. The pipeline is fixed by the class that tokenizer_config.json names
+ * (GPT-2's without it); added tokens come from that file, else from special_tokens_map.json and added_tokens.json, and are
  * added in the order of their ids, then the named special ones, as the transformers library does.
  */
 #include <stdlib.h>
@@ -65,7 +65,8 @@ static int read_class(layout *l, pst_error *err)
         l->class = CLASS_QWEN2;
     } else {
         char quoted[PST_QUOTE_BYTES];
-        return pst_fail(err, PST_E_UNSUPPORTED, path, "the tokenizer class \"%s\" without a tokenizer.json is not supported",
+        return pst_fail(err, PST_E_UNSUPPORTED, path,
+                        "the tokenizer class \"%s\" without a tokenizer.json is not supported",
                         pst_text_quote(name, strlen(name), quoted));
     }
     return 0;
@@ -136,7 +137,7 @@ static int make_pipeline(layout *l, pst_error *err)
     return add_byte_level(l, false, err);
 }
 
-/* A token as a string or as an object with its flags. Special ones are looked for in the raw text unless that says so. */
+/* A token as a string or as an object with its flags. Special ones are not normalized unless that says so. */
 static int read_token(const json_t *value, bool special, pst_added_entry *entry, const char *path, pst_error *err)
 {
     *entry = (pst_added_entry){.flags = {.special = special, .normalized = !special}};
@@ -189,7 +190,8 @@ static int read_decoder_list(layout *l, const json_t *list, pst_error *err)
     l->has_decoder_list = true;
     if (json_object_size(list) > MAX_ADDED_TOKENS)
         return pst_fail(err, PST_E_UNSUPPORTED, path, "too many added tokens");
-    json_object_foreach((json_t *)list, key, value) {
+    json_object_foreach((json_t *)list, key, value)
+    {
         char *end;
         unsigned long id = strtoul(key, &end, 10);
         pst_added_entry entry;
@@ -247,7 +249,8 @@ static int read_added_list(layout *l, pst_error *err)
     json_t *value;
     if (json_object_size(l->added) > MAX_ADDED_TOKENS)
         return pst_fail(err, PST_E_UNSUPPORTED, path, "too many added tokens");
-    json_object_foreach(l->added, key, value) {
+    json_object_foreach(l->added, key, value)
+    {
         json_int_t id = json_integer_value(value);
         if (!json_is_integer(value) || id < 0 || id > PST_VOCAB_MAX_ID)
             return pst_fail(err, PST_E_FORMAT, path, "the id of an added token is not a number in range");
@@ -267,8 +270,8 @@ static int read_added_tokens(layout *l, pst_error *err)
 {
     json_t *list;
     pst_added_entry entry;
-    if (l->config != NULL &&
-        pst_json_object(l->config, "added_tokens_decoder", false, &list, l->source->tokenizer_config_json.path, err) == 0)
+    if (l->config != NULL && pst_json_object(l->config, "added_tokens_decoder", false, &list,
+                                             l->source->tokenizer_config_json.path, err) == 0)
         PST_TRY(read_decoder_list(l, list, err));
     else if (l->config != NULL && json_object_get(l->config, "added_tokens_decoder") != NULL)
         return pst_fail(err, PST_E_FORMAT, l->source->tokenizer_config_json.path,
@@ -339,7 +342,8 @@ static int read_layout(layout *l, pst_error *err)
 int pst_parse_vocab_and_merges(const pst_tokenizer_source *source, pst_tokenizer *tokenizer, pst_error *err)
 {
     if (source->vocab_json.bytes == NULL || source->merges_txt.bytes == NULL)
-        return pst_fail(err, PST_E_USAGE, NULL, "there is neither a tokenizer.json nor a vocab.json with its merges.txt");
+        return pst_fail(err, PST_E_USAGE, NULL,
+                        "there is neither a tokenizer.json nor a vocab.json with its merges.txt");
     layout l = {.source = source, .tokenizer = tokenizer};
     int status = read_layout(&l, err);
     json_decref(l.vocab);

@@ -37,7 +37,8 @@ static int check_keys(const json_t *object, const char *known, const char *what,
 {
     const char *key;
     json_t *value;
-    json_object_foreach((json_t *)object, key, value) {
+    json_object_foreach((json_t *)object, key, value)
+    {
         const char *found = known;
         size_t length = strlen(key);
         while ((found = strstr(found, key)) != NULL && (found[-1] != ' ' || found[length] != ' '))
@@ -186,8 +187,8 @@ static int read_metaspace(const json_t *value, pst_steps *steps, const char *pat
     const char *scheme = "always";
     bool prefix_space = true;
     int kind = 0;
-    PST_TRY(check_keys(value, " type replacement prepend_scheme split add_prefix_space str_rep ", "Metaspace", path,
-                       err));
+    PST_TRY(
+        check_keys(value, " type replacement prepend_scheme split add_prefix_space str_rep ", "Metaspace", path, err));
     PST_TRY(pst_steps_add(steps, PST_STEP_METASPACE, &step, path, err));
     step->split = true;
     step->behavior = PST_SPLIT_MERGED_WITH_NEXT;
@@ -227,8 +228,8 @@ static int read_behavior(const json_t *value, pst_split_behavior *out, const cha
     return refuse("split behavior", name, path, err);
 }
 
-static int add_class_split(pst_steps *steps, bool (*character)(uint32_t), pst_split_behavior behavior,
-                           const char *path, pst_error *err)
+static int add_class_split(pst_steps *steps, bool (*character)(uint32_t), pst_split_behavior behavior, const char *path,
+                           pst_error *err)
 {
     pst_step *step;
     PST_TRY(pst_steps_add(steps, PST_STEP_SPLIT, &step, path, err));
@@ -285,8 +286,7 @@ static int read_class_pretokenizer(const json_t *value, const char *type, pst_st
     return 1;
 }
 
-static int read_pretokenizer(const json_t *value, pst_tokenizer *tokenizer, int depth, const char *path,
-                             pst_error *err)
+static int read_pretokenizer(const json_t *value, pst_tokenizer *tokenizer, int depth, const char *path, pst_error *err)
 {
     pst_steps *steps = &tokenizer->pretokenizers;
     const char *type;

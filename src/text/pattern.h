@@ -6,8 +6,8 @@
 #include "text/regex.h"
 
 typedef struct pst_pattern {
-    pst_regex *regex;                     /* owned; or NULL */
-    char *literal;                        /* owned; not empty; or NULL */
+    pst_regex *regex; /* owned; or NULL */
+    char *literal;    /* owned; not empty; or NULL */
     size_t literal_bytes;
     bool (*character)(uint32_t code_point); /* or NULL */
 } pst_pattern;

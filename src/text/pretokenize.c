@@ -77,9 +77,9 @@ static void join_spans(pst_spans *spans, pst_split_behavior behavior)
     } else {
         for (size_t i = 0; i < spans->count; i++) {
             pst_span span = spans->data[i];
-            bool join = behavior == PST_SPLIT_CONTIGUOUS ? span.matched == before
-                                                         : behavior == PST_SPLIT_MERGED_WITH_PREVIOUS && span.matched &&
-                                                               !before;
+            bool join = behavior == PST_SPLIT_CONTIGUOUS
+                            ? span.matched == before
+                            : behavior == PST_SPLIT_MERGED_WITH_PREVIOUS && span.matched && !before;
             if (join && count > 0)
                 spans->data[count - 1].end = span.end;
             else
@@ -175,8 +175,8 @@ static int metaspace(const pst_step *step, pst_text_scratch *scratch, pst_error 
         pst_piece *piece = &scratch->pieces.data[i];
         const char *text = scratch->text.data + piece->start;
         size_t bytes = piece->end - piece->start, start = scratch->other.count;
-        bool has = text[0] == ' ' ||
-                   (bytes >= step->content_bytes && memcmp(text, step->content, step->content_bytes) == 0);
+        bool has =
+            text[0] == ' ' || (bytes >= step->content_bytes && memcmp(text, step->content, step->content_bytes) == 0);
         if (!has && (step->prepend == PST_PREPEND_ALWAYS || (step->prepend == PST_PREPEND_FIRST && piece->first)))
             PST_TRY(pst_bytes_append(&scratch->other, step->content, step->content_bytes, err));
         for (size_t k = 0; k < bytes; k++) {

@@ -123,8 +123,8 @@ int pst_regex_scratch_open(pst_regex_scratch **out, pst_error *err)
 int pst_regex_find(const pst_regex *regex, pst_regex_scratch *scratch, const char *text, size_t bytes, size_t from,
                    size_t *start, size_t *end, pst_error *err)
 {
-    int found = pcre2_match(regex->code, (PCRE2_SPTR)text, bytes, from, PCRE2_NO_UTF_CHECK, scratch->data,
-                            scratch->limits);
+    int found =
+        pcre2_match(regex->code, (PCRE2_SPTR)text, bytes, from, PCRE2_NO_UTF_CHECK, scratch->data, scratch->limits);
     if (found == PCRE2_ERROR_JIT_STACKLIMIT) /* compiled code has a small stack, the interpreter the heap */
         found = pcre2_match(regex->code, (PCRE2_SPTR)text, bytes, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT,
                             scratch->data, scratch->limits);

@@ -16,7 +16,7 @@
 typedef struct pst_regex pst_regex;
 typedef struct pst_regex_scratch pst_regex_scratch;
 
-/* Appends the PCRE2 pattern that means what this one does. Refused: PST_E_UNSUPPORTED, with the offset in the pattern. */
+/* Appends the PCRE2 pattern that means what this one does. Refused: PST_E_UNSUPPORTED, with the place in it. */
 int pst_regex_translate(const char *pattern, size_t bytes, pst_bytes *out, const char *path, pst_error *err);
 
 /* Compiles a pattern. Immutable afterwards; any thread may match with it, each with its own scratch. */

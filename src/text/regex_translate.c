@@ -19,8 +19,9 @@
 enum { MAX_PATTERN_BYTES = 16384, MAX_DEPTH = 100, MAX_REPEAT = 65535 };
 
 /* \s and its complement: White_Space. */
-static const char space_set[] = "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}"
-                                "\\x{205f}\\x{3000}";
+static const char space_set[] =
+    "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}"
+    "\\x{205f}\\x{3000}";
 static const char not_space_set[] =
     "\\x{0}-\\x{8}\\x{e}-\\x{1f}\\x{21}-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}\\x{200b}-\\x{2027}"
     "\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}\\x{3001}-\\x{10ffff}";
@@ -74,14 +75,38 @@ static bool starts_with(const translator *t, const char *text)
 
 /* The general categories that may be named, by their short and long names. Not C, of which unassigned is a part. */
 static const char *const categories[][2] = {
-    {"L", "Letter"}, {"Lu", "Uppercase_Letter"}, {"Ll", "Lowercase_Letter"}, {"Lt", "Titlecase_Letter"},
-    {"Lm", "Modifier_Letter"}, {"Lo", "Other_Letter"}, {"M", "Mark"}, {"Mn", "Nonspacing_Mark"}, {"Mc", "Spacing_Mark"},
-    {"Me", "Enclosing_Mark"}, {"N", "Number"}, {"Nd", "Decimal_Number"}, {"Nl", "Letter_Number"},
-    {"No", "Other_Number"}, {"P", "Punctuation"}, {"Pc", "Connector_Punctuation"}, {"Pd", "Dash_Punctuation"},
-    {"Ps", "Open_Punctuation"}, {"Pe", "Close_Punctuation"}, {"Pi", "Initial_Punctuation"},
-    {"Pf", "Final_Punctuation"}, {"Po", "Other_Punctuation"}, {"S", "Symbol"}, {"Sm", "Math_Symbol"},
-    {"Sc", "Currency_Symbol"}, {"Sk", "Modifier_Symbol"}, {"So", "Other_Symbol"}, {"Z", "Separator"},
-    {"Zs", "Space_Separator"}, {"Zl", "Line_Separator"}, {"Zp", "Paragraph_Separator"}, {"Cc", "Control"},
+    {"L", "Letter"},
+    {"Lu", "Uppercase_Letter"},
+    {"Ll", "Lowercase_Letter"},
+    {"Lt", "Titlecase_Letter"},
+    {"Lm", "Modifier_Letter"},
+    {"Lo", "Other_Letter"},
+    {"M", "Mark"},
+    {"Mn", "Nonspacing_Mark"},
+    {"Mc", "Spacing_Mark"},
+    {"Me", "Enclosing_Mark"},
+    {"N", "Number"},
+    {"Nd", "Decimal_Number"},
+    {"Nl", "Letter_Number"},
+    {"No", "Other_Number"},
+    {"P", "Punctuation"},
+    {"Pc", "Connector_Punctuation"},
+    {"Pd", "Dash_Punctuation"},
+    {"Ps", "Open_Punctuation"},
+    {"Pe", "Close_Punctuation"},
+    {"Pi", "Initial_Punctuation"},
+    {"Pf", "Final_Punctuation"},
+    {"Po", "Other_Punctuation"},
+    {"S", "Symbol"},
+    {"Sm", "Math_Symbol"},
+    {"Sc", "Currency_Symbol"},
+    {"Sk", "Modifier_Symbol"},
+    {"So", "Other_Symbol"},
+    {"Z", "Separator"},
+    {"Zs", "Space_Separator"},
+    {"Zl", "Line_Separator"},
+    {"Zp", "Paragraph_Separator"},
+    {"Cc", "Control"},
     {"Cf", "Format"},
 };
 
@@ -223,7 +248,7 @@ static int parse_set_escape(translator *t, bool in_set, pst_bytes *out, bool *ne
 {
     int c = peek(t, 0);
     *negated = c == 'D' || c == 'W' || c == 'P' || c == 'H';
-    if (c < 0 || strchr("sSdDwWpPhH", c) == NULL)
+    if (c <= 0 || strchr("sSdDwWpPhH", c) == NULL)
         return 0;
     t->at++;
     switch (c) {
@@ -262,11 +287,44 @@ static int parse_inner_set(translator *t, set *result)
     return status;
 }
 
+/* An escape within a [set], with t->at after the backslash: 1 a character, which may begin a range; 0 a set, added. */
+static int parse_member_escape(translator *t, set *result, uint32_t *character)
+{
+    bool negated;
+    pst_bytes members = {0};
+    int status = parse_set_escape(t, true, &members, &negated);
+    if (status == 0) {
+        status = parse_character_escape(t, character);
+        if (status == 0)
+            status = refuse(t, "an escape that is not supported");
+    } else if (status > 0) {
+        status = negated ? add_complement(t, result, &members)
+                         : pst_bytes_append(&result->members, members.data, members.count, t->err);
+    }
+    pst_bytes_free(&members);
+    return status;
+}
+
+/* The character that ends a range. */
+static int parse_range_end(translator *t, uint32_t *last)
+{
+    size_t width;
+    if (peek(t, 0) == '[')
+        return refuse(t, "a range that ends in a set");
+    if (peek(t, 0) == '\\') {
+        t->at++;
+        int status = parse_character_escape(t, last);
+        return status == 0 ? refuse(t, "a range that ends in a set") : status;
+    }
+    *last = pst_utf8_get(t->pattern + t->at, &width);
+    t->at += width;
+    return 0;
+}
+
 /* One member of a [set], or a range of them. */
 static int parse_member(translator *t, set *result)
 {
     uint32_t first, last;
-    size_t width;
     int c = peek(t, 0);
     if (c == '[')
         return parse_inner_set(t, result);
@@ -274,47 +332,21 @@ static int parse_member(translator *t, set *result)
         return refuse(t, "an intersection of sets");
     if (c == '\\') {
         t->at++;
-        bool negated;
-        pst_bytes members = {0};
-        int status = parse_set_escape(t, true, &members, &negated);
-        if (status > 0 && negated) {
-            status = add_complement(t, result, &members);
-        } else if (status > 0) {
-            status = pst_bytes_append(&result->members, members.data, members.count, t->err);
-        } else if (status == 0) {
-            status = parse_character_escape(t, &first);
-            if (status == 0)
-                status = refuse(t, "an escape that is not supported");
-            else if (status > 0)
-                status = 1; /* a character: may begin a range */
-            pst_bytes_free(&members);
-            if (status < 0)
-                return status;
-            goto range;
-        }
-        pst_bytes_free(&members);
-        return status;
+        int status = parse_member_escape(t, result, &first);
+        if (status <= 0)
+            return status;
+    } else {
+        size_t width;
+        first = pst_utf8_get(t->pattern + t->at, &width);
+        t->at += width;
     }
-    first = pst_utf8_get(t->pattern + t->at, &width);
-    t->at += width;
-range:
     if (t->caseless && first > 0x7F)
         return refuse(t, "a character beyond ASCII where case is ignored");
     PST_TRY(put_code_point(t, &result->members, first));
     if (peek(t, 0) != '-' || peek(t, 1) == ']' || peek(t, 1) < 0)
         return 0;
     t->at++;
-    if (peek(t, 0) == '\\') {
-        t->at++;
-        int status = parse_character_escape(t, &last);
-        if (status <= 0)
-            return status < 0 ? status : refuse(t, "a range that ends in a set");
-    } else if (peek(t, 0) == '[') {
-        return refuse(t, "a range that ends in a set");
-    } else {
-        last = pst_utf8_get(t->pattern + t->at, &width);
-        t->at += width;
-    }
+    PST_TRY(parse_range_end(t, &last));
     if (last < first || (t->caseless && last > 0x7F))
         return refuse(t, "a range that cannot be used");
     PST_TRY(pst_bytes_append(&result->members, "-", 1, t->err));

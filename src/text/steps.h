@@ -9,7 +9,7 @@
 #include "text/pattern.h"
 
 typedef enum pst_step_kind {
-    PST_STEP_NORMAL_FORM,   /* form */
+    PST_STEP_NORMAL_FORM, /* form */
     PST_STEP_LOWERCASE,
     PST_STEP_STRIP,         /* strip_left, strip_right: white space */
     PST_STEP_PREPEND,       /* content */

@@ -81,8 +81,8 @@ static int encode_words(encoder *e, const char *text, size_t bytes, bool first, 
     PST_TRY(pst_pretokenize(&e->tokenizer->pretokenizers, &e->text, text, bytes, first, err));
     for (size_t i = 0; i < e->text.pieces.count; i++) {
         const pst_piece *piece = &e->text.pieces.data[i];
-        PST_TRY(pst_bpe_encode(&e->tokenizer->bpe, &e->bpe, e->text.text.data + piece->start,
-                               piece->end - piece->start, &e->ids, err));
+        PST_TRY(pst_bpe_encode(&e->tokenizer->bpe, &e->bpe, e->text.text.data + piece->start, piece->end - piece->start,
+                               &e->ids, err));
     }
     return 0;
 }

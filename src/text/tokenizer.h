@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Making a tokenizer from the bytes of its files: src/text reads no files itself. Everything else about tokenizers is in
- * include/penstock/tokenizer.h.
+ * Making a tokenizer from the bytes of its files: src/text reads no files itself. Everything else about tokenizers is
+ * in include/penstock/tokenizer.h.
  */
 #ifndef PST_TEXT_TOKENIZER_H
 #define PST_TEXT_TOKENIZER_H

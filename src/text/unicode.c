@@ -144,8 +144,8 @@ static uint32_t lower_case(uint32_t c)
     static const struct {
         uint32_t first, last;
         int32_t distance;
-    } added[] = {{0x1C89, 0x1C89, 1},  {0xA7CB, 0xA7CB, -0xA567}, {0xA7CC, 0xA7CC, 1},       {0xA7CE, 0xA7CE, 1},
-                 {0xA7D2, 0xA7D2, 1},  {0xA7D4, 0xA7D4, 1},       {0xA7DA, 0xA7DA, 1},       {0xA7DC, 0xA7DC, -0xA641},
+    } added[] = {{0x1C89, 0x1C89, 1},    {0xA7CB, 0xA7CB, -0xA567}, {0xA7CC, 0xA7CC, 1}, {0xA7CE, 0xA7CE, 1},
+                 {0xA7D2, 0xA7D2, 1},    {0xA7D4, 0xA7D4, 1},       {0xA7DA, 0xA7DA, 1}, {0xA7DC, 0xA7DC, -0xA641},
                  {0x10D50, 0x10D65, 32}, {0x16EA0, 0x16EB8, 27}};
     for (size_t i = 0; c >= 0x1C89 && i < sizeof added / sizeof added[0]; i++) {
         if (c >= added[i].first && c <= added[i].last)
@@ -199,8 +199,8 @@ static int decompose(pst_normal_form form, const char *text, size_t bytes, pst_w
         }
         utf8proc_int32_t parts[32]; /* the longest decomposition has 18 */
         int class_before = 0;
-        utf8proc_ssize_t count = utf8proc_decompose_char((utf8proc_int32_t)code_point, parts, 32,
-                                                         (utf8proc_option_t)options, &class_before);
+        utf8proc_ssize_t count =
+            utf8proc_decompose_char((utf8proc_int32_t)code_point, parts, 32, (utf8proc_option_t)options, &class_before);
         if (count < 0 || count > 32) {
             parts[0] = (utf8proc_int32_t)code_point;
             count = 1;
@@ -217,7 +217,7 @@ static void sort_marks(uint32_t *marks, size_t count, uint32_t *spare)
     size_t place[257] = {0};
     for (size_t i = 0; i < count; i++)
         place[combining_class(marks[i]) + 1]++;
-    for (size_t class = 1; class < 257; class++)
+    for (size_t class = 1; class < 257; class ++)
         place[class] += place[class - 1];
     for (size_t i = 0; i < count; i++)
         spare[place[combining_class(marks[i])]++] = marks[i];
@@ -260,8 +260,8 @@ static void compose(pst_words *text)
             end++;
         utf8proc_ssize_t count = (utf8proc_ssize_t)(end - i);
         if (!alone)
-            count = utf8proc_normalize_utf32((utf8proc_int32_t *)text->data + i, count,
-                                             UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+            count =
+                utf8proc_normalize_utf32((utf8proc_int32_t *)text->data + i, count, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
         if (count < 0)
             count = (utf8proc_ssize_t)(end - i);
         memmove(text->data + made, text->data + i, (size_t)count * sizeof *text->data);

@@ -41,12 +41,13 @@ static inline char *read_file(const char *folder, const char *name, size_t *byte
 /* The tokenizer of a folder, from whichever files are there. */
 static inline int parse_folder(const char *folder, pst_tokenizer **out, pst_error *err)
 {
-    static const char *const names[] = {"tokenizer.json",        "vocab.json",        "merges.txt",
-                                        "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"};
+    static const char *const names[] = {
+        "tokenizer.json",          "vocab.json",       "merges.txt", "tokenizer_config.json",
+        "special_tokens_map.json", "added_tokens.json"};
     pst_tokenizer_source source = {0};
-    pst_text_file *files[] = {&source.tokenizer_json,        &source.vocab_json,
-                              &source.merges_txt,            &source.tokenizer_config_json,
-                              &source.special_tokens_map_json, &source.added_tokens_json};
+    pst_text_file *files[] = {
+        &source.tokenizer_json,          &source.vocab_json,       &source.merges_txt, &source.tokenizer_config_json,
+        &source.special_tokens_map_json, &source.added_tokens_json};
     for (int i = 0; i < 6; i++) {
         files[i]->path = names[i];
         files[i]->bytes = read_file(folder, names[i], &files[i]->count);
@@ -106,7 +107,7 @@ static inline void check_ids(const pst_tokenizer *tokenizer, const char *text, b
     }
     pst_tokens_free(&tokens);
 }
-#define CHECK_IDS(tokenizer, text, add_special, ...) \
+#define CHECK_IDS(tokenizer, text, add_special, ...)                                                                   \
     check_ids((tokenizer), (text), (add_special), (const int64_t[]){__VA_ARGS__, -1})
 
 static inline void check_text(const pst_tokenizer *tokenizer, const uint32_t *ids, size_t count, bool skip_special,
@@ -121,8 +122,8 @@ static inline void check_text(const pst_tokenizer *tokenizer, const uint32_t *id
     assert_int_equal(bytes, strlen(text));
     pst_text_free(decoded);
 }
-#define CHECK_TEXT(tokenizer, skip_special, text, ...)                                             \
-    check_text((tokenizer), (const uint32_t[]){__VA_ARGS__},                                       \
+#define CHECK_TEXT(tokenizer, skip_special, text, ...)                                                                 \
+    check_text((tokenizer), (const uint32_t[]){__VA_ARGS__},                                                           \
                sizeof((const uint32_t[]){__VA_ARGS__}) / sizeof(uint32_t), (skip_special), (text))
 
 /* Steele and Vigna's splitmix64: any seed, the same sequence everywhere. */

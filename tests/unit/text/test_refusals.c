@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Files that lie, and parts that this version does not know: one error that names what is wrong, nothing left behind. */
+/* Files that lie, and parts that this version does not know: one error that names what is wrong, nothing left. */
 #include "support.h"
 
 static const char model[] = "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[\"a b\"]}";
@@ -172,7 +172,8 @@ static void test_older_layout(void **state)
         {vocab, "a c\n", NULL, NULL, NULL, PST_E_FORMAT, "merges.txt"},
         {vocab, "a", NULL, NULL, NULL, PST_E_FORMAT, "merges.txt"},
         {vocab, "", "[]", NULL, NULL, PST_E_FORMAT, "tokenizer_config.json"},
-        {vocab, "", "{\"tokenizer_class\":\"RobertaTokenizer\"}", NULL, NULL, PST_E_UNSUPPORTED, "tokenizer_config.json"},
+        {vocab, "", "{\"tokenizer_class\":\"RobertaTokenizer\"}", NULL, NULL, PST_E_UNSUPPORTED,
+         "tokenizer_config.json"},
         {vocab, "", "{\"added_tokens_decoder\":{\"x\":{\"content\":\"y\"}}}", NULL, NULL, PST_E_FORMAT,
          "tokenizer_config.json"},
         {vocab, "", "{\"added_tokens_decoder\":7}", NULL, NULL, PST_E_FORMAT, "tokenizer_config.json"},
@@ -193,7 +194,8 @@ static void test_older_layout(void **state)
     pst_tokenizer_source nothing = {0};
     assert_int_equal(pst_tokenizer_parse(&nothing, &tokenizer, &err), PST_E_USAGE);
     assert_int_equal(parse_layout(vocab, "#version: 0.2\r\na b\r\n\r\n",
-                                  "{\"add_bos_token\":true,\"bos_token\":\"<s>\"}", NULL, "{\"<t>\":3}", &tokenizer, &err),
+                                  "{\"add_bos_token\":true,\"bos_token\":\"<s>\"}", NULL, "{\"<t>\":3}", &tokenizer,
+                                  &err),
                      0);
     CHECK_IDS(tokenizer, "ab<t>", true, 4, 2, 3);
     CHECK_IDS(tokenizer, "ab<s>", false, 2, 4);
@@ -205,9 +207,12 @@ static void test_older_layout(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_documents),           cmocka_unit_test(test_models),
-        cmocka_unit_test(test_parts),               cmocka_unit_test(test_nesting_is_bounded),
-        cmocka_unit_test(test_missing_unknown_token), cmocka_unit_test(test_older_layout),
+        cmocka_unit_test(test_documents),
+        cmocka_unit_test(test_models),
+        cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_nesting_is_bounded),
+        cmocka_unit_test(test_missing_unknown_token),
+        cmocka_unit_test(test_older_layout),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -39,7 +39,7 @@ static void test_matches(void **state)
         {"\\S", "\u180e ", "<\u180e> "},
         {"\\s+(?!\\S)|\\s+", "a   b  ", "a<  >< >b<  >"},
         {"\\p{N}{1,3}", "12345", "<123><45>"},
-        {"\\p{N}{1,3}+", "1234567x", "<1234567>x"},       /* not possessive */
+        {"\\p{N}{1,3}+", "1234567x", "<1234567>x"}, /* not possessive */
         {"a{,2}b", "aaab", "a<aab>"},
         {"[^\\r\\n\\p{L}\\p{N}]?+\\p{L}+", "'ab.", "<'ab>."}, /* possessive */
         {"(?i:'s|'t|'re)", "it'S 'RE '\u017f", "it<'S> <'RE> <'\u017f>"},
@@ -73,10 +73,12 @@ static void test_refusals(void **state)
 {
     (void)state;
     static const char *const patterns[] = {
-        "(", ")", "[", "[]", "[a", "a**", "*", "a{2}?", "(?<name>a)", "\\1", "\\b", "\\R", "\\X", "\\p{Foo}", "\\pL",
-        "\\xff", "\\x{110000}", "\\x{d800}", "[z-a]", "[a-\\d]", "[[:alpha:]]", "[a&&b]", "(?i:ss)", "(?i:\u00e9)",
-        "(?i:\\p{Lu})", "a(?i)b", "(?x:a)", "(?=a)*", "a{70000}", "a{3,2}", "\\", "(?#", "(*UTF)", "\\Q", "\\K", "\\C",
-        "(?R)", "(?",
+        "(",        ")",          "[",           "[]",           "[a",     "a**",     "*",
+        "a{2}?",    "(?<name>a)", "\\1",         "\\b",          "\\R",    "\\X",     "\\p{Foo}",
+        "\\pL",     "\\xff",      "\\x{110000}", "\\x{d800}",    "[z-a]",  "[a-\\d]", "[[:alpha:]]",
+        "[a&&b]",   "(?i:ss)",    "(?i:\u00e9)", "(?i:\\p{Lu})", "a(?i)b", "(?x:a)",  "(?=a)*",
+        "a{70000}", "a{3,2}",     "\\",          "(?#",          "(*UTF)", "\\Q",     "\\K",
+        "\\C",      "(?R)",       "(?",
     };
     for (size_t i = 0; i < sizeof patterns / sizeof patterns[0]; i++) {
         pst_regex *regex = NULL;
@@ -126,8 +128,8 @@ static void test_property_sizes(void **state)
     static const struct {
         const char *pattern;
         size_t count;
-    } cases[] = {{"\\s", 25},         {"\\w", 144671}, {"\\d", 760},      {"\\p{L}", 141028}, {"\\p{N}", 1911},
-                 {"\\p{M}", 2501},    {"\\p{P}", 855}, {"\\p{S}", 8514},  {"\\p{Lu}", 1858},  {"\\p{Ll}", 2258},
+    } cases[] = {{"\\s", 25},         {"\\w", 144671}, {"\\d", 760},       {"\\p{L}", 141028}, {"\\p{N}", 1911},
+                 {"\\p{M}", 2501},    {"\\p{P}", 855}, {"\\p{S}", 8514},   {"\\p{Lu}", 1858},  {"\\p{Ll}", 2258},
                  {"\\p{Lo}", 136477}, {"\\p{Z}", 19},  {"\\p{Han}", 99030}};
     char *text = malloc(0x110000 * 4);
     size_t bytes = 0;

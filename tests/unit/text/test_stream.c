@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Streams: whatever the ids and the decoder, the parts put together are the decoded text, and every part is valid UTF-8.
- * Random ids over every stored tokenizer; PST_TEST_SEED replays.
+ * Streams: whatever the ids and the decoder, the parts put together are the decoded text, and every part is valid
+ * UTF-8. Random ids over every stored tokenizer; PST_TEST_SEED replays.
  */
 #include <dirent.h>
 
@@ -99,10 +99,10 @@ static void test_random_decoders(void **state)
             strcat(decoder, steps[next_random(&seed) % (sizeof steps / sizeof steps[0])]);
         }
         strcat(decoder, "]}");
-        pst_tokenizer *tokenizer = must_parse(
-            make_json("[]", "null", "null", "null", decoder,
-                      "{\"vocab\":{\"a\":0,\"_\":1,\"_a\":2,\" \":3,\"<0xC3>\":4,\"<0xA9>\":5,\"\u00c3\":6,\"\u00a9\":7,"
-                      "\"\u6c34\":8,\"\":9,\"a a_\":10,\"<0x\":11},\"merges\":[]}"));
+        pst_tokenizer *tokenizer = must_parse(make_json(
+            "[]", "null", "null", "null", decoder,
+            "{\"vocab\":{\"a\":0,\"_\":1,\"_a\":2,\" \":3,\"<0xC3>\":4,\"<0xA9>\":5,\"\u00c3\":6,\"\u00a9\":7,"
+            "\"\u6c34\":8,\"\":9,\"a a_\":10,\"<0x\":11},\"merges\":[]}"));
         stream_random_ids(tokenizer, &seed);
         pst_tokenizer_close(tokenizer);
     }
@@ -112,9 +112,9 @@ static void test_random_decoders(void **state)
 static void test_characters_come_out_whole(void **state)
 {
     (void)state;
-    pst_tokenizer *tokenizer = must_parse(make_json(
-        "[]", "null", "null", "null", "{\"type\":\"ByteLevel\",\"add_prefix_space\":false}",
-        "{\"vocab\":{\"\u00e6\":0,\"\u00b0\":1,\"\u00b4\":2,\"a\":3,\"\u0120\":4},\"merges\":[]}"));
+    pst_tokenizer *tokenizer = must_parse(
+        make_json("[]", "null", "null", "null", "{\"type\":\"ByteLevel\",\"add_prefix_space\":false}",
+                  "{\"vocab\":{\"\u00e6\":0,\"\u00b0\":1,\"\u00b4\":2,\"a\":3,\"\u0120\":4},\"merges\":[]}"));
     static const struct {
         uint32_t id;
         const char *text;

@@ -5,22 +5,22 @@
 #include "text/steps.h"
 
 #define MODEL(vocab, merges, more) "{\"type\":\"BPE\",\"vocab\":" vocab ",\"merges\":" merges more "}"
-#define TOKEN(id, content, flags, special) \
+#define TOKEN(id, content, flags, special)                                                                             \
     "{\"id\":" #id ",\"content\":\"" content "\"," flags ",\"special\":" special "}"
 #define PLAIN "\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":false"
 
-static const char letters[] = MODEL("{\"a\":0,\"b\":1,\"c\":2,\"ab\":3,\"bc\":4,\"abc\":5,\" \":6}",
-                                    "[\"b c\",[\"a\",\"b\"],\"a bc\"]", "");
+static const char letters[] =
+    MODEL("{\"a\":0,\"b\":1,\"c\":2,\"ab\":3,\"bc\":4,\"abc\":5,\" \":6}", "[\"b c\",[\"a\",\"b\"],\"a bc\"]", "");
 
 static void test_merges_go_by_rank(void **state)
 {
     (void)state;
     pst_tokenizer *t = must_parse(make_json("[]", "null", "null", "null", "null", letters));
-    CHECK_IDS(t, "abc", false, 5);    /* b c comes first, then a bc */
+    CHECK_IDS(t, "abc", false, 5); /* b c comes first, then a bc */
     CHECK_IDS(t, "ab", false, 3);
     CHECK_IDS(t, "abab", false, 3, 3);
     CHECK_IDS(t, "", false, -1);
-    CHECK_IDS(t, "axb", false, 3);    /* without an unknown token, unknown characters are left out */
+    CHECK_IDS(t, "axb", false, 3);            /* without an unknown token, unknown characters are left out */
     CHECK_TEXT(t, false, "a b abc", 0, 1, 5); /* without a decoder, tokens are words */
     assert_int_equal(pst_tokenizer_vocab_size(t), 7);
     assert_int_equal(pst_tokenizer_find(t, "abc"), 5);
@@ -81,9 +81,10 @@ static void test_added_tokens(void **state)
 {
     (void)state;
     pst_tokenizer *t = must_parse(make_json(
-        "[" TOKEN(7, "<s>", PLAIN, "true") "," TOKEN(8, "<s>x", PLAIN, "false") ","
-        TOKEN(9, "<l>", "\"single_word\":false,\"lstrip\":true,\"rstrip\":true,\"normalized\":false", "true") ","
-        TOKEN(10, "cab", "\"single_word\":true,\"lstrip\":false,\"rstrip\":false,\"normalized\":false", "false") "]",
+        "[" TOKEN(7, "<s>", PLAIN, "true") "," TOKEN(8, "<s>x", PLAIN, "false") "," TOKEN(
+            9, "<l>", "\"single_word\":false,\"lstrip\":true,\"rstrip\":true,\"normalized\":false",
+            "true") "," TOKEN(10, "cab", "\"single_word\":true,\"lstrip\":false,\"rstrip\":false,\"normalized\":false",
+                              "false") "]",
         "null", "null", "null", "{\"type\":\"Fuse\"}", letters));
     CHECK_IDS(t, "a<s>b", false, 0, 7, 1);
     CHECK_IDS(t, "<s>x<s>", false, 8, 7); /* the longest */
@@ -107,8 +108,8 @@ static void test_normalized_added_tokens(void **state)
 {
     (void)state;
     pst_tokenizer *t = must_parse(make_json(
-        "[" TOKEN(7, "RAW", PLAIN, "false") ","
-        TOKEN(8, "Low", "\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":true", "false") "]",
+        "[" TOKEN(7, "RAW", PLAIN, "false") "," TOKEN(
+            8, "Low", "\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":true", "false") "]",
         "{\"type\":\"Lowercase\"}", "null", "null", "{\"type\":\"Fuse\"}", letters));
     CHECK_IDS(t, "RAWa", false, 7, 0);
     CHECK_IDS(t, "rawA", false, 0, 0); /* r and w are unknown; a is not */
@@ -120,12 +121,12 @@ static void test_normalized_added_tokens(void **state)
 static void test_template(void **state)
 {
     (void)state;
-    pst_tokenizer *t = must_parse(make_json(
-        "[" TOKEN(7, "<s>", PLAIN, "true") "]", "null", "null",
-        "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\",\"type_id\":0}},"
-        "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],\"pair\":[],"
-        "\"special_tokens\":{\"<s>\":{\"id\":\"<s>\",\"ids\":[7],\"tokens\":[\"<s>\"]}}}",
-        "null", letters));
+    pst_tokenizer *t = must_parse(
+        make_json("[" TOKEN(7, "<s>", PLAIN, "true") "]", "null", "null",
+                  "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\",\"type_id\":0}},"
+                  "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],\"pair\":[],"
+                  "\"special_tokens\":{\"<s>\":{\"id\":\"<s>\",\"ids\":[7],\"tokens\":[\"<s>\"]}}}",
+                  "null", letters));
     CHECK_IDS(t, "ab", true, 7, 3);
     CHECK_IDS(t, "ab", false, 3);
     CHECK_IDS(t, "", true, 7);
@@ -136,11 +137,13 @@ static void test_metaspace_and_fallback(void **state)
 {
     (void)state;
     pst_tokenizer *t = must_parse(make_json(
-        "[]", "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"_\"},"
+        "[]",
+        "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"_\"},"
         "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"_\"}]}",
         "null", "null",
         "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"_\"},\"content\":\" \"},"
-        "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]}",
+        "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" "
+        "\",\"start\":1,\"stop\":0}]}",
         MODEL("{\"_\":0,\"a\":1,\"_a\":2,\"<0xC3>\":3,\"<0xA9>\":4}", "[\"_ a\"]", ",\"byte_fallback\":true")));
     CHECK_IDS(t, "a a", false, 2, 2);
     CHECK_IDS(t, "", false, -1);
@@ -173,10 +176,10 @@ static void test_long_words(void **state)
 {
     (void)state;
     enum { BYTES = 1 << 20 };
-    pst_tokenizer *t = must_parse(make_json(
-        "[]", "null", "null", "null", "{\"type\":\"Fuse\"}",
-        MODEL("{\"a\":0,\"b\":1,\"aa\":2,\"aaaa\":3,\"ab\":4,\"ba\":5,\"aaaaaaaa\":6}",
-              "[\"a a\",\"a b\",\"aa aa\",\"b a\",\"aaaa aaaa\"]", "")));
+    pst_tokenizer *t =
+        must_parse(make_json("[]", "null", "null", "null", "{\"type\":\"Fuse\"}",
+                             MODEL("{\"a\":0,\"b\":1,\"aa\":2,\"aaaa\":3,\"ab\":4,\"ba\":5,\"aaaaaaaa\":6}",
+                                   "[\"a a\",\"a b\",\"aa aa\",\"b a\",\"aaaa aaaa\"]", "")));
     char *text = malloc(BYTES);
     uint64_t seed = test_seed("long words", 7);
     for (int kind = 0; kind < 2; kind++) {
@@ -211,11 +214,16 @@ static void test_nothing_is_left(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_merges_go_by_rank),       cmocka_unit_test(test_ignore_merges),
-        cmocka_unit_test(test_unknown_characters),      cmocka_unit_test(test_invalid_utf8),
-        cmocka_unit_test(test_added_tokens),            cmocka_unit_test(test_normalized_added_tokens),
-        cmocka_unit_test(test_template),                cmocka_unit_test(test_metaspace_and_fallback),
-        cmocka_unit_test(test_byte_level_alphabet),     cmocka_unit_test(test_long_words),
+        cmocka_unit_test(test_merges_go_by_rank),
+        cmocka_unit_test(test_ignore_merges),
+        cmocka_unit_test(test_unknown_characters),
+        cmocka_unit_test(test_invalid_utf8),
+        cmocka_unit_test(test_added_tokens),
+        cmocka_unit_test(test_normalized_added_tokens),
+        cmocka_unit_test(test_template),
+        cmocka_unit_test(test_metaspace_and_fallback),
+        cmocka_unit_test(test_byte_level_alphabet),
+        cmocka_unit_test(test_long_words),
         cmocka_unit_test(test_nothing_is_left),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -16,17 +16,17 @@ static void test_utf8_steps(void **state)
         {"\xC3\xA9", 2, 2},
         {"\xE6\xB0\xB4", 3, 3},
         {"\xF0\x9F\x98\x80", 4, 4},
-        {"\xC3", 1, 0},                 /* unfinished */
+        {"\xC3", 1, 0}, /* unfinished */
         {"\xE6\xB0", 2, 0},
         {"\xF0\x9F\x98", 3, 0},
-        {"\x80", 1, -1},                /* a lone continuation */
-        {"\xC0\x80", 2, -1},            /* overlong */
+        {"\x80", 1, -1},     /* a lone continuation */
+        {"\xC0\x80", 2, -1}, /* overlong */
         {"\xE0\x80\x80", 3, -1},
         {"\xF0\x80\x80\x80", 4, -1},
-        {"\xED\xA0\x80", 3, -1},        /* a surrogate */
-        {"\xF4\x90\x80\x80", 4, -1},    /* beyond U+10FFFF */
+        {"\xED\xA0\x80", 3, -1},     /* a surrogate */
+        {"\xF4\x90\x80\x80", 4, -1}, /* beyond U+10FFFF */
         {"\xF5\x80\x80\x80", 4, -1},
-        {"\xE6\xB0\x41", 3, -2},        /* the maximal subpart has two bytes */
+        {"\xE6\xB0\x41", 3, -2}, /* the maximal subpart has two bytes */
         {"\xF0\x9F\x98\x41", 4, -3},
         {"\xFF", 1, -1},
     };
@@ -140,9 +140,9 @@ static void test_quotes_are_one_line(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_utf8_steps),   cmocka_unit_test(test_utf8_round_trip),
-        cmocka_unit_test(test_class_sizes),  cmocka_unit_test(test_normal_forms),
-        cmocka_unit_test(test_long_run_of_marks), cmocka_unit_test(test_lowercase),
+        cmocka_unit_test(test_utf8_steps),          cmocka_unit_test(test_utf8_round_trip),
+        cmocka_unit_test(test_class_sizes),         cmocka_unit_test(test_normal_forms),
+        cmocka_unit_test(test_long_run_of_marks),   cmocka_unit_test(test_lowercase),
         cmocka_unit_test(test_quotes_are_one_line),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
