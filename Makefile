@@ -25,7 +25,7 @@ test:
 
 test-peers: build
 	@scripts/setup.sh peers
-	@tests/peers/run.sh $(BUILD)/penstock
+	@python3 tests/peers/run.py $(BUILD)/penstock
 
 # Minutes, not seconds: more random cases, the sanitizers' suites, longer fuzzing.
 test-long: test asan ubsan tsan

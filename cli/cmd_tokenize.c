@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* penstock tokenize: text to token ids and back, one at a time or line by line. */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -252,7 +253,7 @@ static int decode_line(const tokenize_job *job, const json_t *value, const char 
     if (encoded == NULL)
         return pst_fail_memory(err, path, bytes);
     status = cli_out_text(encoded, err);
-    pst_heap_free(encoded); /* jansson allocates through the heap once base/json has parsed anything */
+    free(encoded);
     PST_TRY(status);
     return cli_out_text("\n", err);
 }

@@ -37,7 +37,8 @@ PST_API int pst_tokenizer_encode(const pst_tokenizer *tokenizer, const char *tex
                                  pst_tokens *out, pst_error *err);
 
 /* Decodes ids to UTF-8 (invalid byte sequences become U+FFFD, as the reference implementation does). *out is
- * NUL-terminated besides its length and freed with pst_text_free. Unknown ids are PST_E_USAGE. */
+ * NUL-terminated besides its length and freed with pst_text_free. Ids without a token (of a padded vocabulary)
+ * give no text. */
 PST_API int pst_tokenizer_decode(const pst_tokenizer *tokenizer, const uint32_t *ids, size_t count, bool skip_special,
                                  char **out, size_t *out_bytes, pst_error *err);
 PST_API void pst_text_free(char *text);

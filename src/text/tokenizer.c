@@ -165,8 +165,8 @@ static int push_id(const pst_tokenizer *tokenizer, pst_decode_chain *chain, bool
 {
     size_t bytes;
     const char *text = pst_added_text(&tokenizer->added, &tokenizer->bpe.vocab, id, &bytes);
-    if (text == NULL)
-        return pst_fail(err, PST_E_USAGE, NULL, "the tokenizer has no token with id %u", id);
+    if (text == NULL) /* a padded vocabulary: models can choose ids that have no token; the reference drops them, too */
+        return 0;
     if (skip_special && pst_added_is_special(&tokenizer->added, text, bytes))
         return 0;
     return pst_decode_push(chain, text, bytes, err);

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "program.h"
 
@@ -266,6 +268,43 @@ static void test_trace(void **state)
                  scratch_path("missing/trace.json"));
 }
 
+/* A hub folder as the Hugging Face library lays it out: a snapshot of links, named by refs/main. */
+static void make_hub(const char *hub)
+{
+    static const char *const folders[] = {"", "/models--org--name", "/models--org--name/refs",
+                                          "/models--org--name/snapshots", "/models--org--name/snapshots/abc123"};
+    char path[640];
+    for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++) {
+        snprintf(path, sizeof path, "%s%s", hub, folders[i]);
+        assert_int_equal(mkdir(path, 0777), 0);
+    }
+    snprintf(path, sizeof path, "%s/models--org--name/refs/main", hub);
+    write_text(path, "abc123");
+    static const char *const files[] = {"config.json", "model.safetensors"};
+    for (size_t i = 0; i < 2; i++) {
+        char target[640];
+        snprintf(path, sizeof path, "%s/models--org--name/snapshots/abc123/%s", hub, files[i]);
+        snprintf(target, sizeof target, "%s/llama_gqa2/%s", CASES, files[i]);
+        assert_int_equal(symlink(target, path), 0);
+    }
+}
+
+static void test_cache_snapshot(void **state)
+{
+    (void)state;
+    char hub[512];
+    snprintf(hub, sizeof hub, "%s", scratch_path("snapshots"));
+    make_hub(hub);
+    json_t *expected =
+        expect_json(PENSTOCK("generate", CASES "/llama_gqa2", "--token-ids", "42,47", "-n", "4", "--json"));
+    expect_same_ids(expected,
+                    PENSTOCK("generate", "org/name", "--token-ids", "42,47", "-n", "4", "--json", "--hf-cache", hub));
+    char snapshot[640];
+    snprintf(snapshot, sizeof snapshot, "%s/models--org--name/snapshots/abc123", hub);
+    expect_same_ids(expected, PENSTOCK("generate", snapshot, "--token-ids", "42,47", "-n", "4", "--json"));
+    json_decref(expected);
+}
+
 static void test_cache_lookup(void **state)
 {
     (void)state;
@@ -291,6 +330,7 @@ int main(void)
         cmocka_unit_test(test_context),
         cmocka_unit_test(test_interrupt),
         cmocka_unit_test(test_trace),
+        cmocka_unit_test(test_cache_snapshot),
         cmocka_unit_test(test_cache_lookup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

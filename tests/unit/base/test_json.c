@@ -98,34 +98,26 @@ static void test_other_types(void **state)
     json_decref(document);
 }
 
-static void test_every_allocation_fails(void **state)
+/* jansson's memory is not the heap's: it cannot bear failures, so the hook must not reach it. */
+static void test_stays_out_of_the_heap(void **state)
 {
     (void)state;
     static const char text[] = "{\"a\": [1, 2.5, \"three\", {\"b\": null}]}";
-    json_decref(parse("{}")); /* the allocator is in place from here on */
     int64_t before = pst_heap_live_count();
-    for (int n = 0;; n++) {
-        json_t *document = NULL;
-        pst_heap_fail_after(n, 0);
-        int status = pst_json_parse(text, sizeof text - 1, "f", &document, NULL);
-        pst_heap_fail_after(-1, 0);
-        if (status == 0) {
-            json_decref(document);
-            assert_int_equal(pst_heap_live_count(), before);
-            assert_true(n > 5);
-            return;
-        }
-        assert_null(document);
-        assert_int_equal(pst_heap_live_count(), before);
-        assert_true(n < 1000);
-    }
+    json_t *document = NULL;
+    pst_heap_fail_after(0, 1);
+    int status = pst_json_parse(text, sizeof text - 1, "f", &document, NULL);
+    pst_heap_fail_after(-1, 0);
+    assert_int_equal(status, 0);
+    assert_int_equal(pst_heap_live_count(), before);
+    json_decref(document);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refuses),     cmocka_unit_test(test_depth_is_bounded),       cmocka_unit_test(test_u64),
-        cmocka_unit_test(test_other_types), cmocka_unit_test(test_every_allocation_fails),
+        cmocka_unit_test(test_refuses),     cmocka_unit_test(test_depth_is_bounded),      cmocka_unit_test(test_u64),
+        cmocka_unit_test(test_other_types), cmocka_unit_test(test_stays_out_of_the_heap),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

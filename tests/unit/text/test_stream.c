@@ -129,7 +129,8 @@ static void test_characters_come_out_whole(void **state)
     }
     assert_int_equal(pst_text_stream_finish(stream, &text, &bytes, NULL), 0);
     assert_string_equal(text, "\ufffd");
-    assert_int_equal(pst_text_stream_push(stream, 1000, &text, &bytes, NULL), PST_E_USAGE);
+    assert_int_equal(pst_text_stream_push(stream, 1000, &text, &bytes, NULL), 0); /* no token: no text */
+    assert_string_equal(text, "");
     pst_text_stream_close(stream);
     pst_tokenizer_close(tokenizer);
     assert_int_equal(pst_heap_live_count(), 0);
