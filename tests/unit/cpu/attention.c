@@ -31,7 +31,7 @@ static void set_up(attention_case *a, const pst_cpu_kernels *kernels, size_t dim
     memset(a, 0, sizeof *a);
     a->kernels = kernels;
     a->dim = dim;
-    a->rows = ref_between(0, 1) ? ref_between(1, 8) : ref_between(9, 60);
+    a->rows = ref_between(0, 1) ? ref_between(1, 8) : ref_between(9, 40);
     a->first = ref_between(0, 2) ? ref_between(0, 200) : 0;
     a->group = groups[ref_between(0, 5)];
     a->window = ref_between(0, 1) ? 0 : ref_between(1, 150);
@@ -80,24 +80,31 @@ static void run(const attention_case *a, pst_cpu_attention job)
     ref_free(&scratch);
 }
 
-static void check_reference(const attention_case *a)
+/* One query: row r, head g of the group. */
+static void check_query(const attention_case *a, size_t r, size_t g)
 {
     double *expected = malloc(a->dim * sizeof *expected), error;
-    for (size_t r = 0; r < a->rows; r++) {
-        size_t end = a->first + r + 1, first = a->window > 0 && end > a->window ? end - a->window : 0;
-        for (size_t g = 0; g < a->group; g++) {
-            ref_attend(&a->q, r * a->q_stride + g * a->dim, &a->k, &a->v, a->dim, first, end, (double)a->job.scale,
-                       expected, &error);
-            for (size_t d = 0; d < a->dim; d++) {
-                double out = ref_get(&a->out, r * a->out_stride + g * a->dim + d);
-                double limit = error + (a->out.type == PST_BF16 ? BF16_ROUNDING * (fabs(expected[d]) + error) : 0.0);
-                if (!(fabs(out - expected[d]) <= limit))
-                    fail_msg("%s: row %zu head %zu [%zu] = %.9g, expected %.9g within %.3g", a->text, r, g, d, out,
-                             expected[d], limit);
-            }
-        }
+    size_t end = a->first + r + 1, first = a->window > 0 && end > a->window ? end - a->window : 0;
+    assert_non_null(expected);
+    ref_attend(&a->q, r * a->q_stride + g * a->dim, &a->k, &a->v, a->dim, first, end, (double)a->job.scale, expected,
+               &error);
+    for (size_t d = 0; d < a->dim; d++) {
+        double out = ref_get(&a->out, r * a->out_stride + g * a->dim + d);
+        double limit = error + (a->out.type == PST_BF16 ? BF16_ROUNDING * (fabs(expected[d]) + error) : 0.0);
+        if (!(fabs(out - expected[d]) <= limit))
+            fail_msg("%s: row %zu head %zu [%zu] = %.9g, expected %.9g within %.3g", a->text, r, g, d, out, expected[d],
+                     limit);
     }
     free(expected);
+}
+
+/* The first and the last row, and some between. */
+static void check_reference(const attention_case *a)
+{
+    check_query(a, 0, 0);
+    check_query(a, a->rows - 1, a->group - 1);
+    for (size_t i = 0; i < 10; i++)
+        check_query(a, ref_between(0, a->rows - 1), ref_between(0, a->group - 1));
 }
 
 /* Rows in pieces of at most `most`; what a piece may not see yet is NaN in the cache it is given. */
@@ -151,7 +158,7 @@ static void test_attention(void **unused)
     ref_seed("attention");
     const pst_cpu_kernels *kernels;
     for (size_t s = 0; (kernels = pst_cpu_available(s)) != NULL; s++) {
-        for (size_t i = 0; i < 6 * sizeof head_dims / sizeof *head_dims; i++) {
+        for (size_t i = 0; i < 4 * sizeof head_dims / sizeof *head_dims; i++) {
             attention_case a;
             set_up(&a, kernels, head_dims[i % (sizeof head_dims / sizeof *head_dims)]);
             run(&a, a.job);

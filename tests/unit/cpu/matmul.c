@@ -162,14 +162,14 @@ static void test_products(void **unused)
     ref_seed("matmul");
     const pst_cpu_kernels *kernels;
     for (size_t s = 0; (kernels = pst_cpu_available(s)) != NULL; s++) {
-        for (size_t i = 0; i < 6 * 20; i++) {
+        for (size_t i = 0; i < 6 * 12; i++) {
             product_case p;
             set_up(&p, kernels, i % 2 ? PST_BF16 : PST_F32, weight_types[i / 2 % 3]);
             prepare(&p, p.y.data);
             kernels->matmul(&p.job);
             ref_check_guards(&p.y, p.text);
             check_gaps(&p);
-            for (size_t n = 0; n < 60; n++)
+            for (size_t n = 0; n < 25; n++)
                 check_element(&p, ref_between(0, p.rows - 1), ref_between(0, p.columns - 1));
             check_element(&p, p.rows - 1, p.columns - 1);
             check_cuts(&p);
