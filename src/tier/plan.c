@@ -46,8 +46,8 @@ static int check_smallest(const pst_plan_request *request, plan_room *out, pst_e
     uint64_t smallest = needed + MIN_SLOTS * out->smallest_slot;
     if (smallest > request->budget_bytes)
         return pst_fail(err, PST_E_BUDGET, NULL,
-                        "a host memory budget of %llu MiB is too small for this model and these lengths; the smallest that works is %llu MiB",
-                        (unsigned long long)(request->budget_bytes / MEBIBYTE),
+                        "a host memory budget of %.1f MiB is too small for this model and these lengths; the smallest that works is %llu MiB",
+                        (double)request->budget_bytes / (double)MEBIBYTE,
                         (unsigned long long)(smallest / MEBIBYTE + 4));
     out->free_bytes = request->budget_bytes - needed;
     return 0;

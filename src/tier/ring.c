@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The streaming ring; see ring.h. gather.c fetches single rows, ring_memory.c makes and fills the memory. */
-#include "tier/ring_internal.h"
+#include <stdlib.h>
 
 #include "base/error.h"
 #include "os/clock.h"
+#include "tier/ring_internal.h"
 
 /* How long the owner sleeps in a wait before it looks at the cancel flag again. */
 static const uint64_t CANCEL_CHECK_NS = 50 * 1000 * 1000;
+/* How long measuring a slow drive may take. */
+static const uint64_t MEASURE_NS = 700 * 1000 * 1000;
 
 uint32_t pst_ring_prepare_reads(const pst_ring *ring, const pst_part *part, unsigned char *memory, pst_io_op *ops)
 {
@@ -119,33 +122,68 @@ int pst_ring_pass(pst_ring *ring, bool more, pst_error *err)
     return 0;
 }
 
+enum { READINGS = 8 };
+
+/* Measuring under way. Each eighth of the parts makes one reading of the rate; the median counts, which neither a burst
+ * from a cache below nor a moment's other work on the drive moves. */
+typedef struct measurement {
+    const pst_ring *ring;
+    uint32_t parts, step, each; /* to read in all; from one to the next in the stream; in a reading */
+    uint64_t start_ns, mark_ns, mark_bytes, done_bytes;
+    double readings[READINGS];
+    uint32_t reading_count;
+} measurement;
+
+static const pst_part *measured_part(const measurement *m, uint32_t number)
+{
+    uint64_t place = (uint64_t)number * m->step % m->ring->stream_count;
+    return &m->ring->plan->layout.parts[m->ring->stream[place]];
+}
+
+static void note_done(measurement *m, uint32_t done)
+{
+    if (done % m->each != 0 || m->reading_count == READINGS)
+        return;
+    uint64_t now = pst_clock_ns();
+    m->readings[m->reading_count++] = (double)(m->done_bytes - m->mark_bytes) * 1e9 / (double)(now - m->mark_ns + 1);
+    m->mark_ns = now;
+    m->mark_bytes = m->done_bytes;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
 int pst_ring_measure(pst_ring *ring, uint64_t bytes, double *out, pst_error *err)
 {
-    if (ring->stream_count == 0) {
-        *out = 0;
+    *out = 0;
+    if (ring->stream_count == 0)
         return 0;
-    }
-    /* The same slots and the same order of reads as a pass, but for strides over the stream so that neither one file nor
-     * one place of the drive decides. */
-    const pst_layout *layout = &ring->plan->layout;
     uint32_t slots = ring->plan->slots;
     uint64_t mean = ring->plan->streamed_bytes / ring->stream_count;
-    uint64_t wanted = bytes / (mean ? mean : 1) + 1;
-    uint32_t parts = wanted < ring->stream_count ? (uint32_t)wanted : ring->stream_count;
-    uint64_t start = pst_clock_ns(), total = 0;
-    for (uint32_t i = 0; i < parts + slots; i++) {
-        pst_ring_slot *slot = &ring->slots[i % slots];
-        if (i >= slots && i - slots < parts)
+    measurement m = {.ring = ring, .parts = (uint32_t)(bytes / (mean ? mean : 1)) + 1};
+    m.step = ring->stream_count / m.parts + 1; /* neither one file nor one place of the drive shall decide */
+    m.each = m.parts / READINGS ? m.parts / READINGS : 1;
+    m.start_ns = m.mark_ns = pst_clock_ns();
+    for (uint32_t turn = 0; turn < m.parts + slots; turn++) {
+        pst_ring_slot *slot = &ring->slots[turn % slots];
+        if (turn >= slots && turn - slots < m.parts) {
             PST_TRY(pst_ring_wait_batch(ring, slot->batch, err));
-        if (i >= parts)
-            continue;
-        uint64_t place = (uint64_t)i * ring->stream_count / parts;
-        const pst_part *part = &layout->parts[ring->stream[place]];
-        PST_TRY(pst_io_submit(slot->batch, slot->ops, pst_ring_prepare_reads(ring, part, slot->memory, slot->ops), err));
-        total += part->weight_bytes;
+            m.done_bytes += measured_part(&m, turn - slots)->weight_bytes;
+            note_done(&m, turn - slots + 1);
+        }
+        if (turn < m.parts && pst_clock_ns() - m.start_ns > MEASURE_NS)
+            m.parts = turn; /* a slow drive: what is in flight, no more */
+        if (turn < m.parts) {
+            const pst_part *part = measured_part(&m, turn);
+            PST_TRY(pst_io_submit(slot->batch, slot->ops, pst_ring_prepare_reads(ring, part, slot->memory, slot->ops), err));
+        }
     }
-    uint64_t elapsed = pst_clock_ns() - start;
-    *out = (double)total * 1e9 / (double)(elapsed ? elapsed : 1);
+    qsort(m.readings, m.reading_count, sizeof *m.readings, by_size);
+    *out = m.reading_count ? m.readings[m.reading_count / 2]
+                           : (double)m.done_bytes * 1e9 / (double)(pst_clock_ns() - m.start_ns + 1);
     return 0;
 }
 

@@ -44,8 +44,8 @@ typedef int pst_ring_row(void *context, size_t index, const void *row);
 int pst_ring_gather(pst_ring *ring, uint32_t stage, const uint32_t *rows, size_t count, pst_ring_row *body, void *context,
                     pst_error *err);
 
-/* Reads about `bytes` of the streamed parts, spread over them, as a pass would, and gives the rate in bytes per second;
- * 0 when nothing streams. Before the first pass only. */
+/* Reads about `bytes` of streamed parts (over and over where there are fewer), for a second at most, as a pass would, and
+ * gives the median rate in bytes per second; 0 when nothing streams. Before the first pass only. */
 int pst_ring_measure(pst_ring *ring, uint64_t bytes, double *out, pst_error *err);
 
 typedef struct pst_ring_stats {
