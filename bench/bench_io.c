@@ -80,8 +80,8 @@ static int parse(int argc, char **argv, settings *s)
 }
 
 /* One pass over the file; nanoseconds. */
-static uint64_t pass(const settings *s, pst_io_file *file, pst_io_batch **batches, pst_io_op *ops,
-                     char *memory, uint64_t bytes)
+static uint64_t pass(const settings *s, pst_io_file *file, pst_io_batch **batches, pst_io_op *ops, char *memory,
+                     uint64_t bytes)
 {
     pst_error err;
     uint64_t start = pst_clock_ns(), at = 0, turns = (bytes + s->slot_size - 1) / s->slot_size;
@@ -92,8 +92,7 @@ static uint64_t pass(const settings *s, pst_io_file *file, pst_io_batch **batche
         if (turn >= turns)
             continue;
         uint64_t length = bytes - at < s->slot_size ? bytes - at : s->slot_size;
-        ops[slot] =
-            (pst_io_op){.file = file, .offset = at, .buffer = memory + slot * s->slot_size, .bytes = length};
+        ops[slot] = (pst_io_op){.file = file, .offset = at, .buffer = memory + slot * s->slot_size, .bytes = length};
         if (pst_io_submit(batches[slot], &ops[slot], 1, &err) < 0)
             die(&err);
         at += length;
@@ -124,10 +123,9 @@ static void measure(const settings *s, pst_io *io)
     if (s->bytes != 0 && s->bytes < bytes)
         bytes = s->bytes;
     printf("{\"engine\": \"%s\", \"direct\": %s, \"block_size\": %" PRIu64 ", \"queue_depth\": %" PRIu64
-           ", \"slot_size\": %" PRIu64 ", \"slots\": %" PRIu64 ", \"bytes\": %" PRIu64
-           ", \"bytes_per_second\": [",
-           pst_io_engine_name(io), pst_io_file_is_direct(file) ? "true" : "false", s->block_size,
-           s->queue_depth, s->slot_size, s->slots, bytes);
+           ", \"slot_size\": %" PRIu64 ", \"slots\": %" PRIu64 ", \"bytes\": %" PRIu64 ", \"bytes_per_second\": [",
+           pst_io_engine_name(io), pst_io_file_is_direct(file) ? "true" : "false", s->block_size, s->queue_depth,
+           s->slot_size, s->slots, bytes);
     for (uint64_t i = 0; i < s->repeat; i++) {
         uint64_t ns = pass(s, file, batches, ops, memory, bytes);
         printf("%s%.0f", i > 0 ? ", " : "", (double)bytes * 1e9 / (double)ns);
@@ -135,8 +133,8 @@ static void measure(const settings *s, pst_io *io)
     }
     pst_io_stats stats;
     pst_io_get_stats(io, &stats);
-    printf("], \"pieces\": %" PRIu64 ", \"bounced_bytes\": %" PRIu64 ", \"busy_seconds\": %.3f}\n",
-           stats.pieces, stats.bounced_bytes, (double)stats.busy_ns * 1e-9);
+    printf("], \"pieces\": %" PRIu64 ", \"bounced_bytes\": %" PRIu64 ", \"busy_seconds\": %.3f}\n", stats.pieces,
+           stats.bounced_bytes, (double)stats.busy_ns * 1e-9);
     for (uint64_t i = 0; i < s->slots; i++)
         pst_io_batch_destroy(batches[i]);
     free(batches);
@@ -157,10 +155,9 @@ int main(int argc, char **argv)
                   .repeat = 1,
                   .registered = 1};
     if (parse(argc, argv, &s) < 0) {
-        fprintf(stderr,
-                "usage: bench_io FILE [--engine E] [--block-size N] [--queue-depth N] [--workers N] "
-                "[--slot-size N] [--slots N] [--bytes N] [--repeat N] [--register 0|1] [--buffered 0|1] "
-                "[--spin THREADS]\n");
+        fprintf(stderr, "usage: bench_io FILE [--engine E] [--block-size N] [--queue-depth N] [--workers N] "
+                        "[--slot-size N] [--slots N] [--bytes N] [--repeat N] [--register 0|1] [--buffered 0|1] "
+                        "[--spin THREADS]\n");
         return 2;
     }
     pst_io_options options = {.struct_size = sizeof options,
@@ -175,8 +172,7 @@ int main(int argc, char **argv)
         die(&err);
     pthread_t spinners[64];
     uint64_t spinning = 0;
-    while (spinning < s.spin && spinning < 64 &&
-           pthread_create(&spinners[spinning], NULL, spin_main, NULL) == 0)
+    while (spinning < s.spin && spinning < 64 && pthread_create(&spinners[spinning], NULL, spin_main, NULL) == 0)
         spinning++;
     measure(&s, io);
     atomic_store(&stop_spinning, true);

@@ -32,9 +32,9 @@ typedef struct pst_io_options {
     const char *engine;   /* "auto" (default), "io_uring", "threads" */
     uint64_t block_size;  /* bytes of one submitted I/O; default 1 MiB; a multiple of 4096 */
     uint32_t queue_depth; /* I/Os in flight per worker; default 64 */
-    uint32_t workers; /* threads that drive the engine; default 1 (io_uring) or queue_depth (threads engine,
+    uint32_t workers;     /* threads that drive the engine; default 1 (io_uring) or queue_depth (threads engine,
                          at most 16) */
-    bool buffered;    /* go through the page cache even where direct I/O works */
+    bool buffered;        /* go through the page cache even where direct I/O works */
 } pst_io_options;
 
 PST_API int pst_io_open(const pst_io_options *options, pst_io **out, pst_error *err);

@@ -42,10 +42,10 @@ typedef struct pst_model_info {
     uint64_t parameters;
     uint64_t weight_bytes;
     uint32_t layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, context;
-    pst_dtype weight_type;  /* of its matrices */
+    pst_dtype weight_type;   /* of its matrices */
     const uint32_t *end_ids; /* tokens that end a text */
     size_t end_count;
-    bool do_sample;          /* generation_config.json's defaults; greedy when it has none */
+    bool do_sample; /* generation_config.json's defaults; greedy when it has none */
     double temperature, top_p, min_p;
     uint32_t top_k;
 } pst_model_info;
@@ -69,14 +69,14 @@ typedef struct pst_session_options {
     uint32_t max_prompt_tokens; /* the longest prompt; default max_tokens */
     bool all_logits;            /* logits of every prompt row will be asked for (scoring) */
     pst_compute_type compute_type;
-    uint32_t kv_bits;           /* 32 or 16; 0: 32 for f32 checkpoints and where f32 computing is asked for, else 16 */
-    uint32_t threads;           /* compute threads; 0: all processors */
-    const char *io_engine;      /* NULL or "auto", "io_uring", "threads" */
-    uint64_t block_size;        /* bytes of one read; 0: default */
-    uint32_t queue_depth;       /* reads in flight; 0: default */
-    const char *kernels;        /* NULL: the best of this processor */
-    bool measure_bound;         /* measure drive bandwidth and compute rate first (a second or less) for the bound */
-    pst_trace *trace;           /* NULL: none; the caller's, outlives the session */
+    uint32_t kv_bits;      /* 32 or 16; 0: 32 for f32 checkpoints and where f32 computing is asked for, else 16 */
+    uint32_t threads;      /* compute threads; 0: all processors */
+    const char *io_engine; /* NULL or "auto", "io_uring", "threads" */
+    uint64_t block_size;   /* bytes of one read; 0: default */
+    uint32_t queue_depth;  /* reads in flight; 0: default */
+    const char *kernels;   /* NULL: the best of this processor */
+    bool measure_bound;    /* measure drive bandwidth and compute rate first (a second or less) for the bound */
+    pst_trace *trace;      /* NULL: none; the caller's, outlives the session */
 } pst_session_options;
 
 /* Plans, allocates and loads what stays resident. PST_E_BUDGET names the smallest budget that works. The caller owns *out. */
@@ -87,9 +87,9 @@ PST_API void pst_session_cancel(pst_session *session);
 
 /* What was planned; strings live as long as the session. */
 typedef struct pst_plan_info {
-    uint64_t budget_bytes;     /* --host-memory in force */
-    uint64_t resident_bytes;   /* weights kept */
-    uint64_t streamed_bytes;   /* weights read in every pass */
+    uint64_t budget_bytes;   /* --host-memory in force */
+    uint64_t resident_bytes; /* weights kept */
+    uint64_t streamed_bytes; /* weights read in every pass */
     uint64_t ring_bytes, slot_bytes;
     uint32_t slots;
     uint64_t kv_bytes, activation_bytes, process_bytes;
@@ -113,7 +113,7 @@ PST_API void pst_session_remove(pst_session *session, uint32_t sequence);
 /* One row of logits; lives until the next step. */
 typedef struct pst_logits {
     uint32_t sequence;
-    uint32_t position;  /* of the row's token in the sequence */
+    uint32_t position;   /* of the row's token in the sequence */
     const float *values; /* vocab floats */
 } pst_logits;
 
@@ -163,9 +163,10 @@ typedef struct pst_run_stats {
     double read_bytes_per_second; /* those over the wall seconds of the passes */
     double io_wait_seconds;       /* compute waited for the drive */
     double compute_seconds;
-    double bound_seconds; /* what the drive and the processor allow: sum over the passes of max(bytes / bandwidth, operations / rate) */
+    double
+        bound_seconds; /* what the drive and the processor allow: sum over the passes of max(bytes / bandwidth, operations / rate) */
     double share_of_bound;
-    const char *limited_by; /* "disk" or "compute" */
+    const char *limited_by;                      /* "disk" or "compute" */
     double disk_bytes_per_second, compute_flops; /* the measured bandwidth and rate that the bound stands on */
     uint64_t resident_bytes, streamed_bytes;
     uint64_t peak_rss_bytes, host_memory_bytes;

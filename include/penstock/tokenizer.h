@@ -51,10 +51,12 @@ PST_API bool pst_tokenizer_is_special(const pst_tokenizer *tokenizer, uint32_t i
 /* Text as it is made, token by token: only whole UTF-8 characters come out, and what comes out in all is what
  * pst_tokenizer_decode gives for all ids. One owner thread per stream. */
 typedef struct pst_text_stream pst_text_stream;
-PST_API int pst_text_stream_open(const pst_tokenizer *tokenizer, bool skip_special, pst_text_stream **out, pst_error *err);
+PST_API int pst_text_stream_open(const pst_tokenizer *tokenizer, bool skip_special, pst_text_stream **out,
+                                 pst_error *err);
 PST_API void pst_text_stream_close(pst_text_stream *stream);
 /* Adds one id; *text (NUL-terminated, may be empty, owned by the stream, valid until its next call) is what became certain. */
-PST_API int pst_text_stream_push(pst_text_stream *stream, uint32_t id, const char **text, size_t *bytes, pst_error *err);
+PST_API int pst_text_stream_push(pst_text_stream *stream, uint32_t id, const char **text, size_t *bytes,
+                                 pst_error *err);
 /* What is still held back at the end (an unfinished character becomes U+FFFD). */
 PST_API int pst_text_stream_finish(pst_text_stream *stream, const char **text, size_t *bytes, pst_error *err);
 

@@ -22,19 +22,19 @@ int pst_fail_memory(pst_error *err, const char *what, size_t bytes);
 char *pst_error_format(const pst_error *err, char *text, size_t text_bytes);
 
 /* Passes a failure on to the caller. */
-#define PST_TRY(expression)            \
-    do {                               \
-        int pst_try_ = (expression);   \
-        if (pst_try_ < 0)              \
-            return pst_try_;           \
+#define PST_TRY(expression)                                                                                            \
+    do {                                                                                                               \
+        int pst_try_ = (expression);                                                                                   \
+        if (pst_try_ < 0)                                                                                              \
+            return pst_try_;                                                                                           \
     } while (0)
 
 /* The same with a clean-up label; needs `int status` in scope. */
-#define PST_TRY_GOTO(label, expression) \
-    do {                                \
-        status = (expression);          \
-        if (status < 0)                 \
-            goto label;                 \
+#define PST_TRY_GOTO(label, expression)                                                                                \
+    do {                                                                                                               \
+        status = (expression);                                                                                         \
+        if (status < 0)                                                                                                \
+            goto label;                                                                                                \
     } while (0)
 
 #endif

@@ -101,7 +101,8 @@ int pst_json_string(const json_t *object, const char *key, bool required, const 
     return 0;
 }
 
-int pst_json_object(const json_t *object, const char *key, bool required, json_t **out, const char *path, pst_error *err)
+int pst_json_object(const json_t *object, const char *key, bool required, json_t **out, const char *path,
+                    pst_error *err)
 {
     json_t *value = NULL;
     int status = find(object, key, required, &value, path, err);

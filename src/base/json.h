@@ -19,12 +19,15 @@ int pst_json_parse(const char *text, size_t bytes, const char *path, json_t **ou
  * Strings are borrowed from the document. Integral numbers written as 1e4 or 10000.0 count as integers. */
 int pst_json_u64(const json_t *object, const char *key, bool required, uint64_t min, uint64_t max, uint64_t *out,
                  const char *path, pst_error *err);
-int pst_json_double(const json_t *object, const char *key, bool required, double *out, const char *path, pst_error *err);
+int pst_json_double(const json_t *object, const char *key, bool required, double *out, const char *path,
+                    pst_error *err);
 int pst_json_bool(const json_t *object, const char *key, bool required, bool *out, const char *path, pst_error *err);
 int pst_json_string(const json_t *object, const char *key, bool required, const char **out, const char *path,
                     pst_error *err);
 /* object[key] as an object or an array; NULL (and return 1) when missing or null and not required. */
-int pst_json_object(const json_t *object, const char *key, bool required, json_t **out, const char *path, pst_error *err);
-int pst_json_array(const json_t *object, const char *key, bool required, json_t **out, const char *path, pst_error *err);
+int pst_json_object(const json_t *object, const char *key, bool required, json_t **out, const char *path,
+                    pst_error *err);
+int pst_json_array(const json_t *object, const char *key, bool required, json_t **out, const char *path,
+                   pst_error *err);
 
 #endif

@@ -71,9 +71,10 @@ int pst_trace_format(const pst_trace *trace, char **out, size_t *out_bytes, pst_
         return pst_fail_memory(err, "the timeline's text", capacity);
     used += (size_t)snprintf(text + used, capacity - used, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
     for (int track = 0; track < PST_TRACE_TRACKS; track++)
-        used += (size_t)snprintf(text + used, capacity - used,
-                                 "{\"ph\":\"M\",\"pid\":1,\"tid\":%d,\"name\":\"thread_name\",\"args\":{\"name\":\"%s\"}},\n",
-                                 track, track_names[track]);
+        used += (size_t)snprintf(
+            text + used, capacity - used,
+            "{\"ph\":\"M\",\"pid\":1,\"tid\":%d,\"name\":\"thread_name\",\"args\":{\"name\":\"%s\"}},\n", track,
+            track_names[track]);
     uint64_t origin = UINT64_MAX;
     for (size_t i = 0; i < count; i++)
         origin = trace->spans[i].start_ns < origin ? trace->spans[i].start_ns : origin;
@@ -86,7 +87,8 @@ int pst_trace_format(const pst_trace *trace, char **out, size_t *out_bytes, pst_
                                  (double)(span->end_ns - span->start_ns) / 1e3, span->bytes);
     }
     used += (size_t)snprintf(text + used, capacity - used,
-                             "{\"ph\":\"i\",\"pid\":1,\"tid\":0,\"s\":\"g\",\"name\":\"end\",\"ts\":0,\"args\":{\"spans_left_out\":%zu}}\n]}\n",
+                             "{\"ph\":\"i\",\"pid\":1,\"tid\":0,\"s\":\"g\",\"name\":\"end\",\"ts\":0,\"args\":{"
+                             "\"spans_left_out\":%zu}}\n]}\n",
                              claimed - count);
     *out = text;
     *out_bytes = used;

@@ -10,7 +10,13 @@
 typedef struct pst_trace pst_trace;
 
 /* What a span belongs to; each is one row of the picture. */
-typedef enum pst_trace_track { PST_TRACE_DRIVE, PST_TRACE_WAIT, PST_TRACE_COMPUTE, PST_TRACE_PASS, PST_TRACE_TRACKS } pst_trace_track;
+typedef enum pst_trace_track {
+    PST_TRACE_DRIVE,
+    PST_TRACE_WAIT,
+    PST_TRACE_COMPUTE,
+    PST_TRACE_PASS,
+    PST_TRACE_TRACKS
+} pst_trace_track;
 
 int pst_trace_create(size_t max_events, pst_trace **out, pst_error *err);
 void pst_trace_destroy(pst_trace *trace);

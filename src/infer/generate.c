@@ -46,8 +46,9 @@ static int check_requests(const generation *g)
         if (r->prompt_count == 0)
             return pst_fail(g->err, PST_E_USAGE, NULL, "prompt %zu is empty", i + 1);
         if (r->prompt_count > o->max_tokens || r->max_new_tokens > o->max_tokens - r->prompt_count)
-            return pst_fail(g->err, PST_E_USAGE, NULL, "prompt %zu of %zu tokens and %u new ones exceed the session's %u", i + 1,
-                            r->prompt_count, r->max_new_tokens, o->max_tokens);
+            return pst_fail(g->err, PST_E_USAGE, NULL,
+                            "prompt %zu of %zu tokens and %u new ones exceed the session's %u", i + 1, r->prompt_count,
+                            r->max_new_tokens, o->max_tokens);
     }
     return 0;
 }
@@ -153,7 +154,8 @@ static int take_logits(generation *g, const pst_logits *logits)
     const pst_transformer *t = &g->session->model->transformer;
     if (p->done || logits->position + 1 != g->session->sequences[logits->sequence].count)
         return 0; /* a prompt row of a session that gives all logits */
-    uint32_t id = pst_sample(logits->values, t->vocab, &r->sampling, pst_random(r->sampling.seed, p->count), g->candidates);
+    uint32_t id =
+        pst_sample(logits->values, t->vocab, &r->sampling, pst_random(r->sampling.seed, p->count), g->candidates);
     if (!r->ignore_end && ends_text(t, id)) {
         count_first(g, p);
         return end_request(g, request, PST_FINISH_END_TOKEN);
@@ -225,7 +227,8 @@ static void hand_over(generation *g, pst_result *results)
 {
     for (size_t i = 0; i < g->count; i++) {
         progress *p = &g->progress[i];
-        results[i] = (pst_result){.ids = {p->ids, p->count}, .text = p->text.text, .text_bytes = p->text.bytes, .finish = p->finish};
+        results[i] = (pst_result){
+            .ids = {p->ids, p->count}, .text = p->text.text, .text_bytes = p->text.bytes, .finish = p->finish};
         p->ids = NULL;
         p->text.text = NULL;
     }
@@ -234,7 +237,8 @@ static void hand_over(generation *g, pst_result *results)
 int pst_generate(pst_session *session, const pst_request *requests, size_t count, pst_on_token on_token, void *user,
                  pst_result *results, pst_run_stats *stats, pst_error *err)
 {
-    generation g = {.session = session, .requests = requests, .count = count, .on_token = on_token, .user = user, .err = err};
+    generation g = {
+        .session = session, .requests = requests, .count = count, .on_token = on_token, .user = user, .err = err};
     g.tokenizer = session->model->tokenizer; /* opened by whoever made the prompts; ids alone need none */
     pst_session_counters before;
     pst_session_get_counters(session, &before);

@@ -30,9 +30,10 @@ static int read_transformer(pst_model *model, pst_error *err)
     char *config_path = NULL, *config = NULL, *generation_path = NULL, *generation = NULL;
     size_t config_bytes = 0, generation_bytes = 0;
     int status;
-    PST_TRY_GOTO(done, read_file(model->folder, "config.json", true, MAX_CONFIG_BYTES, &config_path, &config, &config_bytes, err));
-    PST_TRY_GOTO(done, read_file(model->folder, "generation_config.json", false, MAX_CONFIG_BYTES, &generation_path, &generation,
-                                 &generation_bytes, err));
+    PST_TRY_GOTO(done, read_file(model->folder, "config.json", true, MAX_CONFIG_BYTES, &config_path, &config,
+                                 &config_bytes, err));
+    PST_TRY_GOTO(done, read_file(model->folder, "generation_config.json", false, MAX_CONFIG_BYTES, &generation_path,
+                                 &generation, &generation_bytes, err));
     PST_TRY_GOTO(done, pst_transformer_parse(config, config_bytes, config_path, generation, generation_bytes,
                                              generation_path, &model->transformer, err));
 done:
@@ -123,7 +124,8 @@ int pst_tokenizer_open(const char *folder, pst_tokenizer **out, pst_error *err)
     int status = 0;
     for (size_t i = 0; i < TOKENIZER_FILES; i++) {
         size_t bytes = 0;
-        PST_TRY_GOTO(done, read_file(folder, tokenizer_files[i].name, false, MAX_TOKENIZER_BYTES, &paths[i], &texts[i], &bytes, err));
+        PST_TRY_GOTO(done, read_file(folder, tokenizer_files[i].name, false, MAX_TOKENIZER_BYTES, &paths[i], &texts[i],
+                                     &bytes, err));
         if (texts[i] == NULL)
             continue;
         pst_text_file *file = (pst_text_file *)((char *)&source + tokenizer_files[i].member);

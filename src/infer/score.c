@@ -78,13 +78,16 @@ int pst_score(pst_session *session, pst_score_request *requests, size_t count, p
 {
     if (!session->options.all_logits)
         return pst_fail(err, PST_E_USAGE, NULL, "the session was not opened for scoring (all_logits)");
-    scoring s = {.session = session, .requests = requests, .count = count, .on_logits = on_logits, .user = user, .err = err};
+    scoring s = {
+        .session = session, .requests = requests, .count = count, .on_logits = on_logits, .user = user, .err = err};
     pst_session_counters before;
     pst_session_get_counters(session, &before);
     s.owner = pst_heap_calloc(session->options.max_sequences, sizeof *s.owner);
     s.normalizers = pst_heap_calloc(session->plan.rows_per_pass, sizeof *s.normalizers);
     uint64_t start = pst_clock_ns();
-    int status = s.owner && s.normalizers ? run(&s) : pst_fail_memory(err, "scores", session->plan.rows_per_pass * sizeof(double));
+    int status = s.owner && s.normalizers
+                     ? run(&s)
+                     : pst_fail_memory(err, "scores", session->plan.rows_per_pass * sizeof(double));
     if (status >= 0 && stats != NULL) {
         *stats = (pst_run_stats){.total_seconds = (double)(pst_clock_ns() - start) / 1e9};
         for (size_t i = 0; i < count; i++)

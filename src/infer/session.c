@@ -17,17 +17,20 @@ static const uint64_t PROCESS_RESERVE_BYTES = 24ull << 20;
 enum { MAX_USEFUL_ROWS = 2048, MAX_LOGIT_ROWS = 512, MAX_SEQUENCES = 1 << 16, RATE_ROWS = 256 };
 static const uint64_t MEASURED_BYTES = 512ull << 20;
 
-static int check_options(const pst_model *model, const pst_session_options *given, pst_session_options *o, pst_error *err)
+static int check_options(const pst_model *model, const pst_session_options *given, pst_session_options *o,
+                         pst_error *err)
 {
     if (given->struct_size != sizeof *o)
-        return pst_fail(err, PST_E_USAGE, NULL, "session options of %zu bytes, made for another version", given->struct_size);
+        return pst_fail(err, PST_E_USAGE, NULL, "session options of %zu bytes, made for another version",
+                        given->struct_size);
     *o = *given;
     o->max_sequences = o->max_sequences ? o->max_sequences : 1;
     if (o->max_tokens == 0 || o->max_sequences > MAX_SEQUENCES)
-        return pst_fail(err, PST_E_USAGE, NULL, "a session of %u sequences of %u tokens", o->max_sequences, o->max_tokens);
+        return pst_fail(err, PST_E_USAGE, NULL, "a session of %u sequences of %u tokens", o->max_sequences,
+                        o->max_tokens);
     if (o->max_tokens > model->transformer.context)
-        return pst_fail(err, PST_E_USAGE, model->folder, "%u tokens do not fit the model's context of %u", o->max_tokens,
-                        model->transformer.context);
+        return pst_fail(err, PST_E_USAGE, model->folder, "%u tokens do not fit the model's context of %u",
+                        o->max_tokens, model->transformer.context);
     if (o->max_prompt_tokens == 0 || o->max_prompt_tokens > o->max_tokens)
         o->max_prompt_tokens = o->max_tokens;
     if (o->kv_bits != 0 && o->kv_bits != 16 && o->kv_bits != 32)
@@ -81,7 +84,8 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
         .stage_count = s->program->stage_count,
         .budget_bytes = choose_budget(o),
         .process_bytes = pst_memory_resident_bytes() + PROCESS_RESERVE_BYTES,
-        .row_bytes = memory.row_bytes + sizeof(pst_row) + sizeof(uint32_t) + (o->all_logits ? memory.logit_row_bytes : 0),
+        .row_bytes =
+            memory.row_bytes + sizeof(pst_row) + sizeof(uint32_t) + (o->all_logits ? memory.logit_row_bytes : 0),
         .min_rows = least,
         .max_rows = useful > least ? (uint32_t)useful : least,
         .max_resident_bytes = choose_resident(s->model, o),
@@ -90,8 +94,8 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
     uint64_t others = memory.fixed_bytes + logits + pst_ring_gather_bytes(s->program->stages, s->program->stage_count) +
                       (uint64_t)o->max_sequences * (o->max_tokens * sizeof(uint32_t) + sizeof(pst_sequence));
     if (__builtin_add_overflow(memory.kv_bytes, others, &request.fixed_bytes) || request.fixed_bytes > UINT64_MAX / 4)
-        return pst_fail(err, PST_E_BUDGET, NULL, "the KV cache of %u sequences of %u tokens fits no memory", o->max_sequences,
-                        o->max_tokens);
+        return pst_fail(err, PST_E_BUDGET, NULL, "the KV cache of %u sequences of %u tokens fits no memory",
+                        o->max_sequences, o->max_tokens);
     PST_TRY(pst_plan_create(&request, &s->plan, err));
     config->max_rows = s->plan.rows_per_pass;
     config->max_logit_rows = o->all_logits ? s->plan.rows_per_pass : o->max_sequences;
@@ -111,7 +115,9 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
         .compute_type = config->compute_type,
         .kv_type = config->kv_type,
     };
-    pst_log(PST_LOG_INFO, "plan: %.1f MB of weights resident, %.1f MB streamed per pass through %u slots of %.1f MB; up to %u rows per pass",
+    pst_log(PST_LOG_INFO,
+            "plan: %.1f MB of weights resident, %.1f MB streamed per pass through %u slots of %.1f MB; up to %u rows "
+            "per pass",
             (double)s->plan.resident_bytes / 1e6, (double)s->plan.streamed_bytes / 1e6, s->plan.slots,
             (double)s->plan.slot_bytes / 1e6, s->plan.rows_per_pass);
     return 0;
@@ -135,7 +141,8 @@ static int make_sequences(pst_session *s, uint32_t max_logit_rows, pst_error *er
 static int make_engines(pst_session *s, pst_error *err)
 {
     const pst_session_options *o = &s->options;
-    pst_io_options io = {.struct_size = sizeof io, .engine = o->io_engine, .block_size = o->block_size, .queue_depth = o->queue_depth};
+    pst_io_options io = {
+        .struct_size = sizeof io, .engine = o->io_engine, .block_size = o->block_size, .queue_depth = o->queue_depth};
     PST_TRY(pst_pool_create(o->threads, &s->pool, err));
     PST_TRY(pst_device_host_create(s->pool, o->kernels, &s->device, err));
     PST_TRY(pst_io_open(&io, &s->io, err));

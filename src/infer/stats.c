@@ -52,7 +52,8 @@ int pst_session_measure_rate(pst_session *s, uint32_t rows, pst_rate *out, pst_e
     double flops = 0;
     uint64_t longest = 0;
     int status = 0;
-    for (job.w.rows = RATE_COLUMNS / 64; job.w.rows <= RATE_COLUMNS && longest < LONG_ENOUGH_NS && status == 0; job.w.rows *= 4) {
+    for (job.w.rows = RATE_COLUMNS / 64; job.w.rows <= RATE_COLUMNS && longest < LONG_ENOUGH_NS && status == 0;
+         job.w.rows *= 4) {
         flops = 0;
         for (int i = 0; i < RATE_REPEATS && status == 0; i++) {
             uint64_t start = pst_clock_ns();
@@ -113,7 +114,8 @@ void pst_session_fill_stats(const pst_session *s, const pst_session_counters *be
     stats->compute_seconds = (double)(now.ring.compute_ns - before->ring.compute_ns) / 1e9;
     stats->bound_seconds = now.bound_seconds - before->bound_seconds;
     stats->share_of_bound = seconds > 0 ? stats->bound_seconds / seconds : 0;
-    stats->limited_by = now.disk_seconds - before->disk_seconds > now.math_seconds - before->math_seconds ? "disk" : "compute";
+    stats->limited_by =
+        now.disk_seconds - before->disk_seconds > now.math_seconds - before->math_seconds ? "disk" : "compute";
     stats->disk_bytes_per_second = s->disk_bytes_per_second;
     stats->compute_flops = s->prefill_rate.flops;
     stats->resident_bytes = s->plan.resident_bytes;

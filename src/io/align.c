@@ -37,8 +37,7 @@ static bool ask_statx(int fd, uint32_t *offset_align, uint32_t *memory_align)
 {
 #ifdef STATX_DIOALIGN
     struct statx info;
-    if (pst_sys->statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) < 0 ||
-        (info.stx_mask & STATX_DIOALIGN) == 0)
+    if (pst_sys->statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) < 0 || (info.stx_mask & STATX_DIOALIGN) == 0)
         return false;
     *offset_align = info.stx_dio_offset_align;
     *memory_align = info.stx_dio_mem_align;
@@ -49,8 +48,7 @@ static bool ask_statx(int fd, uint32_t *offset_align, uint32_t *memory_align)
 #endif
 }
 
-void pst_io_find_alignment(int direct_fd, bool readable, uint64_t bytes, uint32_t *offset_align,
-                           uint32_t *memory_align)
+void pst_io_find_alignment(int direct_fd, bool readable, uint64_t bytes, uint32_t *offset_align, uint32_t *memory_align)
 {
     uint32_t unit, memory;
     *offset_align = *memory_align = SAFE_ALIGN;

@@ -23,8 +23,7 @@ static void init_batch(pst_io *io, pst_io_batch *batch, op_state *states, uint32
 static bool wait_done(pst_io_batch *batch, uint64_t timeout_ns)
 {
     uint64_t now = pst_clock_ns(), until = timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns;
-    struct timespec deadline = {.tv_sec = (time_t)(until / 1000000000u),
-                                .tv_nsec = (long)(until % 1000000000u)};
+    struct timespec deadline = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
     while (batch->in_flight) {
         if (until == UINT64_MAX)
             pthread_cond_wait(&batch->done, &batch->io->lock);
@@ -104,11 +103,10 @@ static int check_op(const pst_io *io, const pst_io_op *op, uint32_t index, pst_e
     if (file == NULL || file->io != io)
         return pst_fail(err, PST_E_USAGE, NULL, "operation %u has no file of this I/O handle", index);
     if (op->kind != PST_IO_READ && op->kind != PST_IO_WRITE)
-        return pst_fail_at(err, PST_E_USAGE, file->path, op->offset, "operation %u is neither read nor write",
-                           index);
+        return pst_fail_at(err, PST_E_USAGE, file->path, op->offset, "operation %u is neither read nor write", index);
     if (op->bytes > INT64_MAX || op->offset > (uint64_t)INT64_MAX - op->bytes)
-        return pst_fail_at(err, PST_E_USAGE, file->path, op->offset,
-                           "a transfer of %llu bytes goes beyond any file", (unsigned long long)op->bytes);
+        return pst_fail_at(err, PST_E_USAGE, file->path, op->offset, "a transfer of %llu bytes goes beyond any file",
+                           (unsigned long long)op->bytes);
     if (op->buffer == NULL && op->bytes > 0)
         return pst_fail_at(err, PST_E_USAGE, file->path, op->offset, "operation %u has no buffer", index);
     if (op->kind == PST_IO_WRITE && !file->writable)
@@ -142,8 +140,7 @@ int pst_io_submit(pst_io_batch *batch, pst_io_op *ops, uint32_t count, pst_error
 {
     pst_io *io = batch->io;
     if (count > batch->max_ops)
-        return pst_fail(err, PST_E_USAGE, NULL, "%u operations in an I/O batch of at most %u", count,
-                        batch->max_ops);
+        return pst_fail(err, PST_E_USAGE, NULL, "%u operations in an I/O batch of at most %u", count, batch->max_ops);
     pthread_mutex_lock(&io->lock);
     bool in_flight = batch->in_flight, closed = io->stop;
     pthread_mutex_unlock(&io->lock);
@@ -214,9 +211,8 @@ static int describe_failure(const pst_io_batch *batch, uint32_t index, pst_error
     const char *path = op->file->path;
     const char *verb = op->kind == PST_IO_WRITE ? "write" : "read";
     if (op->result == PST_E_SHORT)
-        return pst_fail_at(err, PST_E_SHORT, path, op->offset + state->end,
-                           "ends before the %llu bytes wanted at %llu", (unsigned long long)op->bytes,
-                           (unsigned long long)op->offset);
+        return pst_fail_at(err, PST_E_SHORT, path, op->offset + state->end, "ends before the %llu bytes wanted at %llu",
+                           (unsigned long long)op->bytes, (unsigned long long)op->offset);
     return pst_fail_at(err, (int)op->result, path, state->error_at, "cannot %s: %s", verb,
                        pst_strerror((int)op->result));
 }

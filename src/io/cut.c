@@ -53,8 +53,7 @@ static pst_io_cut bounced_read(const pst_io_shape *shape, uint64_t from, uint64_
                         .direct = true};
 }
 
-static pst_io_cut cut_read(const pst_io_shape *shape, uint64_t from, uint64_t left, uintptr_t address,
-                           bool whole)
+static pst_io_cut cut_read(const pst_io_shape *shape, uint64_t from, uint64_t left, uintptr_t address, bool whole)
 {
     uint64_t unit = shape->offset_align, head = round_up(from, unit) - from;
     bool fits = (address + head) % shape->memory_align == 0;
@@ -62,8 +61,8 @@ static pst_io_cut cut_read(const pst_io_shape *shape, uint64_t from, uint64_t le
         return bounced_read(shape, from, left);
     if (head == 0 && left >= unit)
         return straight(from, least(round_down(left, unit), round_down(shape->block_bytes, unit)), true);
-    bool small = whole && round_up(from + left, unit) - round_down(from, unit) <=
-                              least(SMALL_BYTES, shape->bounce_bytes);
+    bool small =
+        whole && round_up(from + left, unit) - round_down(from, unit) <= least(SMALL_BYTES, shape->bounce_bytes);
     return bounced_read(shape, from, small || head == 0 ? left : least(left, head));
 }
 
@@ -81,8 +80,8 @@ static pst_io_cut cut_write(const pst_io_shape *shape, uint64_t from, uint64_t l
     return (pst_io_cut){.start = from, .span = span, .want = span, .bounce = true, .direct = true};
 }
 
-pst_io_cut pst_io_cut_next(const pst_io_shape *shape, bool write, uint64_t offset, uint64_t bytes,
-                           uintptr_t address, uint64_t at)
+pst_io_cut pst_io_cut_next(const pst_io_shape *shape, bool write, uint64_t offset, uint64_t bytes, uintptr_t address,
+                           uint64_t at)
 {
     uint64_t from = offset + at, left = bytes - at;
     if (!shape->direct)

@@ -33,7 +33,7 @@ typedef struct pst_io_cut {
 
 /* The transfer that moves the operation's bytes from `at` (< bytes) on. The operation is `bytes` at file
  * offset `offset`, from or into memory address `address`. */
-pst_io_cut pst_io_cut_next(const pst_io_shape *shape, bool write, uint64_t offset, uint64_t bytes,
-                           uintptr_t address, uint64_t at);
+pst_io_cut pst_io_cut_next(const pst_io_shape *shape, bool write, uint64_t offset, uint64_t bytes, uintptr_t address,
+                           uint64_t at);
 
 #endif

@@ -42,8 +42,8 @@ const pst_io_engine *pst_io_engine_find(const char *name)
 
 static bool complete(const pst_io_engine *engine)
 {
-    if (engine->name == NULL || engine->name[0] == '\0' || engine->open_queue == NULL ||
-        engine->close_queue == NULL || engine->submit == NULL || engine->reap == NULL)
+    if (engine->name == NULL || engine->name[0] == '\0' || engine->open_queue == NULL || engine->close_queue == NULL ||
+        engine->submit == NULL || engine->reap == NULL)
         return false;
     return (engine->wake != NULL || (engine->flags & PST_IO_ENGINE_SYNCHRONOUS) != 0) &&
            (engine->set_file != NULL || (engine->flags & PST_IO_ENGINE_FILE_SLOTS) == 0) &&
@@ -53,11 +53,9 @@ static bool complete(const pst_io_engine *engine)
 int pst_io_engine_register(const pst_io_engine *engine, pst_error *err)
 {
     if (engine == NULL || engine->version != PST_IO_ENGINE_VERSION || engine->struct_size < sizeof *engine)
-        return pst_fail(err, PST_E_USAGE, NULL,
-                        "the I/O engine was made for another version of the interface");
+        return pst_fail(err, PST_E_USAGE, NULL, "the I/O engine was made for another version of the interface");
     if (!complete(engine))
-        return pst_fail(err, PST_E_USAGE, NULL,
-                        "the I/O engine's table lacks entries that its flags promise");
+        return pst_fail(err, PST_E_USAGE, NULL, "the I/O engine's table lacks entries that its flags promise");
     int status = 0;
     pthread_mutex_lock(&lock);
     if (strcmp(engine->name, "auto") == 0 || find_locked(engine->name) != NULL)

@@ -33,8 +33,7 @@ static int check_regular(const char *path, const struct statx *info, pst_error *
 {
     if (S_ISREG(info->stx_mode))
         return 0;
-    return pst_fail(err, S_ISDIR(info->stx_mode) ? -EISDIR : PST_E_UNSUPPORTED, path,
-                    "is not a regular file");
+    return pst_fail(err, S_ISDIR(info->stx_mode) ? -EISDIR : PST_E_UNSUPPORTED, path, "is not a regular file");
 }
 
 /* Opening a pipe waits for its other end, so what stands at the path is looked at before, and the file itself
@@ -71,8 +70,7 @@ static int open_buffered(pst_io_file *file, unsigned flags, int *access, pst_err
         file->buffered_fd = open_retry(file->path, wanted);
     }
     if (file->buffered_fd < 0)
-        return fail_code(err, file->buffered_fd, file->path,
-                         (flags & PST_IO_OPEN_CREATE) != 0 ? "create" : "open");
+        return fail_code(err, file->buffered_fd, file->path, (flags & PST_IO_OPEN_CREATE) != 0 ? "create" : "open");
     *access = wanted & O_ACCMODE;
     return 0;
 }
@@ -248,8 +246,7 @@ int pst_io_file_truncate(pst_io_file *file, uint64_t bytes, pst_error *err)
     do {
         status = bytes > INT64_MAX ? -EFBIG : pst_sys->ftruncate(file->buffered_fd, bytes);
     } while (status == -EINTR);
-    return status < 0 ? pst_fail_at(err, status, file->path, bytes, "cannot set the length: %s",
-                                    pst_strerror(status))
+    return status < 0 ? pst_fail_at(err, status, file->path, bytes, "cannot set the length: %s", pst_strerror(status))
                       : 0;
 }
 

@@ -15,7 +15,7 @@
 
 enum {
     DEFAULT_BLOCK_BYTES = 1 << 20,
-    DEFAULT_DEPTH = 64, /* with 1 MiB blocks: less starves the drive while the worker waits for a processor */
+    DEFAULT_DEPTH = 64,           /* with 1 MiB blocks: less starves the drive while the worker waits for a processor */
     MAX_SYNCHRONOUS_WORKERS = 16, /* by default */
     MAX_BLOCK_BYTES = 1 << 30
 };
@@ -34,8 +34,8 @@ static int prepare_worker(pst_io *io, worker *w, pst_error *err)
     uint64_t bytes = (uint64_t)io->depth * io->bounce_bytes + PST_IO_MIN_BOUNCE_BYTES;
     int status = pst_sys->mmap(bytes, &w->bounce_memory);
     if (status < 0)
-        return pst_fail(err, status, NULL, "cannot map %llu bytes for bounce buffers: %s",
-                        (unsigned long long)bytes, pst_strerror(status));
+        return pst_fail(err, status, NULL, "cannot map %llu bytes for bounce buffers: %s", (unsigned long long)bytes,
+                        pst_strerror(status));
     w->bounce_mapped_bytes = bytes;
     uintptr_t start = (uintptr_t)w->bounce_memory;
     start = (start + PST_IO_MIN_BOUNCE_BYTES - 1) / PST_IO_MIN_BOUNCE_BYTES * PST_IO_MIN_BOUNCE_BYTES;
@@ -127,12 +127,11 @@ static int start_workers(pst_io *io, uint32_t *started, pst_error *err)
 static int check_options(const pst_io_options *options, pst_error *err)
 {
     if (options->block_size % 4096 != 0 || options->block_size > MAX_BLOCK_BYTES)
-        return pst_fail(err, PST_E_USAGE, NULL,
-                        "an I/O block size of %llu bytes is not a multiple of 4096 up to 1 GiB",
+        return pst_fail(err, PST_E_USAGE, NULL, "an I/O block size of %llu bytes is not a multiple of 4096 up to 1 GiB",
                         (unsigned long long)options->block_size);
     if (options->queue_depth > PST_IO_MAX_DEPTH)
-        return pst_fail(err, PST_E_USAGE, NULL, "an I/O queue depth of %u is more than %d",
-                        options->queue_depth, PST_IO_MAX_DEPTH);
+        return pst_fail(err, PST_E_USAGE, NULL, "an I/O queue depth of %u is more than %d", options->queue_depth,
+                        PST_IO_MAX_DEPTH);
     if (options->workers > PST_IO_MAX_WORKERS)
         return pst_fail(err, PST_E_USAGE, NULL, "%u I/O workers are more than %d", options->workers,
                         PST_IO_MAX_WORKERS);
@@ -229,8 +228,7 @@ int pst_io_open(const pst_io_options *options, pst_io **out, pst_error *err)
         PST_TRY(open_with(&own, engine, out, err));
     }
     pst_log(PST_LOG_INFO, "I/O engine %s, %u worker%s, depth %u, blocks of %llu bytes", (*out)->engine->name,
-            (*out)->workers, (*out)->workers == 1 ? "" : "s", (*out)->depth,
-            (unsigned long long)(*out)->block_bytes);
+            (*out)->workers, (*out)->workers == 1 ? "" : "s", (*out)->depth, (unsigned long long)(*out)->block_bytes);
     return 0;
 }
 

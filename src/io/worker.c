@@ -10,7 +10,7 @@
 #include "os/sys.h"
 
 enum {
-    SHARED_GRAB = 4, /* pieces that one of several workers takes at a time, so that the others get some too */
+    SHARED_GRAB = 4,     /* pieces that one of several workers takes at a time, so that the others get some too */
     MAX_REFUSALS = 1000, /* in a row, for EAGAIN, a millisecond apart after the first few: about a second */
     FREE_REFUSALS = 8
 };
@@ -267,10 +267,8 @@ static void account(worker *w, piece *finished)
 static int carry_out(const pst_io_engine *engine, void *queue, const control *c)
 {
     switch (c->kind) {
-    case CONTROL_FILE:
-        return engine->set_file(queue, c->slot, c->fd);
-    case CONTROL_BUFFER:
-        return engine->set_buffer(queue, c->slot, c->memory, c->bytes);
+    case CONTROL_FILE: return engine->set_file(queue, c->slot, c->fd);
+    case CONTROL_BUFFER: return engine->set_buffer(queue, c->slot, c->memory, c->bytes);
     }
     return 0;
 }

@@ -60,9 +60,9 @@ static int read_activation(const reader *in, pst_transformer *t)
     static const struct {
         const char *name;
         pst_activation activation;
-    } names[] = {{"silu", PST_ACT_SILU},           {"swish", PST_ACT_SILU},
-                 {"gelu", PST_ACT_GELU},           {"gelu_pytorch_tanh", PST_ACT_GELU_TANH},
-                 {"gelu_new", PST_ACT_GELU_TANH},  {"gelu_fast", PST_ACT_GELU_TANH},
+    } names[] = {{"silu", PST_ACT_SILU},          {"swish", PST_ACT_SILU},
+                 {"gelu", PST_ACT_GELU},          {"gelu_pytorch_tanh", PST_ACT_GELU_TANH},
+                 {"gelu_new", PST_ACT_GELU_TANH}, {"gelu_fast", PST_ACT_GELU_TANH},
                  {"relu", PST_ACT_RELU}};
     const char *name = "silu";
     PST_TRY(pst_json_string(in->root, "hidden_act", false, &name, in->path, in->err));
@@ -122,10 +122,12 @@ static int read_rope_dictionary(const reader *in, const json_t *dictionary, pst_
     rope->original_context = t->context;
     PST_TRY(pst_json_double(sub.root, "low_freq_factor", true, &rope->low_freq_factor, in->path, in->err));
     PST_TRY(pst_json_double(sub.root, "high_freq_factor", true, &rope->high_freq_factor, in->path, in->err));
-    PST_TRY(pst_json_double(sub.root, "original_max_position_embeddings", false, &rope->original_context, in->path, in->err));
+    PST_TRY(pst_json_double(sub.root, "original_max_position_embeddings", false, &rope->original_context, in->path,
+                            in->err));
     if (!(rope->low_freq_factor > 0 && rope->high_freq_factor > rope->low_freq_factor && rope->original_context > 0))
-        return pst_fail(in->err, PST_E_FORMAT, in->path, "llama3 rotary scaling with factors %g to %g over %g positions",
-                        rope->low_freq_factor, rope->high_freq_factor, rope->original_context);
+        return pst_fail(in->err, PST_E_FORMAT, in->path,
+                        "llama3 rotary scaling with factors %g to %g over %g positions", rope->low_freq_factor,
+                        rope->high_freq_factor, rope->original_context);
     return 0;
 }
 
@@ -161,13 +163,14 @@ static int read_windowed_layers(const reader *in, pst_transformer *t)
         return 0;
     }
     if (json_array_size(types) != t->layers)
-        return pst_fail(in->err, PST_E_FORMAT, in->path, "\"layer_types\" names %zu layers of %u", json_array_size(types),
-                        t->layers);
+        return pst_fail(in->err, PST_E_FORMAT, in->path, "\"layer_types\" names %zu layers of %u",
+                        json_array_size(types), t->layers);
     for (uint32_t layer = 0; layer < t->layers; layer++) {
         const char *type = json_string_value(json_array_get(types, layer));
         t->windowed[layer] = type != NULL && strcmp(type, "sliding_attention") == 0;
         if (type == NULL || (!t->windowed[layer] && strcmp(type, "full_attention") != 0))
-            return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "layer %u has an unknown type in \"layer_types\"", layer);
+            return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "layer %u has an unknown type in \"layer_types\"",
+                            layer);
     }
     return 0;
 }
@@ -240,11 +243,12 @@ static int read_config(const reader *in, pst_transformer *t)
     PST_TRY(pst_json_string(in->root, "model_type", true, &type, in->path, in->err));
     t->family = pst_family_find(type);
     if (t->family == NULL)
-        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "model family \"%s\" is not supported (supported: %s)", type,
-                        pst_family_names());
+        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "model family \"%s\" is not supported (supported: %s)",
+                        type, pst_family_names());
     const json_t *quantization = json_object_get(in->root, "quantization_config");
     if (quantization != NULL && !json_is_null(quantization))
-        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "quantized weights (quantization_config) are not supported yet");
+        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path,
+                        "quantized weights (quantization_config) are not supported yet");
     PST_TRY(read_dimensions(in, t));
     PST_TRY(read_activation(in, t));
     PST_TRY(read_switches(in, t));

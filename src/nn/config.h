@@ -28,11 +28,11 @@ typedef struct pst_transformer {
     float norm_eps;
     pst_activation activation;
     bool qkv_bias, o_bias, mlp_bias, qk_norm;
-    bool tied_head;     /* the head is the embedding */
-    bool tied_stated;   /* config.json says whether it is */
+    bool tied_head;   /* the head is the embedding */
+    bool tied_stated; /* config.json says whether it is */
     pst_rope rope;
-    uint32_t window;    /* of the layers marked in windowed; 0: none */
-    bool *windowed;     /* by layer; heap */
+    uint32_t window; /* of the layers marked in windowed; 0: none */
+    bool *windowed;  /* by layer; heap */
 
     uint32_t *end_ids; /* heap */
     size_t end_count;

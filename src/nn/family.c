@@ -46,12 +46,28 @@ static const pst_nn_recipe rms_head = {"head", rms_head_ops, COUNT(rms_head_ops)
 
 static const pst_family families[] = {
     {.name = "llama", .bias = PST_BIAS_CONFIG, .mlp_bias = true, .default_context = 2048, RMS_GATED},
-    {.name = "mistral", .window = PST_WINDOW_ALL, .default_kv_heads = 8, .default_context = 131072, .default_window = 4096,
+    {.name = "mistral",
+     .window = PST_WINDOW_ALL,
+     .default_kv_heads = 8,
+     .default_context = 131072,
+     .default_window = 4096,
      RMS_GATED},
-    {.name = "qwen2", .bias = PST_BIAS_QKV, .window = PST_WINDOW_LAYERS, .default_kv_heads = 32, .default_context = 32768,
-     .default_window = 4096, RMS_GATED},
-    {.name = "qwen3", .bias = PST_BIAS_CONFIG, .qk_norm = true, .window = PST_WINDOW_LAYERS, .default_kv_heads = 32,
-     .default_head_dim = 128, .default_context = 32768, .default_window = 4096, RMS_GATED},
+    {.name = "qwen2",
+     .bias = PST_BIAS_QKV,
+     .window = PST_WINDOW_LAYERS,
+     .default_kv_heads = 32,
+     .default_context = 32768,
+     .default_window = 4096,
+     RMS_GATED},
+    {.name = "qwen3",
+     .bias = PST_BIAS_CONFIG,
+     .qk_norm = true,
+     .window = PST_WINDOW_LAYERS,
+     .default_kv_heads = 32,
+     .default_head_dim = 128,
+     .default_context = 32768,
+     .default_window = 4096,
+     RMS_GATED},
 };
 
 const pst_family *pst_family_find(const char *name)

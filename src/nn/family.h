@@ -34,11 +34,18 @@ typedef enum pst_nn_kind {
     PST_NN_STORE_KV,
     PST_NN_ATTENTION,
     PST_NN_GATED,
-    PST_NN_SELECT     /* copies the rows whose logits are wanted from X to S */
+    PST_NN_SELECT /* copies the rows whose logits are wanted from X to S */
 } pst_nn_kind;
 
 /* When an operator, or its bias, is there. */
-typedef enum pst_nn_when { PST_NN_NEVER, PST_NN_ALWAYS, PST_NN_IF_QKV_BIAS, PST_NN_IF_O_BIAS, PST_NN_IF_MLP_BIAS, PST_NN_IF_QK_NORM } pst_nn_when;
+typedef enum pst_nn_when {
+    PST_NN_NEVER,
+    PST_NN_ALWAYS,
+    PST_NN_IF_QKV_BIAS,
+    PST_NN_IF_O_BIAS,
+    PST_NN_IF_MLP_BIAS,
+    PST_NN_IF_QK_NORM
+} pst_nn_when;
 
 typedef struct pst_nn_op {
     pst_nn_kind kind;
@@ -54,7 +61,11 @@ typedef struct pst_nn_recipe {
     uint32_t op_count;
 } pst_nn_recipe;
 
-typedef enum pst_bias_rule { PST_BIAS_NONE, PST_BIAS_QKV, PST_BIAS_CONFIG /* attention_bias: q, k, v and o */ } pst_bias_rule;
+typedef enum pst_bias_rule {
+    PST_BIAS_NONE,
+    PST_BIAS_QKV,
+    PST_BIAS_CONFIG /* attention_bias: q, k, v and o */
+} pst_bias_rule;
 typedef enum pst_window_rule {
     PST_WINDOW_NONE,
     PST_WINDOW_ALL,   /* sliding_window, every layer */

@@ -15,12 +15,12 @@ typedef struct pst_forward_config {
     const pst_transformer *transformer;
     pst_program *program;
     pst_device *device;
-    uint32_t max_rows;        /* of a pass */
-    uint32_t max_logit_rows;  /* of a pass whose logits are wanted */
+    uint32_t max_rows;       /* of a pass */
+    uint32_t max_logit_rows; /* of a pass whose logits are wanted */
     uint32_t max_sequences;
-    uint32_t max_tokens;      /* positions of a sequence */
-    pst_dtype compute_type;   /* F32 or BF16 */
-    pst_dtype kv_type;        /* F32 or F16 */
+    uint32_t max_tokens;    /* positions of a sequence */
+    pst_dtype compute_type; /* F32 or BF16 */
+    pst_dtype kv_type;      /* F32 or F16 */
 } pst_forward_config;
 
 /* Memory that pst_forward_create will take, for the planner: KV caches (UINT64_MAX: more than 64 bits hold), activations per

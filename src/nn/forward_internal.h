@@ -23,8 +23,8 @@ struct pst_forward {
 
     /* The rows of this pass. */
     uint32_t row_count, logit_rows;
-    uint32_t *positions;  /* by row */
-    uint32_t *logit_row;  /* by logits row: its row */
+    uint32_t *positions; /* by row */
+    uint32_t *logit_row; /* by logits row: its row */
     pst_segment *segments;
     uint32_t *segment_sequence;
     uint32_t segment_count;

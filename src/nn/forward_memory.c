@@ -68,7 +68,8 @@ void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *o
         __builtin_mul_overflow(per_sequence, config->max_sequences, &out->kv_bytes))
         out->kv_bytes = UINT64_MAX;
     /* The bookkeeping of a row: position, logits row, segment and its sequence. */
-    out->row_bytes = group_bytes(config, lasting, COUNT(lasting)) + shared_bytes(config) + sizeof(pst_segment) + 3 * sizeof(uint32_t);
+    out->row_bytes = group_bytes(config, lasting, COUNT(lasting)) + shared_bytes(config) + sizeof(pst_segment) +
+                     3 * sizeof(uint32_t);
     out->logit_row_bytes = group_bytes(config, of_logits, COUNT(of_logits)) + sizeof(uint32_t);
     out->fixed_bytes = (uint64_t)config->max_tokens * t->head_dim * sizeof(float);
 }

@@ -60,20 +60,22 @@ static int find_tensor(const builder *b, const char *name, uint64_t rows, uint64
             used += (size_t)snprintf(shape + used, sizeof shape - used, "%s%llu", i ? ", " : "",
                                      (unsigned long long)tensor->shape[i]);
         if (rows)
-            return pst_fail(b->err, PST_E_FORMAT, path, "tensor %s has shape %s] where config.json asks for [%llu, %llu]",
-                            name, shape, (unsigned long long)rows, (unsigned long long)columns);
-        return pst_fail(b->err, PST_E_FORMAT, path, "tensor %s has shape %s] where config.json asks for [%llu]", name, shape,
-                        (unsigned long long)columns);
+            return pst_fail(b->err, PST_E_FORMAT, path,
+                            "tensor %s has shape %s] where config.json asks for [%llu, %llu]", name, shape,
+                            (unsigned long long)rows, (unsigned long long)columns);
+        return pst_fail(b->err, PST_E_FORMAT, path, "tensor %s has shape %s] where config.json asks for [%llu]", name,
+                        shape, (unsigned long long)columns);
     }
     if (tensor->dtype != PST_F32 && tensor->dtype != PST_F16 && tensor->dtype != PST_BF16)
-        return pst_fail(b->err, PST_E_UNSUPPORTED, path, "tensor %s is of type %s; F32, F16 and BF16 are supported", name,
-                        pst_dtype_name(tensor->dtype));
+        return pst_fail(b->err, PST_E_UNSUPPORTED, path, "tensor %s is of type %s; F32, F16 and BF16 are supported",
+                        name, pst_dtype_name(tensor->dtype));
     *out = tensor;
     return 0;
 }
 
 /* Adds a tensor to a stage (which has room) and gives its number. rows as for find_tensor. */
-static int add_tensor(const builder *b, pst_stage *stage, const char *name, uint64_t rows, uint64_t columns, int32_t *number)
+static int add_tensor(const builder *b, pst_stage *stage, const char *name, uint64_t rows, uint64_t columns,
+                      int32_t *number)
 {
     const pst_tensor *tensor;
     PST_TRY(find_tensor(b, name, rows, columns, &tensor));
@@ -89,7 +91,8 @@ static int add_tensor(const builder *b, pst_stage *stage, const char *name, uint
 }
 
 /* The checkpoint's name of an operator's tensor. layer UINT32_MAX: outside the layers. */
-static void tensor_name(const builder *b, const char *weight, const char *kind, uint32_t layer, char *name, size_t bytes)
+static void tensor_name(const builder *b, const char *weight, const char *kind, uint32_t layer, char *name,
+                        size_t bytes)
 {
     if (strcmp(weight, "lm_head") == 0 && b->t->tied_head)
         snprintf(name, bytes, "%sembed_tokens.weight", b->prefix);
@@ -125,7 +128,8 @@ static int build_stage(const builder *b, uint32_t index, const pst_nn_recipe *re
     nn->forward = &b->program->forward;
     nn->steps = pst_heap_calloc(recipe->op_count, sizeof *nn->steps);
     stage->tensors = pst_heap_calloc(2 * recipe->op_count, sizeof *stage->tensors);
-    char *name = layer == UINT32_MAX ? pst_heap_strdup(recipe->name) : pst_heap_printf("layer %u %s", layer, recipe->name);
+    char *name =
+        layer == UINT32_MAX ? pst_heap_strdup(recipe->name) : pst_heap_printf("layer %u %s", layer, recipe->name);
     stage->name = name;
     if (nn->steps == NULL || stage->tensors == NULL || name == NULL)
         return pst_fail_memory(b->err, "a stage", recipe->op_count * sizeof *stage->tensors);
@@ -187,7 +191,8 @@ int pst_program_create(const pst_transformer *transformer, const pst_store *stor
     program->weight_type = PST_BF16;
     program->stages = pst_heap_calloc(program->stage_count, sizeof *program->stages);
     program->nn_stages = pst_heap_calloc(program->stage_count, sizeof *program->nn_stages);
-    bool bare = pst_store_find(store, "model.embed_tokens.weight") == NULL && pst_store_find(store, "embed_tokens.weight");
+    bool bare =
+        pst_store_find(store, "model.embed_tokens.weight") == NULL && pst_store_find(store, "embed_tokens.weight");
     builder b = {transformer, store, bare ? "" : "model.", program, err};
     int status = program->stages && program->nn_stages
                      ? build(&b)

@@ -72,8 +72,7 @@ static uint64_t read_reclaimable(const char *folder)
     return bytes > 0 ? (uint64_t)bytes : 0;
 }
 
-static void apply_memory(const char *folder, const char *limit_name, const char *usage_name,
-                         pst_cgroup_limits *out)
+static void apply_memory(const char *folder, const char *limit_name, const char *usage_name, pst_cgroup_limits *out)
 {
     uint64_t limit = read_number(folder, limit_name);
     /* Version 1 writes "no limit" as the largest whole number of pages below 2^63. */
@@ -107,8 +106,7 @@ static void level_memory_v1(const char *folder, pst_cgroup_limits *out)
 static void level_cpu_v1(const char *folder, pst_cgroup_limits *out)
 {
     /* "-1" (no quota) reads as UINT64_MAX. */
-    uint64_t quota = read_number(folder, "cpu.cfs_quota_us"),
-             period = read_number(folder, "cpu.cfs_period_us");
+    uint64_t quota = read_number(folder, "cpu.cfs_quota_us"), period = read_number(folder, "cpu.cfs_period_us");
     if (quota != UINT64_MAX && period != UINT64_MAX)
         apply_quota((double)quota, (double)period, out);
 }
@@ -116,8 +114,7 @@ static void level_cpu_v1(const char *folder, pst_cgroup_limits *out)
 static void level_v2(const char *folder, pst_cgroup_limits *out)
 {
     apply_memory(folder, "memory.max", "memory.current", out);
-    apply_memory(folder, "memory.high", "memory.current",
-                 out); /* beyond it the kernel throttles to a crawl */
+    apply_memory(folder, "memory.high", "memory.current", out); /* beyond it the kernel throttles to a crawl */
     char path[PATH_BYTES + 64], text[128];
     double quota, period;
     snprintf(path, sizeof path, "%s/cpu.max", folder);

@@ -97,8 +97,8 @@ int pst_file_read_at(const char *path, uint64_t offset, void *buffer, size_t byt
     if (got < 0)
         return pst_fail_at(err, (int)got, path, offset, "cannot read: %s", pst_strerror((int)got));
     if ((size_t)got < bytes)
-        return pst_fail_at(err, PST_E_SHORT, path, offset + (uint64_t)got,
-                           "ends before the %zu bytes wanted at %llu", bytes, (unsigned long long)offset);
+        return pst_fail_at(err, PST_E_SHORT, path, offset + (uint64_t)got, "ends before the %zu bytes wanted at %llu",
+                           bytes, (unsigned long long)offset);
     return 0;
 }
 
@@ -147,8 +147,7 @@ int pst_file_free_space(const char *path, uint64_t *out, pst_error *err)
     struct statvfs info;
     int status;
     /* What does not exist yet will lie where its nearest existing parent lies. */
-    while ((status = pst_sys->statvfs(at, &info)) == -ENOENT && strcmp(at, ".") != 0 &&
-           strcmp(at, "/") != 0) {
+    while ((status = pst_sys->statvfs(at, &info)) == -ENOENT && strcmp(at, ".") != 0 && strcmp(at, "/") != 0) {
         char *up = parent_of(at);
         pst_heap_free(at);
         at = up;
@@ -180,8 +179,7 @@ static int list_next(DIR *folder, const char *suffix, char ***names, size_t *cou
     PST_TRY(pst_sys->readdir(folder, &entry));
     if (entry == NULL)
         return 1;
-    if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 ||
-        !ends_in(entry->d_name, suffix))
+    if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 || !ends_in(entry->d_name, suffix))
         return 0;
     if (*count == *capacity) {
         size_t grown = *capacity * 2 + 16;
@@ -246,8 +244,7 @@ int pst_folder_create(const char *path, pst_error *err)
     if (copy == NULL)
         return pst_fail_memory(err, path, strlen(path));
     int status = 0;
-    for (char *slash = copy + 1; *copy != '\0' && status >= 0 && (slash = strchr(slash, '/')) != NULL;
-         slash++) {
+    for (char *slash = copy + 1; *copy != '\0' && status >= 0 && (slash = strchr(slash, '/')) != NULL; slash++) {
         *slash = '\0';
         if (!pst_file_is_folder(copy))
             status = create_level(copy, path, err);
@@ -316,8 +313,7 @@ char *pst_file_temporary_name(const char *path)
 }
 
 /* Creates `temporary` with the data, synced. Removes it on failure. */
-static int write_temporary(const char *temporary, const char *path, const void *data, size_t bytes,
-                           pst_error *err)
+static int write_temporary(const char *temporary, const char *path, const void *data, size_t bytes, pst_error *err)
 {
     int fd = open_retry(temporary, O_WRONLY | O_CREAT | O_EXCL);
     if (fd < 0)

@@ -31,8 +31,8 @@ int pst_memory_map(uint64_t bytes, const char *what, void **out, pst_error *err)
     void *mapped;
     int status = pst_sys->mmap(size + slack, &mapped);
     if (status < 0)
-        return pst_fail(err, status, NULL, "cannot map %llu bytes for %s: %s", (unsigned long long)bytes,
-                        what, pst_strerror(status));
+        return pst_fail(err, status, NULL, "cannot map %llu bytes for %s: %s", (unsigned long long)bytes, what,
+                        pst_strerror(status));
     char *start = mapped;
     if (slack > 0) {
         uint64_t skip = (HUGE_BYTES - (uintptr_t)mapped % HUGE_BYTES) % HUGE_BYTES;
@@ -60,14 +60,12 @@ int pst_memory_get_info_at(const char *root, pst_memory_info *out, pst_error *er
     int status = pst_os_read_text(path, text, sizeof text);
     if (status < 0)
         return pst_fail(err, status, path, "cannot read: %s", pst_strerror(status));
-    int64_t total = pst_os_text_value(text, "MemTotal:"),
-            available = pst_os_text_value(text, "MemAvailable:");
+    int64_t total = pst_os_text_value(text, "MemTotal:"), available = pst_os_text_value(text, "MemAvailable:");
     if (total <= 0 || available < 0)
         return pst_fail(err, PST_E_FORMAT, path, "has no MemTotal and MemAvailable");
     pst_cgroup_limits limits;
     pst_cgroup_read(root, &limits);
-    pst_memory_info info = {.total_bytes = (uint64_t)total * 1024,
-                            .available_bytes = (uint64_t)available * 1024};
+    pst_memory_info info = {.total_bytes = (uint64_t)total * 1024, .available_bytes = (uint64_t)available * 1024};
     info.limited = limits.memory_limit_bytes < info.total_bytes;
     info.limit_bytes = info.limited ? limits.memory_limit_bytes : info.total_bytes;
     if (limits.memory_left_bytes < info.available_bytes)

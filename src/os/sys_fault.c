@@ -85,11 +85,11 @@ static int fault(pst_fault_kind kind)
     return strikes(kind) ? -atomic_load(&armed_error) : 0;
 }
 
-#define FAULT_FIRST(kind)                                                                                    \
-    do {                                                                                                     \
-        int f_ = fault(kind);                                                                                \
-        if (f_ < 0)                                                                                          \
-            return f_;                                                                                       \
+#define FAULT_FIRST(kind)                                                                                              \
+    do {                                                                                                               \
+        int f_ = fault(kind);                                                                                          \
+        if (f_ < 0)                                                                                                    \
+            return f_;                                                                                                 \
     } while (0)
 
 /* 1: proceed with *bytes, possibly lowered; negative: fail. */

@@ -104,8 +104,8 @@ static const unsigned char *find_resident(const pst_gatherer *gatherer, uint64_t
 }
 
 /* Reads the rows that batch_rows names (indexes into rows) and hands them on. */
-static int fetch(pst_ring *ring, const pst_stage_tensor *tensor, const uint32_t *rows, const size_t *indexes, uint32_t count,
-                 pst_ring_row *body, void *context, pst_error *err)
+static int fetch(pst_ring *ring, const pst_stage_tensor *tensor, const uint32_t *rows, const size_t *indexes,
+                 uint32_t count, pst_ring_row *body, void *context, pst_error *err)
 {
     const pst_tensor *source = tensor->tensor;
     for (uint32_t i = 0; i < count; i++) {
@@ -136,8 +136,8 @@ static int fetch(pst_ring *ring, const pst_stage_tensor *tensor, const uint32_t 
     return 0;
 }
 
-int pst_ring_gather(pst_ring *ring, uint32_t stage, const uint32_t *rows, size_t count, pst_ring_row *body, void *context,
-                    pst_error *err)
+int pst_ring_gather(pst_ring *ring, uint32_t stage, const uint32_t *rows, size_t count, pst_ring_row *body,
+                    void *context, pst_error *err)
 {
     const pst_gatherer *gatherer = ring->gatherers;
     while (gatherer->stage != stage)

@@ -178,7 +178,8 @@ static int cut_stage(cutter *cut, const pst_stage *stages, uint32_t index, pst_e
                 PST_TRY(open_part(cut, index, err));
                 continue;
             }
-            PST_TRY(reserve((void **)&layout->pieces, layout->piece_count, &cut->piece_capacity, sizeof(pst_piece), err));
+            PST_TRY(
+                reserve((void **)&layout->pieces, layout->piece_count, &cut->piece_capacity, sizeof(pst_piece), err));
             layout->pieces[layout->piece_count++] = (pst_piece){.tensor = t, .first_row = row, .rows = rows};
             cut->room -= room_for(rows * tensor->row_bytes);
             row += rows;

@@ -40,7 +40,8 @@ uint64_t pst_layout_min_slot_bytes(const pst_stage *stages, size_t stage_count);
 uint64_t pst_layout_max_slot_bytes(const pst_stage *stages, size_t stage_count);
 
 /* slot_bytes: at least pst_layout_min_slot_bytes, a multiple of PST_EXTENT_ALIGN. The caller destroys *out. */
-int pst_layout_create(const pst_stage *stages, size_t stage_count, uint64_t slot_bytes, pst_layout *out, pst_error *err);
+int pst_layout_create(const pst_stage *stages, size_t stage_count, uint64_t slot_bytes, pst_layout *out,
+                      pst_error *err);
 void pst_layout_destroy(pst_layout *layout); /* what it holds, not itself; a zeroed one is fine */
 
 #endif

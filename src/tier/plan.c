@@ -30,9 +30,9 @@ static uint64_t max_u64(uint64_t a, uint64_t b)
 
 /* What stays fixed while room is shared out. */
 typedef struct plan_room {
-    uint64_t free_bytes;     /* beyond process, fixed and the fewest rows */
-    uint64_t smallest_slot;  /* that a run of every tensor's rows fits in */
-    uint64_t largest_slot;   /* that is of use */
+    uint64_t free_bytes;    /* beyond process, fixed and the fewest rows */
+    uint64_t smallest_slot; /* that a run of every tensor's rows fits in */
+    uint64_t largest_slot;  /* that is of use */
 } plan_room;
 
 /* The least memory that works, or PST_E_BUDGET. */
@@ -46,7 +46,8 @@ static int check_smallest(const pst_plan_request *request, plan_room *out, pst_e
     uint64_t smallest = needed + MIN_SLOTS * out->smallest_slot;
     if (smallest > request->budget_bytes)
         return pst_fail(err, PST_E_BUDGET, NULL,
-                        "a host memory budget of %.1f MiB is too small for this model and these lengths; the smallest that works is %llu MiB",
+                        "a host memory budget of %.1f MiB is too small for this model and these lengths; the smallest "
+                        "that works is %llu MiB",
                         (double)request->budget_bytes / (double)MEBIBYTE,
                         (unsigned long long)(smallest / MEBIBYTE + 4));
     out->free_bytes = request->budget_bytes - needed;
@@ -88,7 +89,8 @@ static uint64_t sum_memory(const pst_plan *plan, const pst_stage *stages, bool g
 }
 
 /* Marks parts as resident, spread evenly over the pass so that the drive's work is, too, within both bounds. */
-static void spread_resident(const pst_plan_request *request, pst_plan *plan, uint64_t room, uint64_t memory, uint64_t weights)
+static void spread_resident(const pst_plan_request *request, pst_plan *plan, uint64_t room, uint64_t memory,
+                            uint64_t weights)
 {
     double share = memory ? (double)room / (double)memory : 0;
     double share_allowed = weights ? (double)request->max_resident_bytes / (double)weights : 0;
@@ -101,7 +103,8 @@ static void spread_resident(const pst_plan_request *request, pst_plan *plan, uin
         due += share * (double)part->memory_bytes;
         bool fits = plan->resident_memory_bytes + part->memory_bytes <= room &&
                     plan->resident_bytes + part->weight_bytes <= request->max_resident_bytes;
-        if (fits && (double)(plan->resident_memory_bytes + part->memory_bytes) <= due + 0.5 * (double)part->memory_bytes) {
+        if (fits &&
+            (double)(plan->resident_memory_bytes + part->memory_bytes) <= due + 0.5 * (double)part->memory_bytes) {
             plan->resident[i] = true;
             plan->resident_memory_bytes += part->memory_bytes;
             plan->resident_bytes += part->weight_bytes;

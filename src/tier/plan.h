@@ -29,8 +29,8 @@ typedef struct pst_plan {
     uint32_t slots; /* 0: nothing streams */
     uint64_t slot_bytes;
     uint64_t resident_bytes, resident_memory_bytes; /* tensor bytes kept, and the memory they take */
-    uint64_t streamed_bytes;                        /* tensor bytes that every pass reads; gathered stages not included */
-    uint64_t total_bytes;                           /* the process's memory under this plan; never above the budget */
+    uint64_t streamed_bytes; /* tensor bytes that every pass reads; gathered stages not included */
+    uint64_t total_bytes;    /* the process's memory under this plan; never above the budget */
 } pst_plan;
 
 /* PST_E_BUDGET names the smallest budget that works. The caller destroys *out. */

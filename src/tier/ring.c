@@ -86,9 +86,8 @@ static int await_part(pst_ring *ring, const pst_part *part, const pst_ring_slot 
 static int compute_part(pst_ring *ring, const pst_part *part, const unsigned char *memory, pst_error *err)
 {
     const pst_stage *stage = &ring->stages[part->stage];
-    pst_part_view view = {.pieces = ring->plan->layout.pieces + part->first_piece,
-                          .piece_count = part->piece_count,
-                          .memory = memory};
+    pst_part_view view = {
+        .pieces = ring->plan->layout.pieces + part->first_piece, .piece_count = part->piece_count, .memory = memory};
     uint64_t start = pst_clock_ns();
     PST_TRY(stage->compute(stage->context, stage, &view, err));
     uint64_t end = pst_clock_ns();
@@ -178,7 +177,8 @@ int pst_ring_measure(pst_ring *ring, uint64_t bytes, double *out, pst_error *err
             m.parts = turn; /* a slow drive: what is in flight, no more */
         if (turn < m.parts) {
             const pst_part *part = measured_part(&m, turn);
-            PST_TRY(pst_io_submit(slot->batch, slot->ops, pst_ring_prepare_reads(ring, part, slot->memory, slot->ops), err));
+            PST_TRY(pst_io_submit(slot->batch, slot->ops, pst_ring_prepare_reads(ring, part, slot->memory, slot->ops),
+                                  err));
         }
     }
     qsort(m.readings, m.reading_count, sizeof *m.readings, by_size);

@@ -24,9 +24,9 @@ typedef struct pst_ring_config {
     const pst_store *store;
     const pst_stage *stages;
     size_t stage_count;
-    const pst_plan *plan;     /* outlives the ring */
-    pst_io *io;               /* outlives the ring */
-    pst_trace *trace;         /* may be NULL */
+    const pst_plan *plan;      /* outlives the ring */
+    pst_io *io;                /* outlives the ring */
+    pst_trace *trace;          /* may be NULL */
     const atomic_bool *cancel; /* looked at between parts and while waiting */
 } pst_ring_config;
 
@@ -41,17 +41,17 @@ int pst_ring_pass(pst_ring *ring, bool more, pst_error *err);
 /* Fetches rows of a gathered stage's only tensor: body(context, i, row) for i in 0..count-1, each once, any order;
  * row is valid in the call. row ids must be below the tensor's rows. */
 typedef int pst_ring_row(void *context, size_t index, const void *row);
-int pst_ring_gather(pst_ring *ring, uint32_t stage, const uint32_t *rows, size_t count, pst_ring_row *body, void *context,
-                    pst_error *err);
+int pst_ring_gather(pst_ring *ring, uint32_t stage, const uint32_t *rows, size_t count, pst_ring_row *body,
+                    void *context, pst_error *err);
 
 /* Reads about `bytes` of streamed parts (over and over where there are fewer), for a second at most, as a pass would, and
  * gives the median rate in bytes per second; 0 when nothing streams. Before the first pass only. */
 int pst_ring_measure(pst_ring *ring, uint64_t bytes, double *out, pst_error *err);
 
 typedef struct pst_ring_stats {
-    uint64_t weight_bytes;  /* streamed and gathered tensor bytes that came from the drive */
-    uint64_t wait_ns;       /* the owner waited for a read */
-    uint64_t compute_ns;    /* in stage functions */
+    uint64_t weight_bytes; /* streamed and gathered tensor bytes that came from the drive */
+    uint64_t wait_ns;      /* the owner waited for a read */
+    uint64_t compute_ns;   /* in stage functions */
 } pst_ring_stats;
 void pst_ring_get_stats(const pst_ring *ring, pst_ring_stats *out);
 

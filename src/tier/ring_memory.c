@@ -13,8 +13,8 @@ static int open_files(pst_ring *ring, pst_error *err)
     if (ring->files == NULL)
         return pst_fail_memory(err, "the table of files", pst_store_file_count(ring->store) * sizeof *ring->files);
     for (ring->file_count = 0; ring->file_count < pst_store_file_count(ring->store); ring->file_count++)
-        PST_TRY(pst_io_file_open(ring->io, pst_store_file_path(ring->store, (uint32_t)ring->file_count), PST_IO_OPEN_READ,
-                                 &ring->files[ring->file_count], err));
+        PST_TRY(pst_io_file_open(ring->io, pst_store_file_path(ring->store, (uint32_t)ring->file_count),
+                                 PST_IO_OPEN_READ, &ring->files[ring->file_count], err));
     return 0;
 }
 
@@ -96,7 +96,8 @@ static int load_resident(pst_ring *ring, pst_error *err)
 {
     if (ring->plan->resident_memory_bytes == 0)
         return 0;
-    PST_TRY(pst_memory_map(ring->plan->resident_memory_bytes, "resident weights", (void **)&ring->resident_memory, err));
+    PST_TRY(
+        pst_memory_map(ring->plan->resident_memory_bytes, "resident weights", (void **)&ring->resident_memory, err));
     pending_load loads[LOADS_IN_FLIGHT] = {0};
     uint32_t max_extents = ring->plan->layout.max_extents;
     int status = 0;

@@ -43,7 +43,7 @@ struct pst_stage {
     const char *name;
     pst_stage_tensor *tensors; /* in order of use */
     uint32_t tensor_count;
-    bool gathered;              /* its rows are fetched one by one on demand (an embedding); never streamed, no function */
+    bool gathered; /* its rows are fetched one by one on demand (an embedding); never streamed, no function */
     pst_stage_compute *compute; /* called on the ring's owner thread */
     void *context;
 };

@@ -55,7 +55,7 @@ static void deal(work *w, size_t vocab)
 
 typedef struct sink {
     work *work;
-    size_t first;  /* sequence of request 0 */
+    size_t first; /* sequence of request 0 */
     bool compare;
     const char *what;
 } sink;
@@ -71,7 +71,8 @@ static int take_row(void *user, size_t request, uint32_t position, const float *
     return 0;
 }
 
-static void score(pst_model *model, work *w, pst_session_options options, size_t at_once, bool compare, const char *what)
+static void score(pst_model *model, work *w, pst_session_options options, size_t at_once, bool compare,
+                  const char *what)
 {
     options.struct_size = sizeof options;
     options.max_sequences = (uint32_t)at_once;
@@ -112,7 +113,8 @@ static pst_session_options random_options(uint64_t smallest, char *what, size_t 
                                    .block_size = 4096ull << random_below(6),
                                    .queue_depth = 1 + (uint32_t)random_below(16)};
     /* From the smallest (a row or two per pass, the smallest slots) to ample. */
-    options.host_memory_bytes = smallest + random_below(3) * random_below(400000) + (random_below(3) == 0 ? 64u << 20 : 0);
+    options.host_memory_bytes =
+        smallest + random_below(3) * random_below(400000) + (random_below(3) == 0 ? 64u << 20 : 0);
     snprintf(what, what_bytes, "resident %g (set %d), %u threads, %s, block %" PRIu64 ", depth %u, %" PRIu64 " bytes",
              options.resident_share, options.resident_set, options.threads, options.io_engine, options.block_size,
              options.queue_depth, options.host_memory_bytes);
@@ -121,8 +123,12 @@ static pst_session_options random_options(uint64_t smallest, char *what, size_t 
 
 static uint64_t smallest_budget(pst_model *model, size_t at_once)
 {
-    pst_session_options options = {.struct_size = sizeof options, .host_memory_bytes = 1, .all_logits = true,
-                                   .max_sequences = (uint32_t)at_once, .max_tokens = MAX_LENGTH, .threads = 3};
+    pst_session_options options = {.struct_size = sizeof options,
+                                   .host_memory_bytes = 1,
+                                   .all_logits = true,
+                                   .max_sequences = (uint32_t)at_once,
+                                   .max_tokens = MAX_LENGTH,
+                                   .threads = 3};
     pst_session *session;
     pst_error err;
     assert_int_equal(pst_session_open(model, &options, &session, &err), PST_E_BUDGET);
@@ -143,7 +149,8 @@ static void check_case(const char *name, pst_compute_type compute)
     pst_model_get_info(model, &info);
     work w = {0};
     deal(&w, info.vocab);
-    pst_session_options all_resident = {.resident_set = true, .resident_share = 1, .threads = 1, .io_engine = "threads", .compute_type = compute};
+    pst_session_options all_resident = {
+        .resident_set = true, .resident_share = 1, .threads = 1, .io_engine = "threads", .compute_type = compute};
     score(model, &w, all_resident, 1, false, name);
     for (int i = 0; i < SESSIONS; i++) {
         size_t at_once = 1 + random_below(SEQUENCES);
@@ -185,10 +192,17 @@ static void test_generation_alone_and_together(void **state)
     pst_request requests[SEQUENCES];
     pst_result alone[SEQUENCES], together[SEQUENCES];
     for (size_t i = 0; i < SEQUENCES; i++)
-        requests[i] = (pst_request){.prompt_ids = w.ids[i], .prompt_count = w.counts[i], .max_new_tokens = 3 + (uint32_t)random_below(9),
-                                    .sampling = {.temperature = 1, .top_k = 20, .top_p = 0.95, .seed = i + 1}, .ignore_end = true};
+        requests[i] = (pst_request){.prompt_ids = w.ids[i],
+                                    .prompt_count = w.counts[i],
+                                    .max_new_tokens = 3 + (uint32_t)random_below(9),
+                                    .sampling = {.temperature = 1, .top_k = 20, .top_p = 0.95, .seed = i + 1},
+                                    .ignore_end = true};
     pst_session_options one = {.struct_size = sizeof one, .max_tokens = MAX_LENGTH + 12, .threads = 1};
-    pst_session_options many = {.struct_size = sizeof many, .max_tokens = MAX_LENGTH + 12, .max_sequences = 3, .resident_set = true, .threads = 2};
+    pst_session_options many = {.struct_size = sizeof many,
+                                .max_tokens = MAX_LENGTH + 12,
+                                .max_sequences = 3,
+                                .resident_set = true,
+                                .threads = 2};
     pst_session *session;
     for (size_t i = 0; i < SEQUENCES; i++) {
         assert_int_equal(pst_session_open(model, &one, &session, &err), 0);
@@ -213,6 +227,7 @@ static void test_generation_alone_and_together(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_invariance), cmocka_unit_test(test_generation_alone_and_together)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_invariance),
+                                       cmocka_unit_test(test_generation_alone_and_together)};
     return cmocka_run_group_tests_name("invariance", tests, NULL, NULL);
 }

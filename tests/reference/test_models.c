@@ -92,11 +92,14 @@ static pst_session *open_session(pst_model *model, pst_session_options options)
     return session;
 }
 
-static void check_logits(pst_model *model, const char *name, const stored_sequence *sequence, double tolerance, const char *kernels,
-                         pst_compute_type compute)
+static void check_logits(pst_model *model, const char *name, const stored_sequence *sequence, double tolerance,
+                         const char *kernels, pst_compute_type compute)
 {
-    pst_session *session = open_session(model, (pst_session_options){.max_tokens = (uint32_t)sequence->count, .all_logits = true,
-                                                                     .kernels = kernels, .compute_type = compute, .threads = 2});
+    pst_session *session = open_session(model, (pst_session_options){.max_tokens = (uint32_t)sequence->count,
+                                                                     .all_logits = true,
+                                                                     .kernels = kernels,
+                                                                     .compute_type = compute,
+                                                                     .threads = 2});
     double logprobs[512];
     pst_score_request request = {.ids = sequence->ids, .count = sequence->count, .logprobs = logprobs};
     distance d = {.sequence = sequence};
@@ -117,8 +120,11 @@ static void check_greedy(pst_model *model, const char *name, const stored_sequen
     if (count == 0)
         return;
     pst_session *session = open_session(model, (pst_session_options){.max_tokens = (uint32_t)(sequence->count + count),
-                                                                     .compute_type = PST_COMPUTE_F32, .kv_bits = 32});
-    pst_request request = {.prompt_ids = sequence->ids, .prompt_count = sequence->count, .max_new_tokens = (uint32_t)count,
+                                                                     .compute_type = PST_COMPUTE_F32,
+                                                                     .kv_bits = 32});
+    pst_request request = {.prompt_ids = sequence->ids,
+                           .prompt_count = sequence->count,
+                           .max_new_tokens = (uint32_t)count,
                            .ignore_end = true};
     pst_result result;
     pst_error err;

@@ -123,8 +123,7 @@ static int open_queue(const pst_io_queue_settings *settings, void **out, pst_err
         return pst_fail(err, status, NULL, "io_uring does not work here: %s", pst_strerror(status));
     }
     q->files = settings->file_slots > 0 && pst_sys->uring_files_sparse(&q->ring, settings->file_slots) >= 0;
-    q->buffers =
-        settings->buffer_slots > 0 && pst_sys->uring_buffers_sparse(&q->ring, settings->buffer_slots) >= 0;
+    q->buffers = settings->buffer_slots > 0 && pst_sys->uring_buffers_sparse(&q->ring, settings->buffer_slots) >= 0;
     *out = q;
     return 0;
 }

@@ -14,7 +14,7 @@
 #include "cpu/cpu.h"
 
 /* Half the distance between neighbouring floats around 1: the relative error of one rounding. */
-#define F32_ROUNDING 0x1p-24
+#define F32_ROUNDING  0x1p-24
 /* bf16 keeps 8 bits: half a unit of its last place is up to 2^-8 of the value. */
 #define BF16_ROUNDING 0x1p-8
 

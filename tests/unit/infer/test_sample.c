@@ -76,13 +76,17 @@ static void test_strange_logits(void **state)
     pst_sampling sampling = {.temperature = 1, .top_p = 0.9};
     for (uint64_t n = 0; n < 100; n++) {
         assert_in_range(pst_sample((float[]){NAN, NAN, NAN, NAN}, 4, &sampling, pst_random(1, n), scratch), 0, 3);
-        assert_in_range(pst_sample((float[]){-INFINITY, -INFINITY, -INFINITY, -INFINITY}, 4, &sampling, pst_random(1, n), scratch), 0, 3);
-        assert_int_equal(pst_sample((float[]){-INFINITY, 3, -INFINITY, -INFINITY}, 4, &sampling, pst_random(1, n), scratch), 1);
+        assert_in_range(
+            pst_sample((float[]){-INFINITY, -INFINITY, -INFINITY, -INFINITY}, 4, &sampling, pst_random(1, n), scratch),
+            0, 3);
+        assert_int_equal(
+            pst_sample((float[]){-INFINITY, 3, -INFINITY, -INFINITY}, 4, &sampling, pst_random(1, n), scratch), 1);
     }
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_filters), cmocka_unit_test(test_greedy), cmocka_unit_test(test_strange_logits)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_filters), cmocka_unit_test(test_greedy),
+                                       cmocka_unit_test(test_strange_logits)};
     return cmocka_run_group_tests_name("sampling", tests, NULL, NULL);
 }

@@ -115,8 +115,12 @@ static int run_once(uint32_t *ids, pst_error *err)
     pst_session *session = NULL;
     pst_result result = {0};
     *err = (pst_error){0};
-    pst_session_options options = {.struct_size = sizeof options, .max_tokens = PROMPT + NEW, .resident_set = true,
-                                   .resident_share = 0.5, .threads = 1, .io_engine = "threads"};
+    pst_session_options options = {.struct_size = sizeof options,
+                                   .max_tokens = PROMPT + NEW,
+                                   .resident_set = true,
+                                   .resident_share = 0.5,
+                                   .threads = 1,
+                                   .io_engine = "threads"};
     pst_request request = {.prompt_ids = prompt, .prompt_count = PROMPT, .max_new_tokens = NEW, .ignore_end = true};
     int status = pst_model_open(CASE, NULL, &model, err);
     if (status >= 0)
@@ -188,10 +192,8 @@ static void test_failing_reads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_options),
-        cmocka_unit_test(test_step_by_step),
-        cmocka_unit_test(test_cancel),
-        cmocka_unit_test(test_allocation_failures),
+        cmocka_unit_test(test_options),       cmocka_unit_test(test_step_by_step),
+        cmocka_unit_test(test_cancel),        cmocka_unit_test(test_allocation_failures),
         cmocka_unit_test(test_failing_reads),
     };
     return cmocka_run_group_tests_name("session", tests, NULL, NULL);

@@ -36,7 +36,8 @@ static const pst_tokenizer *open_tokenizer(pst_tokenizer **tokenizer)
 }
 
 /* Pushes the ids; returns the shown text (malloc'ed) and whether it stopped. */
-static char *show(const pst_tokenizer *tokenizer, const pst_tokens *ids, const char *const *stops, size_t stop_count, int *stopped)
+static char *show(const pst_tokenizer *tokenizer, const pst_tokens *ids, const char *const *stops, size_t stop_count,
+                  int *stopped)
 {
     pst_text_out out;
     assert_int_equal(pst_text_out_open(&out, tokenizer, stops, stop_count, NULL), 0);

@@ -15,8 +15,7 @@
 uint64_t test_seed(void)
 {
     const char *given = getenv("PST_TEST_SEED");
-    uint64_t seed =
-        given != NULL ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
+    uint64_t seed = given != NULL ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
     print_message("seed: PST_TEST_SEED=%llu\n", (unsigned long long)seed);
     return seed;
 }

@@ -66,8 +66,7 @@ static int transfer_both(pst_io *io, pst_io_file *file, pst_io_batch *batch, pst
     for (int kind = 1; kind >= 0; kind--) {
         uint8_t *memory = kind == 1 ? model : target;
         ops[0] = (pst_io_op){.file = file, .offset = OFFSET, .buffer = memory, .bytes = SPLIT};
-        ops[1] = (pst_io_op){
-            .file = file, .offset = OFFSET + SPLIT, .buffer = memory + SPLIT, .bytes = BYTES - SPLIT};
+        ops[1] = (pst_io_op){.file = file, .offset = OFFSET + SPLIT, .buffer = memory + SPLIT, .bytes = BYTES - SPLIT};
         ops[0].kind = ops[1].kind = kind == 1 ? PST_IO_WRITE : PST_IO_READ;
         int status = pst_io_submit(batch, ops, 2, err);
         if (status >= 0)
@@ -89,8 +88,7 @@ static int transfer_both(pst_io *io, pst_io_file *file, pst_io_batch *batch, pst
 /* The whole life of a handle. *verified is set when data was read back. */
 static int life(const char *engine, bool *verified, pst_error *err)
 {
-    pst_io_options options = {
-        .struct_size = sizeof options, .engine = engine, .block_size = PIECE, .queue_depth = 4};
+    pst_io_options options = {.struct_size = sizeof options, .engine = engine, .block_size = PIECE, .queue_depth = 4};
     pst_io *io = NULL;
     pst_io_file *file = NULL;
     pst_io_batch *batch = NULL;
@@ -145,8 +143,8 @@ static void fail_in_turn(const char *engine, pst_fault_kind kind, int error)
         if (status < 0) {
             assert_true(struck);
             if (status != -error)
-                fail_msg("%s %lld: status %d, not %d: %s", pst_fault_name(kind), (long long)nth, status,
-                         -error, err.message);
+                fail_msg("%s %lld: status %d, not %d: %s", pst_fault_name(kind), (long long)nth, status, -error,
+                         err.message);
             assert_int_equal(err.code, status);
             assert_true(err.message[0] != '\0');
             assert_non_null(strstr(err.message, strerror(error)));

@@ -54,8 +54,8 @@ static void test_bad_options(void **unused)
     pst_io_batch_destroy(NULL);
     assert_int_equal(pst_io_file_close(NULL, NULL), 0);
     /* A caller compiled against an older, shorter options structure. */
-    options = (pst_io_options){
-        .struct_size = offsetof(pst_io_options, workers), .engine = "threads", .workers = 100000};
+    options =
+        (pst_io_options){.struct_size = offsetof(pst_io_options, workers), .engine = "threads", .workers = 100000};
     assert_ok(pst_io_open(&options, &io, &err), &err);
     assert_string_equal(pst_io_engine_name(io), "threads");
     pst_io_close(io);
@@ -74,8 +74,7 @@ static void test_open_files(void **unused)
     assert_string_equal(err.path, path);
     assert_int_equal(pst_io_file_open(io, path, PST_IO_OPEN_WRITE, &file, &err), -ENOENT);
     assert_int_equal(pst_io_file_open(io, path, PST_IO_OPEN_CREATE, &file, &err), PST_E_USAGE);
-    assert_int_equal(pst_io_file_open(io, path, PST_IO_OPEN_WRITE | PST_IO_OPEN_EXCLUSIVE, &file, &err),
-                     PST_E_USAGE);
+    assert_int_equal(pst_io_file_open(io, path, PST_IO_OPEN_WRITE | PST_IO_OPEN_EXCLUSIVE, &file, &err), PST_E_USAGE);
     assert_int_equal(pst_io_file_open(io, "", PST_IO_OPEN_READ, &file, &err), PST_E_USAGE);
     assert_int_equal(pst_io_file_open(io, folder, PST_IO_OPEN_READ, &file, &err), -EISDIR);
     assert_int_equal(pst_io_file_open(io, "/dev/null", PST_IO_OPEN_READ, &file, &err), PST_E_UNSUPPORTED);
@@ -155,8 +154,7 @@ static void test_bad_operations(void **unused)
 static void test_end_of_file(void **unused)
 {
     (void)unused;
-    static const uint64_t sizes[] = {0,    1,    511,  512,   513,     4095,
-                                     4096, 4097, 8192, 70000, 1 << 20, (1 << 20) + 1};
+    static const uint64_t sizes[] = {0, 1, 511, 512, 513, 4095, 4096, 4097, 8192, 70000, 1 << 20, (1 << 20) + 1};
     enum { ROOM = 2 << 20 };
     uint8_t *model = malloc(ROOM), *target = aligned_alloc(4096, ROOM + 4096);
     pst_error err = {0};
@@ -173,13 +171,10 @@ static void test_end_of_file(void **unused)
             for (int n = 0; n < 60; n++) {
                 uint64_t back = test_below(&state, 3) * 512 + test_below(&state, 3);
                 uint64_t offset = n % 3 == 0 ? 0 : sizes[i] > back ? sizes[i] - back : sizes[i] + back;
-                uint64_t bytes =
-                    n % 2 == 0 ? 4096 * (1 + test_below(&state, 40)) : 1 + test_below(&state, 100000);
+                uint64_t bytes = n % 2 == 0 ? 4096 * (1 + test_below(&state, 40)) : 1 + test_below(&state, 100000);
                 bool may_be_short = test_below(&state, 2);
                 uint64_t there = offset < sizes[i] ? sizes[i] - offset : 0;
-                int64_t expected = there >= bytes ? (int64_t)bytes
-                                   : may_be_short ? (int64_t)there
-                                                  : PST_E_SHORT;
+                int64_t expected = there >= bytes ? (int64_t)bytes : may_be_short ? (int64_t)there : PST_E_SHORT;
                 pst_io_op op = {.file = file,
                                 .offset = offset,
                                 .buffer = target + (n % 5 == 4 ? 3 : 0),
@@ -351,9 +346,8 @@ static void test_fall_through(void **unused)
     static const struct {
         pst_fault_kind kind;
         int error;
-    } refusals[] = {{PST_FAULT_URING_INIT, EPERM},   {PST_FAULT_URING_INIT, ENOSYS},
-                    {PST_FAULT_URING_INIT, ENOMEM},  {PST_FAULT_URING_INIT, EINVAL},
-                    {PST_FAULT_URING_ENTER, EACCES}, {PST_FAULT_EVENTFD, EMFILE}};
+    } refusals[] = {{PST_FAULT_URING_INIT, EPERM},  {PST_FAULT_URING_INIT, ENOSYS},  {PST_FAULT_URING_INIT, ENOMEM},
+                    {PST_FAULT_URING_INIT, EINVAL}, {PST_FAULT_URING_ENTER, EACCES}, {PST_FAULT_EVENTFD, EMFILE}};
     pst_sys_replace(&pst_sys_fault);
     for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
         lines seen = {.count = 0};
@@ -431,16 +425,14 @@ static void *client_main(void *argument)
     snprintf(own_path, sizeof own_path, "%s/%s", folder, name);
     uint8_t *buffer = malloc(OPS * 40000), *data = malloc(OWN);
     unsigned flags = PST_IO_OPEN_WRITE | PST_IO_OPEN_CREATE;
-    if (pst_io_batch_create(c->io, OPS, &batch, NULL) < 0 ||
-        pst_io_file_open(c->io, own_path, flags, &own, NULL) < 0) {
+    if (pst_io_batch_create(c->io, OPS, &batch, NULL) < 0 || pst_io_file_open(c->io, own_path, flags, &own, NULL) < 0) {
         c->failures++;
         return NULL;
     }
     for (int round = 0; round < 15; round++) {
         for (uint32_t i = 0; i < OPS; i++) {
             uint64_t bytes = 1 + test_below(&c->seed, 40000), offset = test_below(&c->seed, c->bytes - bytes);
-            ops[i] = (pst_io_op){
-                .file = c->shared, .offset = offset, .buffer = buffer + i * 40000, .bytes = bytes};
+            ops[i] = (pst_io_op){.file = c->shared, .offset = offset, .buffer = buffer + i * 40000, .bytes = bytes};
         }
         c->failures += pst_io_submit(batch, ops, OPS, NULL) < 0;
         if (round % 4 == 3)
@@ -485,12 +477,8 @@ static void test_many_threads(void **unused)
         client clients[CLIENTS];
         assert_ok(pst_io_file_open(io, path, PST_IO_OPEN_READ, &file, &err), &err);
         for (unsigned i = 0; i < CLIENTS; i++) {
-            clients[i] = (client){.io = io,
-                                  .shared = file,
-                                  .model = model,
-                                  .bytes = BYTES,
-                                  .seed = test_random(&state),
-                                  .index = i};
+            clients[i] = (client){
+                .io = io, .shared = file, .model = model, .bytes = BYTES, .seed = test_random(&state), .index = i};
             assert_int_equal(pthread_create(&clients[i].thread, NULL, client_main, &clients[i]), 0);
         }
         for (unsigned i = 0; i < CLIENTS; i++) {

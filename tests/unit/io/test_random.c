@@ -25,16 +25,11 @@ typedef struct scene {
 static uint64_t random_length(void)
 {
     switch (test_below(&state, 5)) {
-    case 0:
-        return test_below(&state, 3); /* nothing, or next to nothing */
-    case 1:
-        return test_below(&state, 5000);
-    case 2:
-        return 512 * test_below(&state, 40);
-    case 3:
-        return 4096 * test_below(&state, 64);
-    default:
-        return test_below(&state, 400000);
+    case 0: return test_below(&state, 3); /* nothing, or next to nothing */
+    case 1: return test_below(&state, 5000);
+    case 2: return 512 * test_below(&state, 40);
+    case 3: return 4096 * test_below(&state, 64);
+    default: return test_below(&state, 400000);
     }
 }
 
@@ -111,8 +106,8 @@ static void write_round(scene *s, pst_io_batch *batch, pst_io_op *ops, uint32_t 
             break;
         test_fill(buffer, bytes, key, offset);
         memcpy(s->model + offset, buffer, bytes);
-        ops[count++] = (pst_io_op){
-            .file = s->file, .offset = offset, .buffer = buffer, .bytes = bytes, .kind = PST_IO_WRITE};
+        ops[count++] =
+            (pst_io_op){.file = s->file, .offset = offset, .buffer = buffer, .bytes = bytes, .kind = PST_IO_WRITE};
         offset += bytes;
         if (offset > s->bytes && bytes > 0)
             s->bytes = offset;

@@ -14,7 +14,8 @@
 #include "base/heap.h"
 #include "nn/family.h"
 
-#define BODY "\"vocab_size\":32,\"hidden_size\":16,\"intermediate_size\":24,\"num_hidden_layers\":2,\"num_attention_heads\":4"
+#define BODY                                                                                                           \
+    "\"vocab_size\":32,\"hidden_size\":16,\"intermediate_size\":24,\"num_hidden_layers\":2,\"num_attention_heads\":4"
 
 static int parse(const char *config, pst_transformer *out, pst_error *err)
 {
@@ -26,11 +27,13 @@ static void test_spellings_of_rope(void **state)
 {
     (void)state;
     static const char *const spellings[] = {
-        "{\"model_type\":\"llama\"," BODY ",\"rope_theta\":500000.0,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,"
+        "{\"model_type\":\"llama\"," BODY
+        ",\"rope_theta\":500000.0,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,"
         "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192}}",
         "{\"model_type\":\"llama\"," BODY ",\"rope_theta\":500000,\"rope_scaling\":{\"type\":\"llama3\",\"factor\":8,"
         "\"low_freq_factor\":1,\"high_freq_factor\":4,\"original_max_position_embeddings\":8192}}",
-        "{\"model_type\":\"llama\"," BODY ",\"rope_parameters\":{\"rope_type\":\"llama3\",\"rope_theta\":500000.0,\"factor\":8.0,"
+        "{\"model_type\":\"llama\"," BODY
+        ",\"rope_parameters\":{\"rope_type\":\"llama3\",\"rope_theta\":500000.0,\"factor\":8.0,"
         "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192}}",
     };
     for (size_t i = 0; i < sizeof spellings / sizeof spellings[0]; i++) {
@@ -58,11 +61,16 @@ static void test_defaults_of_families(void **state)
     assert_int_equal(t.window, 4096);
     assert_true(t.windowed[0] && t.windowed[1]);
     pst_transformer_destroy(&t);
-    assert_int_equal(parse("{\"model_type\":\"mistral\"," BODY ",\"num_key_value_heads\":null,\"sliding_window\":null}", &t, &err), 0);
+    assert_int_equal(
+        parse("{\"model_type\":\"mistral\"," BODY ",\"num_key_value_heads\":null,\"sliding_window\":null}", &t, &err),
+        0);
     assert_int_equal(t.window, 0);
     assert_int_equal(t.kv_heads, 4);
     pst_transformer_destroy(&t);
-    assert_int_equal(parse("{\"model_type\":\"qwen2\"," BODY ",\"num_key_value_heads\":4,\"use_sliding_window\":true,\"max_window_layers\":1}", &t, &err), 0);
+    assert_int_equal(parse("{\"model_type\":\"qwen2\"," BODY
+                           ",\"num_key_value_heads\":4,\"use_sliding_window\":true,\"max_window_layers\":1}",
+                           &t, &err),
+                     0);
     assert_true(t.qkv_bias && !t.o_bias);
     assert_true(!t.windowed[0] && t.windowed[1]);
     pst_transformer_destroy(&t);
@@ -76,10 +84,12 @@ static void test_generation_defaults(void **state)
 {
     (void)state;
     static const char config[] = "{\"model_type\":\"llama\"," BODY ",\"eos_token_id\":2}";
-    static const char generation[] = "{\"eos_token_id\":[5,6,7],\"do_sample\":true,\"temperature\":0.6,\"top_p\":0.9,\"top_k\":40}";
+    static const char generation[] =
+        "{\"eos_token_id\":[5,6,7],\"do_sample\":true,\"temperature\":0.6,\"top_p\":0.9,\"top_k\":40}";
     pst_transformer t;
     pst_error err;
-    assert_int_equal(pst_transformer_parse(config, strlen(config), "c", generation, strlen(generation), "g", &t, &err), 0);
+    assert_int_equal(pst_transformer_parse(config, strlen(config), "c", generation, strlen(generation), "g", &t, &err),
+                     0);
     assert_int_equal(t.end_count, 3);
     assert_int_equal(t.end_ids[2], 7);
     assert_true(t.do_sample && t.temperature == 0.6 && t.top_p == 0.9 && t.top_k == 40);
@@ -108,10 +118,13 @@ static void test_refused(void **state)
         {"{\"model_type\":\"llama\"," BODY ",\"head_dim\":-4}", PST_E_FORMAT, "head_dim"},
         {"{\"model_type\":\"llama\"," BODY ",\"head_dim\":99999999999999}", PST_E_FORMAT, "head_dim"},
         {"{\"model_type\":\"llama\"," BODY ",\"hidden_act\":\"mish\"}", PST_E_UNSUPPORTED, "mish"},
-        {"{\"model_type\":\"llama\"," BODY ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4}}", PST_E_UNSUPPORTED, "yarn"},
+        {"{\"model_type\":\"llama\"," BODY ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4}}",
+         PST_E_UNSUPPORTED, "yarn"},
         {"{\"model_type\":\"llama\"," BODY ",\"rope_scaling\":{\"type\":\"linear\"}}", PST_E_FORMAT, "factor"},
-        {"{\"model_type\":\"llama\"," BODY ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":0}}", PST_E_FORMAT, "factor"},
-        {"{\"model_type\":\"llama\"," BODY ",\"rope_scaling\":{\"type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_factor\":4}}",
+        {"{\"model_type\":\"llama\"," BODY ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":0}}", PST_E_FORMAT,
+         "factor"},
+        {"{\"model_type\":\"llama\"," BODY
+         ",\"rope_scaling\":{\"type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_factor\":4}}",
          PST_E_FORMAT, "llama3"},
         {"{\"model_type\":\"llama\"," BODY ",\"rope_theta\":0}", PST_E_FORMAT, "rope_theta"},
         {"{\"model_type\":\"llama\"," BODY ",\"partial_rotary_factor\":0.5}", PST_E_UNSUPPORTED, "partial"},
@@ -119,9 +132,11 @@ static void test_refused(void **state)
         {"{\"model_type\":\"llama\"," BODY ",\"rms_norm_eps\":-1}", PST_E_FORMAT, "rms_norm_eps"},
         {"{\"model_type\":\"llama\"," BODY ",\"eos_token_id\":\"x\"}", PST_E_FORMAT, "eos_token_id"},
         {"{\"model_type\":\"llama\"," BODY ",\"tie_word_embeddings\":1}", PST_E_FORMAT, "tie_word_embeddings"},
-        {"{\"model_type\":\"qwen2\"," BODY ",\"num_key_value_heads\":4,\"use_sliding_window\":true,\"layer_types\":[\"full_attention\"]}",
+        {"{\"model_type\":\"qwen2\"," BODY
+         ",\"num_key_value_heads\":4,\"use_sliding_window\":true,\"layer_types\":[\"full_attention\"]}",
          PST_E_FORMAT, "layer_types"},
-        {"{\"model_type\":\"qwen2\"," BODY ",\"num_key_value_heads\":4,\"use_sliding_window\":true,\"layer_types\":[1,2]}",
+        {"{\"model_type\":\"qwen2\"," BODY
+         ",\"num_key_value_heads\":4,\"use_sliding_window\":true,\"layer_types\":[1,2]}",
          PST_E_UNSUPPORTED, "layer"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -129,7 +144,8 @@ static void test_refused(void **state)
         pst_error err;
         int status = parse(cases[i].config, &t, &err);
         if (status != cases[i].code || strstr(err.message, cases[i].says) == NULL)
-            fail_msg("%s: %d \"%s\", expected %d with \"%s\"", cases[i].config, status, err.message, cases[i].code, cases[i].says);
+            fail_msg("%s: %d \"%s\", expected %d with \"%s\"", cases[i].config, status, err.message, cases[i].code,
+                     cases[i].says);
         assert_string_equal(err.path, "config.json");
     }
 }
@@ -168,9 +184,9 @@ static void test_allocation_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_spellings_of_rope),    cmocka_unit_test(test_defaults_of_families),
-        cmocka_unit_test(test_generation_defaults),  cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_names_are_complete),   cmocka_unit_test(test_allocation_failures),
+        cmocka_unit_test(test_spellings_of_rope),   cmocka_unit_test(test_defaults_of_families),
+        cmocka_unit_test(test_generation_defaults), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_names_are_complete),  cmocka_unit_test(test_allocation_failures),
     };
     return cmocka_run_group_tests_name("config", tests, NULL, NULL);
 }

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Small files and publishing; then the same with every system call and every allocation failing in turn. */
+#include <cmocka.h>
+#include <errno.h>
+#include <ftw.h>
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <setjmp.h>
-#include <errno.h>
-#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <cmocka.h>
 
 #include "base/heap.h"
 #include "os/file.h"
@@ -84,8 +84,7 @@ static void test_read(void **unused)
     assert_string_equal(err.path, at("missing"));
     assert_int_equal(pst_file_read_all(root, 100, &data, &bytes, &err), PST_E_FORMAT);
     assert_int_equal(mkfifo(at("pipe"), 0600), 0);
-    assert_int_equal(pst_file_read_all(at("pipe"), 100, &data, &bytes, &err),
-                     PST_E_FORMAT); /* and does not hang */
+    assert_int_equal(pst_file_read_all(at("pipe"), 100, &data, &bytes, &err), PST_E_FORMAT); /* and does not hang */
     assert_int_equal(pst_file_publish(at("empty"), "", 0, &err), 0);
     expect_content(at("empty"), "");
     assert_int_equal(pst_file_publish(at("ten"), "0123456789", 10, &err), 0);
@@ -130,8 +129,7 @@ static void test_folders(void **unused)
     assert_int_equal(pst_file_list(at("none"), NULL, &names, &count, &err), -ENOENT);
     assert_int_equal(symlink(at("a/x.json"), at("link")), 0);
     assert_int_equal(symlink(at("nowhere"), at("dangling")), 0);
-    assert_true(pst_file_exists(at("link")) && !pst_file_exists(at("dangling")) &&
-                !pst_file_is_folder(at("link")));
+    assert_true(pst_file_exists(at("link")) && !pst_file_exists(at("dangling")) && !pst_file_is_folder(at("link")));
     assert_int_equal(pst_file_remove(at("a/x.json"), &err), 0);
     assert_int_equal(pst_file_remove(at("a/x.json"), &err), 0);
     assert_true(pst_file_remove(at("a"), &err) < 0);

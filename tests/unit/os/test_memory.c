@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Memory figures from fixture trees of /proc and control groups, and mapped memory. */
+#include <cmocka.h>
+#include <errno.h>
+#include <ftw.h>
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <setjmp.h>
-#include <errno.h>
-#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <cmocka.h>
 
 #include "os/cgroup.h"
 #include "os/memory_internal.h"
@@ -48,8 +48,7 @@ static void put(const char *path, const char *text)
 {
     char full[8192];
     int length = snprintf(full, sizeof full, "%s/%s", root, path);
-    for (char *slash = full + strlen(root) + 1; slash < full + length && (slash = strchr(slash, '/'));
-         slash++) {
+    for (char *slash = full + strlen(root) + 1; slash < full + length && (slash = strchr(slash, '/')); slash++) {
         *slash = '\0';
         assert_true(mkdir(full, 0700) == 0 || errno == EEXIST);
         *slash = '/';
@@ -83,9 +82,9 @@ static pst_memory_info info(void)
     return out;
 }
 
-#define V1_MOUNTS                                                                                            \
-    "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n"                                    \
-    "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:1 - cgroup cgroup rw,cpu,cpuacct\n"          \
+#define V1_MOUNTS                                                                                                      \
+    "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n"                                              \
+    "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:1 - cgroup cgroup rw,cpu,cpuacct\n"                    \
     "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n"
 #define V2_MOUNTS "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 
@@ -111,8 +110,7 @@ static void test_v1_levels(void **unused)
     put_number("sys/fs/cgroup/memory/memory.usage_in_bytes", 7 * GIB);
     put_number("sys/fs/cgroup/memory/outer/memory.limit_in_bytes", 2 * GIB);
     put_number("sys/fs/cgroup/memory/outer/memory.usage_in_bytes", 1800 * MIB);
-    put("sys/fs/cgroup/memory/outer/memory.stat",
-        "cache 99\ninactive_file 5\ntotal_inactive_file 838860800\n");
+    put("sys/fs/cgroup/memory/outer/memory.stat", "cache 99\ninactive_file 5\ntotal_inactive_file 838860800\n");
     put_number("sys/fs/cgroup/memory/outer/inner/memory.limit_in_bytes", 3 * GIB);
     put_number("sys/fs/cgroup/memory/outer/inner/memory.usage_in_bytes", 100 * MIB);
     put_number("sys/fs/cgroup/cpu,cpuacct/outer/cpu.cfs_quota_us", 150000);
@@ -178,8 +176,7 @@ static void test_v2_namespace(void **unused)
 {
     (void)unused;
     put_meminfo(8 * GIB, 6 * GIB);
-    put("proc/self/mountinfo",
-        "garbage\n1 2 3\n\n30 23 0:26 / /sys/fs/my\\040cgroup rw - cgroup2 cgroup rw\n");
+    put("proc/self/mountinfo", "garbage\n1 2 3\n\n30 23 0:26 / /sys/fs/my\\040cgroup rw - cgroup2 cgroup rw\n");
     put("proc/self/cgroup", "nonsense\n0::/\n");
     put_number("sys/fs/my cgroup/memory.max", 3 * GIB);
     put_number("sys/fs/my cgroup/memory.current", GIB);

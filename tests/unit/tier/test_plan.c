@@ -92,8 +92,13 @@ static void test_everything_fits(void **state)
     random_source source = random_start("everything fits");
     random_model model;
     random_model_make(&source, 1 << 16, &model);
-    pst_plan_request request = {.stages = model.stages, .stage_count = model.stage_count, .budget_bytes = 1ull << 32,
-                                .row_bytes = 100, .min_rows = 1, .max_rows = 50, .max_resident_bytes = UINT64_MAX};
+    pst_plan_request request = {.stages = model.stages,
+                                .stage_count = model.stage_count,
+                                .budget_bytes = 1ull << 32,
+                                .row_bytes = 100,
+                                .min_rows = 1,
+                                .max_rows = 50,
+                                .max_resident_bytes = UINT64_MAX};
     pst_plan plan;
     assert_int_equal(pst_plan_create(&request, &plan, NULL), 0);
     assert_int_equal(plan.streamed_bytes, 0);
@@ -108,8 +113,13 @@ static void test_resident_zero_streams_everything(void **state)
     random_source source = random_start("resident 0");
     random_model model;
     random_model_make(&source, 1 << 16, &model);
-    pst_plan_request request = {.stages = model.stages, .stage_count = model.stage_count, .budget_bytes = 1ull << 32,
-                                .row_bytes = 100, .min_rows = 1, .max_rows = 50, .max_resident_bytes = 0};
+    pst_plan_request request = {.stages = model.stages,
+                                .stage_count = model.stage_count,
+                                .budget_bytes = 1ull << 32,
+                                .row_bytes = 100,
+                                .min_rows = 1,
+                                .max_rows = 50,
+                                .max_resident_bytes = 0};
     pst_plan plan;
     assert_int_equal(pst_plan_create(&request, &plan, NULL), 0);
     assert_int_equal(plan.resident_bytes, 0);

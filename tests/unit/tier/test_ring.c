@@ -74,7 +74,9 @@ static int setup(void **state)
         f->tensors[i] = (pst_stage_tensor){tensor, rows, tensor->bytes / rows};
         f->bytes[i] = malloc(tensor->bytes);
         assert_non_null(f->bytes[i]);
-        assert_int_equal(pst_file_read_at(pst_store_file_path(f->store, tensor->file), tensor->offset, f->bytes[i], tensor->bytes, &err), 0);
+        assert_int_equal(pst_file_read_at(pst_store_file_path(f->store, tensor->file), tensor->offset, f->bytes[i],
+                                          tensor->bytes, &err),
+                         0);
     }
     *state = f;
     return 0;
@@ -99,16 +101,24 @@ static void deal(fixture *f, random_source *source)
         size_t take = f->stage_count == 0 ? 1 : 1 + random_below(source, 4);
         if (f->stage_count == MAX_STAGES - 1 || take > count - next)
             take = count - next;
-        f->stages[f->stage_count] = (pst_stage){.name = "stage", .tensors = &f->tensors[next], .tensor_count = (uint32_t)take,
-                                                .gathered = f->stage_count == 0, .compute = check_part, .context = f};
+        f->stages[f->stage_count] = (pst_stage){.name = "stage",
+                                                .tensors = &f->tensors[next],
+                                                .tensor_count = (uint32_t)take,
+                                                .gathered = f->stage_count == 0,
+                                                .compute = check_part,
+                                                .context = f};
         next += take;
     }
 }
 
 static pst_plan_request random_request(const fixture *f, random_source *source)
 {
-    pst_plan_request request = {.stages = f->stages, .stage_count = f->stage_count, .min_rows = 1, .max_rows = 1,
-                                .budget_bytes = 1ull << 24, .max_resident_bytes = UINT64_MAX};
+    pst_plan_request request = {.stages = f->stages,
+                                .stage_count = f->stage_count,
+                                .min_rows = 1,
+                                .max_rows = 1,
+                                .budget_bytes = 1ull << 24,
+                                .max_resident_bytes = UINT64_MAX};
     switch (random_below(source, 4)) {
     case 0: request.max_resident_bytes = 0; break;
     case 1: request.max_resident_bytes = random_below(source, 60000); break;
@@ -154,7 +164,12 @@ static void run_passes(fixture *f, pst_io *io, random_source *source)
     if (pst_plan_create(&request, &plan, &err) < 0)
         return; /* too small a budget: test_plan.c's business */
     atomic_bool cancel = false;
-    pst_ring_config config = {.store = f->store, .stages = f->stages, .stage_count = f->stage_count, .plan = &plan, .io = io, .cancel = &cancel};
+    pst_ring_config config = {.store = f->store,
+                              .stages = f->stages,
+                              .stage_count = f->stage_count,
+                              .plan = &plan,
+                              .io = io,
+                              .cancel = &cancel};
     pst_ring *ring;
     assert_int_equal(pst_ring_create(&config, &ring, &err), 0);
     uint64_t passes = 1 + random_below(source, 4);
@@ -178,7 +193,8 @@ static void test_every_row_arrives(void **state)
     static const char *const engines[] = {"auto", "threads"};
     for (int round = 0; round < 60; round++) {
         deal(f, &source);
-        pst_io_options options = {.struct_size = sizeof options, .engine = engines[round % 2],
+        pst_io_options options = {.struct_size = sizeof options,
+                                  .engine = engines[round % 2],
                                   .block_size = 4096 << random_below(&source, 9),
                                   .queue_depth = 1 + (uint32_t)random_below(&source, 32)};
         pst_io *io;
@@ -197,11 +213,17 @@ static void test_cancel(void **state)
     pst_io_options options = {.struct_size = sizeof options};
     pst_io *io;
     assert_int_equal(pst_io_open(&options, &io, NULL), 0);
-    pst_plan_request request = {.stages = f->stages, .stage_count = f->stage_count, .min_rows = 1, .max_rows = 1, .budget_bytes = 1ull << 22};
+    pst_plan_request request = {
+        .stages = f->stages, .stage_count = f->stage_count, .min_rows = 1, .max_rows = 1, .budget_bytes = 1ull << 22};
     pst_plan plan;
     assert_int_equal(pst_plan_create(&request, &plan, NULL), 0);
     atomic_bool cancel = true;
-    pst_ring_config config = {.store = f->store, .stages = f->stages, .stage_count = f->stage_count, .plan = &plan, .io = io, .cancel = &cancel};
+    pst_ring_config config = {.store = f->store,
+                              .stages = f->stages,
+                              .stage_count = f->stage_count,
+                              .plan = &plan,
+                              .io = io,
+                              .cancel = &cancel};
     pst_ring *ring;
     assert_int_equal(pst_ring_create(&config, &ring, NULL), 0);
     pst_error err;
@@ -219,11 +241,21 @@ static void test_allocation_failures(void **state)
     pst_io_options options = {.struct_size = sizeof options, .engine = "threads"};
     pst_io *io;
     assert_int_equal(pst_io_open(&options, &io, NULL), 0);
-    pst_plan_request request = {.stages = f->stages, .stage_count = f->stage_count, .min_rows = 1, .max_rows = 1, .budget_bytes = 1ull << 22, .max_resident_bytes = 30000};
+    pst_plan_request request = {.stages = f->stages,
+                                .stage_count = f->stage_count,
+                                .min_rows = 1,
+                                .max_rows = 1,
+                                .budget_bytes = 1ull << 22,
+                                .max_resident_bytes = 30000};
     pst_plan plan;
     assert_int_equal(pst_plan_create(&request, &plan, NULL), 0);
     atomic_bool cancel = false;
-    pst_ring_config config = {.store = f->store, .stages = f->stages, .stage_count = f->stage_count, .plan = &plan, .io = io, .cancel = &cancel};
+    pst_ring_config config = {.store = f->store,
+                              .stages = f->stages,
+                              .stage_count = f->stage_count,
+                              .plan = &plan,
+                              .io = io,
+                              .cancel = &cancel};
     for (int64_t n = 0;; n++) {
         int64_t live = pst_heap_live_count();
         pst_ring *ring = NULL;
