@@ -15,17 +15,15 @@ enum { RATE_COLUMNS = 2048, RATE_DEPTH = 4096, RATE_REPEATS = 3 };
 /* A product that takes this long is long enough to be measured by itself. */
 static const uint64_t LONG_ENOUGH_NS = 10 * 1000 * 1000;
 
-/* Weights and activations that are neither zero nor denormal. */
-static void fill_bf16(uint16_t *values, size_t count)
+/* Weights or activations that are neither zero nor denormal. */
+static void fill(void *values, pst_dtype type, size_t count)
 {
-    for (size_t i = 0; i < count; i++)
-        values[i] = (uint16_t)(0x3c00 + (i * 2654435761u >> 24));
-}
-
-static void fill_f32(float *values, size_t count)
-{
-    for (size_t i = 0; i < count; i++)
-        values[i] = 0.01f * (float)(i % 31 + 1);
+    for (size_t i = 0; i < count; i++) {
+        if (type == PST_F32)
+            ((float *)values)[i] = 0.01f * (float)(i % 31 + 1);
+        else
+            ((uint16_t *)values)[i] = (uint16_t)(0x3c00 + (i * 2654435761u >> 24));
+    }
 }
 
 int pst_session_measure_rate(pst_session *s, uint32_t rows, pst_rate *out, pst_error *err)
@@ -37,14 +35,8 @@ int pst_session_measure_rate(pst_session *s, uint32_t rows, pst_rate *out, pst_e
     uint64_t y_bytes = (uint64_t)rows * RATE_COLUMNS * sizeof(float);
     unsigned char *memory;
     PST_TRY(pst_memory_map(weight_bytes + x_bytes + y_bytes, "measuring the processor", (void **)&memory, err));
-    if (weight_type == PST_F32)
-        fill_f32((float *)memory, weight_bytes / sizeof(float));
-    else
-        fill_bf16((uint16_t *)memory, weight_bytes / sizeof(uint16_t));
-    if (compute_type == PST_F32)
-        fill_f32((float *)(memory + weight_bytes), x_bytes / sizeof(float));
-    else
-        fill_bf16((uint16_t *)(memory + weight_bytes), x_bytes / sizeof(uint16_t));
+    fill(memory, weight_type, (size_t)RATE_COLUMNS * RATE_DEPTH);
+    fill(memory + weight_bytes, compute_type, (size_t)rows * RATE_DEPTH);
     pst_matmul job = {.x = {memory + weight_bytes, compute_type, rows, RATE_DEPTH, RATE_DEPTH},
                       .w = {memory, weight_type, RATE_COLUMNS, RATE_DEPTH},
                       .y = {memory + weight_bytes + x_bytes, PST_F32, rows, RATE_COLUMNS, RATE_COLUMNS}};

@@ -98,6 +98,35 @@ static int by_place(const void *a, const void *b)
     return x->offset < y->offset ? -1 : x->offset > y->offset;
 }
 
+/* Lets the part's last extent reach over a piece, or begins a new one, and places the piece in the slot. */
+static int add_read(cutter *cut, pst_part *part, const located *piece, pst_error *err)
+{
+    pst_layout *layout = cut->layout;
+    uint64_t start = piece->offset / PST_EXTENT_ALIGN * PST_EXTENT_ALIGN;
+    uint64_t end = piece->offset + piece->bytes;
+    bool joins = false;
+    if (part->extent_count > 0) {
+        const pst_extent *last = &layout->extents[layout->extent_count - 1];
+        joins = last->file == piece->file && start <= last->offset + last->bytes;
+    }
+    if (!joins) {
+        PST_TRY(
+            reserve((void **)&layout->extents, layout->extent_count, &cut->extent_capacity, sizeof(pst_extent), err));
+        layout->extents[layout->extent_count++] =
+            (pst_extent){.file = piece->file, .offset = start, .slot_offset = part->memory_bytes};
+        part->extent_count++;
+    }
+    pst_extent *extent = &layout->extents[layout->extent_count - 1];
+    uint64_t needed = end - extent->offset;
+    if (needed > extent->needed_bytes) {
+        extent->needed_bytes = needed;
+        extent->bytes = round_up(needed, PST_EXTENT_ALIGN);
+    }
+    layout->pieces[piece->piece].offset = extent->slot_offset + (piece->offset - extent->offset);
+    part->memory_bytes = extent->slot_offset + extent->bytes;
+    return 0;
+}
+
 /* Turns the open part's pieces into extents and gives each piece its offset in the slot. */
 static int close_part(cutter *cut, const pst_stage *stage, pst_error *err)
 {
@@ -117,31 +146,14 @@ static int close_part(cutter *cut, const pst_stage *stage, pst_error *err)
     }
     qsort(order, part->piece_count, sizeof *order, by_place);
     int status = 0;
-    pst_extent *open = NULL;
-    for (uint32_t i = 0; i < part->piece_count; i++) {
-        uint64_t start = order[i].offset / PST_EXTENT_ALIGN * PST_EXTENT_ALIGN;
-        uint64_t end = order[i].offset + order[i].bytes;
-        if (open == NULL || open->file != order[i].file || start > open->offset + open->bytes) {
-            PST_TRY_GOTO(done, reserve((void **)&layout->extents, layout->extent_count, &cut->extent_capacity,
-                                       sizeof(pst_extent), err));
-            open = &layout->extents[layout->extent_count++];
-            *open = (pst_extent){.file = order[i].file, .offset = start, .slot_offset = part->memory_bytes};
-        }
-        uint64_t needed = end - open->offset;
-        if (needed > open->needed_bytes) {
-            open->needed_bytes = needed;
-            open->bytes = round_up(needed, PST_EXTENT_ALIGN);
-        }
-        layout->pieces[order[i].piece].offset = open->slot_offset + (order[i].offset - open->offset);
-        part->memory_bytes = open->slot_offset + open->bytes;
-    }
-    part->extent_count = layout->extent_count - part->first_extent;
+    for (uint32_t i = 0; i < part->piece_count && status == 0; i++)
+        status = add_read(cut, part, &order[i], err);
+    pst_heap_free(order);
+    PST_TRY(status);
     layout->max_extents = part->extent_count > layout->max_extents ? part->extent_count : layout->max_extents;
     if (part->memory_bytes > layout->max_memory_bytes)
         layout->max_memory_bytes = part->memory_bytes;
-done:
-    pst_heap_free(order);
-    return status;
+    return 0;
 }
 
 /* How many of `left` rows go into the open part: 0 asks for a new part. */

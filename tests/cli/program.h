@@ -10,9 +10,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <cmocka.h>
 #include <jansson.h>
 #include <stdbool.h>
+
+#include <cmocka.h>
 
 #define MODEL PST_TEST_SOURCE_DIR "/models/penstock-tales"
 #define CASES PST_TEST_SOURCE_DIR "/tests/reference/cases"

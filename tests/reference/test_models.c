@@ -13,8 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
 #include <jansson.h>
+
+#include <cmocka.h>
 
 #include "cpu/cpu.h"
 #include "os/file.h"

@@ -3,11 +3,12 @@
 #ifndef PST_TEST_IO_H
 #define PST_TEST_IO_H
 
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
 
 #include "penstock/io.h"
 

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Small files and publishing; then the same with every system call and every allocation failing in turn. */
-#include <cmocka.h>
 #include <errno.h>
 #include <ftw.h>
 #include <setjmp.h>
@@ -12,6 +11,8 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include <cmocka.h>
 
 #include "base/heap.h"
 #include "os/file.h"

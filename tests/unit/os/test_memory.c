@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Memory figures from fixture trees of /proc and control groups, and mapped memory. */
-#include <cmocka.h>
 #include <errno.h>
 #include <ftw.h>
 #include <setjmp.h>
@@ -12,6 +11,8 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include <cmocka.h>
 
 #include "os/cgroup.h"
 #include "os/memory_internal.h"

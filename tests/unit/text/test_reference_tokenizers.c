@@ -94,7 +94,7 @@ static size_t check_decode(const pst_tokenizer *tokenizer, const json_t *list, c
 static size_t check_folder(const char *name)
 {
     char folder[4096];
-    size_t bytes, shown = 0;
+    size_t bytes = 0, shown = 0;
     snprintf(folder, sizeof folder, "%s/%s", TOKENIZER_FOLDER, name);
     char *text = read_file(folder, "expected.json", &bytes);
     assert_non_null(text);
