@@ -43,7 +43,7 @@ def test_generate_json(penstock) -> None:
     sequence = json.loads((CASE / "expected.json").read_text())["sequences"][1]
     ids = ",".join(map(str, sequence["ids"]))
     fixed = ("--ignore-eos", "--temperature", 0, "--max-new-tokens", 16, "--compute-type", "f32")
-    answer = penstock.json("generate", CASE, "--token-ids", ids, *fixed)
+    answer = penstock.json("generate", CASE, "--token-ids", ids, "--resident", 0, *fixed)
     result = answer["results"][0]
     assert len(answer["results"]) == 1
     assert result["token_ids"] == sequence["greedy"]
