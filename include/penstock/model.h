@@ -11,7 +11,8 @@
  * the work, and nothing grows afterwards.
  *
  * Threads: a model is immutable and may serve several sessions at once; a session belongs to one owner thread.
- * pst_session_cancel alone may be called from any thread or a signal handler.
+ * pst_session_cancel alone may be called from any thread or a signal handler. Strings in options must live as long as the
+ * session.
  */
 #ifndef PENSTOCK_MODEL_H
 #define PENSTOCK_MODEL_H
@@ -69,20 +70,22 @@ typedef struct pst_session_options {
     uint32_t max_prompt_tokens; /* the longest prompt; default max_tokens */
     bool all_logits;            /* logits of every prompt row will be asked for (scoring) */
     pst_compute_type compute_type;
-    uint32_t kv_bits;      /* 32 or 16; 0: 32 for f32 checkpoints and where f32 computing is asked for, else 16 */
-    uint32_t threads;      /* compute threads; 0: all processors */
-    const char *io_engine; /* NULL or "auto", "io_uring", "threads" */
-    uint64_t block_size;   /* bytes of one read; 0: default */
-    uint32_t queue_depth;  /* reads in flight; 0: default */
-    const char *kernels;   /* NULL: the best of this processor */
-    bool measure_bound;    /* measure drive bandwidth and compute rate first (a second or less) for the bound */
-    pst_trace *trace;      /* NULL: none; the caller's, outlives the session */
+    uint32_t kv_bits;        /* 32 or 16; 0: 32 for f32 checkpoints and where f32 computing is asked for, else 16 */
+    uint32_t threads;        /* compute threads; 0: all processors */
+    uint64_t max_slot_bytes; /* no slot of the ring larger than this, as far as rows allow; 0: the planner's choice */
+    const char *io_engine;   /* NULL or "auto", "io_uring", "threads" */
+    uint64_t block_size;     /* bytes of one read; 0: default */
+    uint32_t queue_depth;    /* reads in flight; 0: default */
+    const char *kernels;     /* NULL: the best of this processor */
+    bool measure_bound;      /* measure drive bandwidth and compute rate first (a second or less) for the bound */
+    pst_trace *trace;        /* NULL: none; the caller's, outlives the session */
 } pst_session_options;
 
 /* Plans, allocates and loads what stays resident. PST_E_BUDGET names the smallest budget that works. The caller owns *out. */
 PST_API int pst_session_open(pst_model *model, const pst_session_options *options, pst_session **out, pst_error *err);
 PST_API void pst_session_close(pst_session *session);
-/* Makes the running or next step, generate or score end with PST_E_CANCELLED. Async-signal-safe. */
+/* Makes the running or next step, generate or score end with PST_E_CANCELLED. Async-signal-safe. After this, as after any
+ * failed step, the session is good for nothing but closing: further calls fail with the same error. */
 PST_API void pst_session_cancel(pst_session *session);
 
 /* What was planned; strings live as long as the session. */
@@ -97,6 +100,7 @@ typedef struct pst_plan_info {
     const char *io_engine, *kernels;
     pst_dtype compute_type, kv_type;
     double read_bytes_per_second, operations_per_second; /* measured beforehand; 0 when not */
+    double pass_bound_seconds; /* what a pass with one row of every sequence takes at least; 0 when not measured */
 } pst_plan_info;
 PST_API void pst_session_get_plan(const pst_session *session, pst_plan_info *out);
 
@@ -119,7 +123,7 @@ typedef struct pst_logits {
 
 /* Carries pending rows of all sequences through the weights once. *out: rows whose logits were computed (the last row of
  * each sequence that has no more pending rows; with all_logits every row), owned by the session. *out_count 0 with nothing
- * pending. */
+ * pending. A session with sequences added by hand runs no whole requests until they are removed. */
 PST_API int pst_session_step(pst_session *session, const pst_logits **out, size_t *out_count, pst_error *err);
 
 /* ---- whole requests ---- */
@@ -127,7 +131,7 @@ PST_API int pst_session_step(pst_session *session, const pst_logits **out, size_
 typedef struct pst_sampling {
     double temperature; /* 0: greedy */
     uint32_t top_k;     /* 0: off */
-    double top_p;       /* 1: off */
+    double top_p;       /* 1 or 0: off */
     double min_p;       /* 0: off */
     uint64_t seed;
 } pst_sampling;
@@ -146,7 +150,7 @@ typedef struct pst_request {
 
 typedef struct pst_result {
     pst_tokens ids; /* generated, the ending token not included */
-    char *text;     /* NULL when the model has no tokenizer; a stop text and what follows is cut off */
+    char *text;     /* NULL when the model has no tokenizer that can be read; a stop text and what follows is cut off */
     size_t text_bytes;
     pst_finish finish;
 } pst_result;
@@ -156,7 +160,8 @@ PST_API void pst_result_free(pst_result *result); /* what it holds, not itself *
 typedef struct pst_run_stats {
     uint64_t prompt_tokens, generated_tokens;
     uint64_t passes;
-    double prefill_seconds; /* until every first token of the first batch was there */
+    double
+        prefill_seconds; /* until every first token of the first batch was there; its rate counts that batch's prompts */
     double decode_seconds, total_seconds;
     double prefill_tokens_per_second, decode_tokens_per_second, tokens_per_second;
     uint64_t weight_bytes_read;   /* weights that came from the drive, in all passes */
@@ -166,7 +171,7 @@ typedef struct pst_run_stats {
     double
         bound_seconds; /* what the drive and the processor allow: sum over the passes of max(bytes / bandwidth, operations / rate) */
     double share_of_bound;
-    const char *limited_by;                      /* "disk" or "compute" */
+    const char *limited_by; /* "disk", "page cache" (reads were buffered), "compute", or "not measured" */
     double disk_bytes_per_second, compute_flops; /* the measured bandwidth and rate that the bound stands on */
     uint64_t resident_bytes, streamed_bytes;
     uint64_t peak_rss_bytes, host_memory_bytes;

@@ -45,6 +45,14 @@ void pst_trace_destroy(pst_trace *trace)
     pst_heap_free(trace);
 }
 
+/* Of one event's text, with room to spare. */
+enum { TEXT_PER_EVENT = 256 };
+
+uint64_t pst_trace_memory_bytes(const pst_trace *trace)
+{
+    return trace ? trace->capacity * (sizeof(pst_span) + TEXT_PER_EVENT) : 0;
+}
+
 void pst_trace_span(pst_trace *trace, pst_trace_track track, const char *name, uint64_t start_ns, uint64_t end_ns,
                     uint64_t bytes)
 {
@@ -65,7 +73,7 @@ int pst_trace_format(const pst_trace *trace, char **out, size_t *out_bytes, pst_
 {
     size_t claimed = atomic_load(&trace->claimed);
     size_t count = claimed < trace->capacity ? claimed : trace->capacity;
-    size_t capacity = 1024 + count * 256, used = 0;
+    size_t capacity = 1024 + count * TEXT_PER_EVENT, used = 0;
     char *text = pst_heap_alloc(capacity);
     if (text == NULL)
         return pst_fail_memory(err, "the timeline's text", capacity);

@@ -21,6 +21,9 @@ typedef enum pst_trace_track {
 int pst_trace_create(size_t max_events, pst_trace **out, pst_error *err);
 void pst_trace_destroy(pst_trace *trace);
 
+/* Memory that it comes to take, its text included. 0 for NULL. */
+uint64_t pst_trace_memory_bytes(const pst_trace *trace);
+
 /* name is copied, cut at 39 bytes. bytes: 0 where it does not apply.
  * trace may be NULL. What does not fit is counted and left out. */
 void pst_trace_span(pst_trace *trace, pst_trace_track track, const char *name, uint64_t start_ns, uint64_t end_ns,

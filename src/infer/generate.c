@@ -17,7 +17,7 @@ typedef struct progress {
     uint32_t *ids;
     uint32_t count;
     uint32_t sequence;
-    bool running, done;
+    bool running, done, has_first;
     pst_finish finish;
 } progress;
 
@@ -27,16 +27,30 @@ typedef struct generation {
     size_t count;
     pst_on_token on_token;
     void *user;
-    const pst_tokenizer *tokenizer; /* NULL: none */
-    progress *progress;             /* by request */
-    size_t *owner;                  /* by sequence slot: its request */
-    pst_candidate *candidates;      /* vocab, for sampling */
-    size_t next;                    /* request that starts next */
+    progress *progress;        /* by request */
+    size_t *owner;             /* by sequence slot: its request */
+    pst_candidate *candidates; /* vocab, for sampling */
+    size_t next;               /* request that starts next */
     size_t ended;
-    size_t firsts; /* requests that have their first token, or ended without one */
+    size_t batch;  /* requests of the first batch */
+    size_t firsts; /* of them, those that have their first token or ended without one */
     uint64_t start_ns, first_ns;
     pst_error *err;
 } generation;
+
+static int check_request(const generation *g, const pst_request *r, size_t number)
+{
+    const pst_sampling *s = &r->sampling;
+    if (!(s->temperature >= 0 && s->top_p >= 0 && s->top_p <= 1 && s->min_p >= 0 && s->min_p <= 1))
+        return pst_fail(g->err, PST_E_USAGE, NULL, "prompt %zu: temperature %g, top-p %g, min-p %g", number + 1,
+                        s->temperature, s->top_p, s->min_p);
+    if (r->stop_count > 0 && g->session->tokenizer == NULL)
+        return pst_fail(g->err, PST_E_USAGE, g->session->model->folder, "stop texts need a tokenizer");
+    for (size_t i = 0; i < r->stop_count; i++)
+        if (r->stop_texts[i][0] == '\0')
+            return pst_fail(g->err, PST_E_USAGE, NULL, "prompt %zu: an empty stop text", number + 1);
+    return 0;
+}
 
 static int check_requests(const generation *g)
 {
@@ -45,6 +59,8 @@ static int check_requests(const generation *g)
         const pst_request *r = &g->requests[i];
         if (r->prompt_count == 0)
             return pst_fail(g->err, PST_E_USAGE, NULL, "prompt %zu is empty", i + 1);
+        PST_TRY(pst_session_check_ids(g->session, r->prompt_ids, r->prompt_count, "prompt", i, g->err));
+        PST_TRY(check_request(g, r, i));
         if (r->prompt_count > o->max_tokens || r->max_new_tokens > o->max_tokens - r->prompt_count)
             return pst_fail(g->err, PST_E_USAGE, NULL,
                             "prompt %zu of %zu tokens and %u new ones exceed the session's %u", i + 1, r->prompt_count,
@@ -66,7 +82,7 @@ static int prepare(generation *g)
         g->progress[i].ids = pst_heap_calloc(r->max_new_tokens, sizeof(uint32_t));
         if (g->progress[i].ids == NULL)
             return pst_fail_memory(g->err, "generated tokens", r->max_new_tokens * sizeof(uint32_t));
-        PST_TRY(pst_text_out_open(&g->progress[i].text, g->tokenizer, r->stop_texts, r->stop_count, g->err));
+        PST_TRY(pst_text_out_open(&g->progress[i].text, g->session->tokenizer, r->stop_texts, r->stop_count, g->err));
     }
     return 0;
 }
@@ -91,11 +107,12 @@ static int show(generation *g, size_t request, uint32_t id, const char *text, si
     return pst_fail(g->err, PST_E_CANCELLED, NULL, "cancelled");
 }
 
-static void count_first(generation *g, progress *p)
+static void count_first(generation *g, size_t request)
 {
-    size_t batch = g->count < g->session->options.max_sequences ? g->count : g->session->options.max_sequences;
-    if (p->count <= 1 && ++g->firsts == batch)
+    progress *p = &g->progress[request];
+    if (!p->has_first && request < g->batch && ++g->firsts == g->batch)
         g->first_ns = pst_clock_ns();
+    p->has_first = true;
 }
 
 static int end_request(generation *g, size_t request, pst_finish finish)
@@ -126,7 +143,7 @@ static int start_requests(generation *g)
         const pst_request *r = &g->requests[g->next];
         progress *p = &g->progress[g->next];
         if (r->max_new_tokens == 0) {
-            count_first(g, p);
+            count_first(g, g->next);
             PST_TRY(end_request(g, g->next++, PST_FINISH_LENGTH));
             continue;
         }
@@ -154,14 +171,20 @@ static int take_logits(generation *g, const pst_logits *logits)
     const pst_transformer *t = &g->session->model->transformer;
     if (p->done || logits->position + 1 != g->session->sequences[logits->sequence].count)
         return 0; /* a prompt row of a session that gives all logits */
+    if (!pst_logits_are_usable(logits->values, t->vocab))
+        return pst_fail(g->err, PST_E_FORMAT, g->session->model->folder,
+                        "prompt %zu: the logits of token %u are not finite: broken weights?", request + 1,
+                        logits->position + 1);
+    if (!pst_logits_are_usable(logits->values, t->vocab))
+        return pst_fail(g->err, PST_E_FORMAT, g->session->model->folder,
+                        "prompt %zu: the logits of token %u are not finite: broken weights?", request + 1,
+                        logits->position + 1);
     uint32_t id =
         pst_sample(logits->values, t->vocab, &r->sampling, pst_random(r->sampling.seed, p->count), g->candidates);
-    if (!r->ignore_end && ends_text(t, id)) {
-        count_first(g, p);
+    count_first(g, request);
+    if (!r->ignore_end && ends_text(t, id))
         return end_request(g, request, PST_FINISH_END_TOKEN);
-    }
     p->ids[p->count++] = id;
-    count_first(g, p);
     const char *text;
     size_t bytes;
     int stopped = pst_text_out_push(&p->text, id, &text, &bytes, g->err);
@@ -208,15 +231,17 @@ static int run(generation *g)
 static void fill_times(const generation *g, pst_run_stats *stats)
 {
     uint64_t now = pst_clock_ns(), first = g->first_ns ? g->first_ns : now;
+    uint64_t first_prompts = 0;
     for (size_t i = 0; i < g->count; i++) {
         stats->prompt_tokens += g->requests[i].prompt_count;
+        first_prompts += i < g->batch ? g->requests[i].prompt_count : 0;
         stats->generated_tokens += g->progress[i].count;
     }
     stats->prefill_seconds = (double)(first - g->start_ns) / 1e9;
     stats->total_seconds = (double)(now - g->start_ns) / 1e9;
     stats->decode_seconds = stats->total_seconds - stats->prefill_seconds;
     if (stats->prefill_seconds > 0)
-        stats->prefill_tokens_per_second = (double)stats->prompt_tokens / stats->prefill_seconds;
+        stats->prefill_tokens_per_second = (double)first_prompts / stats->prefill_seconds;
     if (stats->decode_seconds > 0 && stats->generated_tokens > g->count)
         stats->decode_tokens_per_second = (double)(stats->generated_tokens - g->count) / stats->decode_seconds;
     if (stats->total_seconds > 0)
@@ -239,10 +264,11 @@ int pst_generate(pst_session *session, const pst_request *requests, size_t count
 {
     generation g = {
         .session = session, .requests = requests, .count = count, .on_token = on_token, .user = user, .err = err};
-    g.tokenizer = session->model->tokenizer; /* opened by whoever made the prompts; ids alone need none */
     pst_session_counters before;
     pst_session_get_counters(session, &before);
     int status;
+    g.batch = count < session->options.max_sequences ? count : session->options.max_sequences;
+    PST_TRY_GOTO(done, pst_session_check_idle(session, err));
     PST_TRY_GOTO(done, check_requests(&g));
     PST_TRY_GOTO(done, prepare(&g));
     PST_TRY_GOTO(done, run(&g));

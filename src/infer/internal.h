@@ -59,15 +59,23 @@ struct pst_session {
     pst_row *rows;           /* of the pass, plan.rows_per_pass */
     uint32_t *row_ids;
     pst_logits *logits;
-    bool last_pass; /* the caller knows that no other pass follows: read no further */
+    bool last_pass;                 /* the caller knows that no other pass follows: read no further */
+    pst_error failed;               /* code below zero: what made the session unusable */
+    const pst_tokenizer *tokenizer; /* the model's; NULL: none that can be read */
 
     double disk_bytes_per_second;
-    pst_rate decode_rate, prefill_rate;
+    pst_rate decode_rate, prefill_rate; /* rows: up to how many the rate stands for */
+    uint32_t windowed_layers;
     pst_session_counters counters;
 };
 
-/* Rates of matrix products of the model's kind at `rows` rows, in operations per second; takes a few milliseconds. */
-int pst_session_measure_rate(pst_session *session, uint32_t rows, pst_rate *out, pst_error *err);
+/* Measures the drive and the processor, in the session's own memory; before the first pass. */
+int pst_session_measure(pst_session *session, pst_error *err);
+/* PST_E_USAGE while sequences that were added by hand hold slots. */
+int pst_session_check_idle(const pst_session *session, pst_error *err);
+/* PST_E_USAGE unless all ids are in the vocabulary; `what` and number (from 0) say whose they are. */
+int pst_session_check_ids(const pst_session *session, const uint32_t *ids, size_t count, const char *what,
+                          size_t number, pst_error *err);
 /* Adds to the counters what the pass that is in session->rows could not be faster than. */
 void pst_session_count_bound(pst_session *session, uint32_t rows, uint32_t logit_rows, uint64_t bytes_read);
 /* Fills what follows from the counters: bytes, times, bound. */
@@ -79,8 +87,12 @@ typedef struct pst_candidate {
     float value;
     uint32_t id;
 } pst_candidate;
+/* The logits must be finite somewhere: see pst_logits_are_usable. */
 uint32_t pst_sample(const float *logits, uint32_t vocab, const pst_sampling *sampling, uint64_t random,
                     pst_candidate *scratch);
+/* Whether the row has no NaN, no positive infinity, and one finite value at least: else the weights or the arithmetic are
+ * broken, and any token would be a lie. */
+bool pst_logits_are_usable(const float *logits, uint32_t vocab);
 /* The nth random number of a seed (SplitMix64). */
 uint64_t pst_random(uint64_t seed, uint64_t n);
 

@@ -18,6 +18,17 @@ uint64_t pst_random(uint64_t seed, uint64_t n)
     return z ^ (z >> 31);
 }
 
+bool pst_logits_are_usable(const float *logits, uint32_t vocab)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < vocab; i++) {
+        if (isnan(logits[i]) || logits[i] == INFINITY)
+            return false;
+        any |= isfinite(logits[i]);
+    }
+    return any;
+}
+
 static uint32_t greedy(const float *logits, uint32_t vocab)
 {
     uint32_t best = 0;
@@ -39,7 +50,7 @@ static int by_falling_value(const void *a, const void *b)
 static uint32_t cut_tail(const pst_candidate *candidates, uint32_t count, double total, const pst_sampling *sampling)
 {
     uint32_t kept = count;
-    if (sampling->top_p < 1) {
+    if (sampling->top_p > 0 && sampling->top_p < 1) {
         double sum = 0;
         for (kept = 0; kept < count && (kept == 0 || sum < sampling->top_p * total); kept++)
             sum += candidates[kept].value;
@@ -54,7 +65,7 @@ uint32_t pst_sample(const float *logits, uint32_t vocab, const pst_sampling *sam
                     pst_candidate *scratch)
 {
     uint32_t best = greedy(logits, vocab);
-    if (sampling->temperature <= 0 || !(logits[best] > -INFINITY)) /* also where no logit is a number */
+    if (sampling->temperature <= 0)
         return best;
     /* What is e^-40 times less likely than the best is never drawn in practice and need not be sorted. */
     uint32_t count = 0;

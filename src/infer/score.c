@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Log-probabilities of given ids. Several requests share the passes, as many as the session has slots. */
+#include <math.h>
+
 #include "base/error.h"
 #include "base/heap.h"
 #include "infer/internal.h"
@@ -30,6 +32,9 @@ static int start_requests(scoring *s)
 static int take_row(scoring *s, const pst_logits *row, double normalizer)
 {
     size_t number = s->owner[row->sequence];
+    if (!isfinite(normalizer))
+        return pst_fail(s->err, PST_E_FORMAT, s->session->model->folder,
+                        "the logits of token %u are not finite: broken weights?", row->position + 1);
     const pst_score_request *request = &s->requests[number];
     uint32_t vocab = s->session->model->transformer.vocab;
     if (s->on_logits != NULL && s->on_logits(s->user, number, row->position, row->values, vocab) != 0)
@@ -82,6 +87,13 @@ int pst_score(pst_session *session, pst_score_request *requests, size_t count, p
         .session = session, .requests = requests, .count = count, .on_logits = on_logits, .user = user, .err = err};
     pst_session_counters before;
     pst_session_get_counters(session, &before);
+    PST_TRY(pst_session_check_idle(session, err));
+    for (size_t i = 0; i < count; i++) {
+        if (requests[i].count == 0 || requests[i].count > session->options.max_tokens)
+            return pst_fail(err, PST_E_USAGE, NULL, "text %zu of %zu tokens in a session made for 1 to %u", i + 1,
+                            requests[i].count, session->options.max_tokens);
+        PST_TRY(pst_session_check_ids(session, requests[i].ids, requests[i].count, "text", i, err));
+    }
     s.owner = pst_heap_calloc(session->options.max_sequences, sizeof *s.owner);
     s.normalizers = pst_heap_calloc(session->plan.rows_per_pass, sizeof *s.normalizers);
     uint64_t start = pst_clock_ns();

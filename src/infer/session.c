@@ -3,6 +3,7 @@
  * Opening a session: the request's numeric choices, then the plan under the budget, then memory and first reads.
  * Order matters: everything small is made first, so that the plan starts from what the process really uses.
  */
+#include <errno.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -14,8 +15,7 @@
 /* For what the plan cannot see: stacks, scratch of kernels, bounce buffers, the heap's own overhead. */
 static const uint64_t PROCESS_RESERVE_BYTES = 24ull << 20;
 /* More rows in a pass than this make it compute-bound on any processor, so they would buy nothing. */
-enum { MAX_USEFUL_ROWS = 2048, MAX_LOGIT_ROWS = 512, MAX_SEQUENCES = 1 << 16, RATE_ROWS = 256 };
-static const uint64_t MEASURED_BYTES = 512ull << 20;
+enum { MAX_USEFUL_ROWS = 2048, MAX_LOGIT_ROWS = 512, MAX_SEQUENCES = 1 << 16 };
 
 static int check_options(const pst_model *model, const pst_session_options *given, pst_session_options *o,
                          pst_error *err)
@@ -33,6 +33,8 @@ static int check_options(const pst_model *model, const pst_session_options *give
                         o->max_tokens, model->transformer.context);
     if (o->max_prompt_tokens == 0 || o->max_prompt_tokens > o->max_tokens)
         o->max_prompt_tokens = o->max_tokens;
+    if (o->resident_set && !(o->resident_share <= 1))
+        return pst_fail(err, PST_E_USAGE, NULL, "a resident share of %g", o->resident_share);
     if (o->kv_bits != 0 && o->kv_bits != 16 && o->kv_bits != 32)
         return pst_fail(err, PST_E_USAGE, NULL, "a KV cache of %u bits: 16 and 32 are there", o->kv_bits);
     return 0;
@@ -83,12 +85,13 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
         .stages = s->program->stages,
         .stage_count = s->program->stage_count,
         .budget_bytes = choose_budget(o),
-        .process_bytes = pst_memory_resident_bytes() + PROCESS_RESERVE_BYTES,
+        .process_bytes = pst_memory_resident_bytes() + PROCESS_RESERVE_BYTES + pst_trace_memory_bytes(o->trace),
         .row_bytes =
             memory.row_bytes + sizeof(pst_row) + sizeof(uint32_t) + (o->all_logits ? memory.logit_row_bytes : 0),
         .min_rows = least,
         .max_rows = useful > least ? (uint32_t)useful : least,
         .max_resident_bytes = choose_resident(s->model, o),
+        .max_slot_bytes = o->max_slot_bytes,
     };
     uint64_t logits = o->all_logits ? 0 : o->max_sequences * memory.logit_row_bytes;
     uint64_t others = memory.fixed_bytes + logits + pst_ring_gather_bytes(s->program->stages, s->program->stage_count) +
@@ -149,6 +152,18 @@ static int make_engines(pst_session *s, pst_error *err)
     return pst_program_create(&s->model->transformer, s->model->store, &s->program, err);
 }
 
+/* The tokenizer, before the plan is made, so that its memory counts. A model may have none, or one that is not understood:
+ * then there are token ids and no text, which is all that ids as prompts need. */
+static void open_tokenizer(pst_session *s)
+{
+    pst_error err;
+    if (s->options.all_logits || pst_model_tokenizer(s->model, &s->tokenizer, &err) >= 0)
+        return;
+    s->tokenizer = NULL;
+    if (err.code != -ENOENT)
+        pst_log(PST_LOG_WARNING, "%s: no text, only token ids: %s", err.path, err.message);
+}
+
 static int open_session(pst_session *s, pst_error *err)
 {
     const pst_session_options *o = &s->options;
@@ -159,11 +174,7 @@ static int open_session(pst_session *s, pst_error *err)
                                  .max_sequences = o->max_sequences,
                                  .max_tokens = o->max_tokens};
     choose_types(s->model, o, &config);
-    if (o->measure_bound) { /* its scratch memory is gone again before the plan's is taken */
-        s->info.compute_type = config.compute_type;
-        PST_TRY(pst_session_measure_rate(s, o->max_sequences, &s->decode_rate, err));
-        PST_TRY(pst_session_measure_rate(s, RATE_ROWS, &s->prefill_rate, err));
-    }
+    open_tokenizer(s);
     PST_TRY(make_plan(s, &config, err));
     PST_TRY(make_sequences(s, config.max_logit_rows, err));
     PST_TRY(pst_forward_create(&config, &s->forward, err));
@@ -175,11 +186,7 @@ static int open_session(pst_session *s, pst_error *err)
                             .trace = o->trace,
                             .cancel = &s->cancelled};
     PST_TRY(pst_ring_create(&ring, &s->ring, err));
-    if (o->measure_bound)
-        PST_TRY(pst_ring_measure(s->ring, MEASURED_BYTES, &s->disk_bytes_per_second, err));
-    s->info.read_bytes_per_second = s->disk_bytes_per_second;
-    s->info.operations_per_second = s->prefill_rate.flops;
-    return 0;
+    return o->measure_bound ? pst_session_measure(s, err) : 0;
 }
 
 int pst_session_open(pst_model *model, const pst_session_options *options, pst_session **out, pst_error *err)

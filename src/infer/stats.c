@@ -1,78 +1,69 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The bound and the statistics of a run. A pass cannot be faster than its reads at the drive's bandwidth, nor than its
- * arithmetic at the processor's rate; both are measured before the first pass, with the same engine and kernels. The rate
- * is that of the number of rows in question, so that it includes the memory's bandwidth where few rows share a weight.
+ * arithmetic at the processor's rate; both are measured before the first pass, with the same engine, kernels and memory. The
+ * rate is that of the number of rows in question, so that it includes the memory's bandwidth where few rows share a weight.
  */
 #include <string.h>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "infer/internal.h"
-#include "os/clock.h"
 #include "os/memory.h"
 
-enum { RATE_COLUMNS = 2048, RATE_DEPTH = 4096, RATE_REPEATS = 3 };
-/* A product that takes this long is long enough to be measured by itself. */
-static const uint64_t LONG_ENOUGH_NS = 10 * 1000 * 1000;
+enum { PREFILL_ROWS = 256 };
+static const uint64_t MEASURED_BYTES = 512ull << 20;
 
-/* Weights or activations that are neither zero nor denormal. */
-static void fill(void *values, pst_dtype type, size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        if (type == PST_F32)
-            ((float *)values)[i] = 0.01f * (float)(i % 31 + 1);
-        else
-            ((uint16_t *)values)[i] = (uint16_t)(0x3c00 + (i * 2654435761u >> 24));
-    }
-}
-
-int pst_session_measure_rate(pst_session *s, uint32_t rows, pst_rate *out, pst_error *err)
-{
-    pst_dtype weight_type = s->model->program->weight_type, compute_type = s->info.compute_type;
-    rows = rows < 256 ? rows : 256;
-    uint64_t weight_bytes = (uint64_t)RATE_COLUMNS * RATE_DEPTH * pst_dtype_bits(weight_type) / 8;
-    uint64_t x_bytes = (uint64_t)rows * RATE_DEPTH * pst_dtype_bits(compute_type) / 8;
-    uint64_t y_bytes = (uint64_t)rows * RATE_COLUMNS * sizeof(float);
-    unsigned char *memory;
-    PST_TRY(pst_memory_map(weight_bytes + x_bytes + y_bytes, "measuring the processor", (void **)&memory, err));
-    fill(memory, weight_type, (size_t)RATE_COLUMNS * RATE_DEPTH);
-    fill(memory + weight_bytes, compute_type, (size_t)rows * RATE_DEPTH);
-    pst_matmul job = {.x = {memory + weight_bytes, compute_type, rows, RATE_DEPTH, RATE_DEPTH},
-                      .w = {memory, weight_type, RATE_COLUMNS, RATE_DEPTH},
-                      .y = {memory + weight_bytes + x_bytes, PST_F32, rows, RATE_COLUMNS, RATE_COLUMNS}};
-    /* From few columns up, so that slow kernels are not kept busy for seconds; the best of the largest size counts. */
-    double flops = 0;
-    uint64_t longest = 0;
-    int status = 0;
-    for (job.w.rows = RATE_COLUMNS / 64; job.w.rows <= RATE_COLUMNS && longest < LONG_ENOUGH_NS && status == 0;
-         job.w.rows *= 4) {
-        flops = 0;
-        for (int i = 0; i < RATE_REPEATS && status == 0; i++) {
-            uint64_t start = pst_clock_ns();
-            status = s->device->ops->matmul(s->device, &job);
-            uint64_t elapsed = pst_clock_ns() - start + 1;
-            double rate = 2.0 * rows * (double)job.w.rows * RATE_DEPTH * 1e9 / (double)elapsed;
-            flops = rate > flops ? rate : flops;
-            longest = elapsed > longest ? elapsed : longest;
-        }
-    }
-    pst_memory_unmap(memory, weight_bytes + x_bytes + y_bytes);
-    if (status < 0)
-        return pst_fail(err, status, NULL, "measuring the processor failed: %s", pst_strerror(status));
-    *out = (pst_rate){rows, flops};
-    return 0;
-}
-
-/* Multiplications and additions of the pass in session->rows: two per weight and row, and attention's products. */
-static double operations(const pst_session *s, uint32_t rows, uint32_t logit_rows)
+/* Multiplications and additions of a pass: two per weight and row, and attention's products with `keys` keys in all layers
+ * and rows together. */
+static double operations(const pst_session *s, uint32_t rows, uint32_t logit_rows, double keys)
 {
     const pst_transformer *t = &s->model->transformer;
     double head = (double)t->vocab * t->hidden;
     double layers = (double)s->model->program->parameters - head * (t->tied_head ? 1 : 2);
-    double attention = 0;
-    for (uint32_t i = 0; i < rows; i++)
-        attention += 4.0 * t->heads * t->head_dim * (s->rows[i].position + 1.0) * t->layers;
-    return 2.0 * (layers * rows + head * logit_rows) + attention;
+    return 2.0 * (layers * rows + head * logit_rows) + 4.0 * t->heads * t->head_dim * keys;
+}
+
+/* Keys that a row at `position` looks at, in all layers together. */
+static double keys_of_row(const pst_session *s, uint32_t position)
+{
+    const pst_transformer *t = &s->model->transformer;
+    double all = position + 1.0, near = t->window && t->window < all ? t->window : all;
+    return near * s->windowed_layers + all * (t->layers - s->windowed_layers);
+}
+
+static double bound(const pst_session *s, uint32_t rows, double operation_count, uint64_t bytes, double *disk,
+                    double *math)
+{
+    double flops = rows <= s->decode_rate.rows ? s->decode_rate.flops : s->prefill_rate.flops;
+    *disk = s->disk_bytes_per_second > 0 ? (double)bytes / s->disk_bytes_per_second : 0;
+    *math = flops > 0 ? operation_count / flops : 0;
+    return *disk > *math ? *disk : *math;
+}
+
+int pst_session_measure(pst_session *s, pst_error *err)
+{
+    uint64_t bytes;
+    const void *memory = pst_ring_weights(s->ring, &bytes);
+    pst_dtype type = s->model->program->weight_type;
+    const pst_transformer *t = &s->model->transformer;
+    uint32_t sequences = s->options.max_sequences;
+    s->decode_rate.rows = sequences;
+    s->prefill_rate.rows = PREFILL_ROWS;
+    for (uint32_t i = 0; i < t->layers; i++)
+        s->windowed_layers += t->windowed[i];
+    PST_TRY(pst_forward_measure_rate(s->forward, memory, bytes, type, sequences, &s->decode_rate.flops, err));
+    PST_TRY(pst_forward_measure_rate(s->forward, memory, bytes, type, PREFILL_ROWS, &s->prefill_rate.flops, err));
+    PST_TRY(pst_ring_measure(s->ring, MEASURED_BYTES, &s->disk_bytes_per_second, err));
+    double disk, math;
+    double count = operations(s, sequences, sequences, sequences * keys_of_row(s, s->options.max_tokens / 2));
+    s->info.pass_bound_seconds = bound(s, sequences, count, s->plan.streamed_bytes, &disk, &math);
+    s->info.read_bytes_per_second = s->disk_bytes_per_second;
+    s->info.operations_per_second = s->prefill_rate.flops;
+    pst_log(PST_LOG_INFO,
+            "bound: a pass with a row of each of %u sequences takes at least %.3g s (drive %.3g s, compute %.3g s)",
+            sequences, s->info.pass_bound_seconds, disk, math);
+    return 0;
 }
 
 void pst_session_count_bound(pst_session *s, uint32_t rows, uint32_t logit_rows, uint64_t bytes_read)
@@ -80,18 +71,27 @@ void pst_session_count_bound(pst_session *s, uint32_t rows, uint32_t logit_rows,
     pst_session_counters *c = &s->counters;
     if (!s->options.measure_bound)
         return;
-    double flops = rows <= s->decode_rate.rows ? s->decode_rate.flops : s->prefill_rate.flops;
-    double disk = s->disk_bytes_per_second > 0 ? (double)bytes_read / s->disk_bytes_per_second : 0;
-    double math = operations(s, rows, logit_rows) / flops;
+    double keys = 0, disk, math;
+    for (uint32_t i = 0; i < rows; i++)
+        keys += keys_of_row(s, s->rows[i].position);
+    c->bound_seconds += bound(s, rows, operations(s, rows, logit_rows, keys), bytes_read, &disk, &math);
     c->disk_seconds += disk;
     c->math_seconds += math;
-    c->bound_seconds += disk > math ? disk : math;
 }
 
 void pst_session_get_counters(const pst_session *s, pst_session_counters *out)
 {
     *out = s->counters;
     pst_ring_get_stats(s->ring, &out->ring);
+}
+
+static const char *limit(const pst_session *s, double disk_seconds, double math_seconds)
+{
+    if (!s->options.measure_bound)
+        return "not measured";
+    if (disk_seconds <= math_seconds)
+        return "compute";
+    return pst_ring_is_direct(s->ring) ? "disk" : "page cache";
 }
 
 void pst_session_fill_stats(const pst_session *s, const pst_session_counters *before, pst_run_stats *stats)
@@ -106,8 +106,7 @@ void pst_session_fill_stats(const pst_session *s, const pst_session_counters *be
     stats->compute_seconds = (double)(now.ring.compute_ns - before->ring.compute_ns) / 1e9;
     stats->bound_seconds = now.bound_seconds - before->bound_seconds;
     stats->share_of_bound = seconds > 0 ? stats->bound_seconds / seconds : 0;
-    stats->limited_by =
-        now.disk_seconds - before->disk_seconds > now.math_seconds - before->math_seconds ? "disk" : "compute";
+    stats->limited_by = limit(s, now.disk_seconds - before->disk_seconds, now.math_seconds - before->math_seconds);
     stats->disk_bytes_per_second = s->disk_bytes_per_second;
     stats->compute_flops = s->prefill_rate.flops;
     stats->resident_bytes = s->plan.resident_bytes;

@@ -6,15 +6,30 @@
 #include "infer/internal.h"
 #include "os/clock.h"
 
+int pst_session_check_idle(const pst_session *s, pst_error *err)
+{
+    for (uint32_t i = 0; i < s->options.max_sequences; i++)
+        if (s->sequences[i].in_use)
+            return pst_fail(err, PST_E_USAGE, NULL, "the session holds sequence %u, which was added by hand", i);
+    return 0;
+}
+
+int pst_session_check_ids(const pst_session *s, const uint32_t *ids, size_t count, const char *what, size_t number,
+                          pst_error *err)
+{
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] >= s->model->transformer.vocab)
+            return pst_fail(err, PST_E_USAGE, NULL, "%s %zu: token id %u is outside the vocabulary of %u", what,
+                            number + 1, ids[i], s->model->transformer.vocab);
+    return 0;
+}
+
 int pst_session_add(pst_session *s, const uint32_t *ids, size_t count, uint32_t *out, pst_error *err)
 {
     if (count == 0 || count > s->options.max_tokens)
         return pst_fail(err, PST_E_USAGE, NULL, "a sequence of %zu tokens in a session made for 1 to %u", count,
                         s->options.max_tokens);
-    for (size_t i = 0; i < count; i++)
-        if (ids[i] >= s->model->transformer.vocab)
-            return pst_fail(err, PST_E_USAGE, NULL, "token id %u is outside the vocabulary of %u", ids[i],
-                            s->model->transformer.vocab);
+    PST_TRY(pst_session_check_ids(s, ids, count, "sequence", 0, err));
     for (uint32_t i = 0; i < s->options.max_sequences; i++) {
         pst_sequence *sequence = &s->sequences[i];
         if (sequence->in_use)
@@ -87,6 +102,22 @@ static int run_pass(pst_session *s, uint32_t count, pst_error *err)
     return pst_ring_pass(s->ring, !s->last_pass, err);
 }
 
+/* Runs a pass and notes what made it fail: the ring then stands somewhere inside, and no later pass could be right. */
+static int run_or_fail(pst_session *s, uint32_t count, pst_error *err)
+{
+    int status = s->failed.code;
+    if (status == 0) {
+        pst_error cause = {0};
+        status = run_pass(s, count, &cause);
+        if (status >= 0)
+            return status;
+        s->failed = cause;
+    }
+    if (err != NULL)
+        *err = s->failed;
+    return status;
+}
+
 int pst_session_step(pst_session *s, const pst_logits **out, size_t *out_count, pst_error *err)
 {
     uint32_t count = choose_rows(s);
@@ -97,7 +128,7 @@ int pst_session_step(pst_session *s, const pst_logits **out, size_t *out_count, 
     pst_ring_stats before, after;
     pst_ring_get_stats(s->ring, &before);
     uint64_t start = pst_clock_ns();
-    PST_TRY(run_pass(s, count, err));
+    PST_TRY(run_or_fail(s, count, err));
     uint64_t end = pst_clock_ns();
     pst_ring_get_stats(s->ring, &after);
     s->counters.passes++;

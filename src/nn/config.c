@@ -227,7 +227,7 @@ static int read_generation(const reader *in, pst_transformer *t)
     PST_TRY(pst_json_double(in->root, "temperature", false, &t->temperature, in->path, in->err));
     PST_TRY(pst_json_double(in->root, "top_p", false, &t->top_p, in->path, in->err));
     PST_TRY(pst_json_double(in->root, "min_p", false, &t->min_p, in->path, in->err));
-    uint64_t top_k = 0;
+    uint64_t top_k = t->do_sample ? 50 : 0; /* what transformers assumes when it samples and nothing is said */
     PST_TRY(pst_json_u64(in->root, "top_k", false, 0, UINT32_MAX, &top_k, in->path, in->err));
     t->top_k = (uint32_t)top_k;
     if (t->temperature < 0 || t->top_p < 0 || t->top_p > 1 || t->min_p < 0 || t->min_p > 1)

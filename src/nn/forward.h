@@ -47,6 +47,11 @@ int pst_forward_begin(pst_forward *forward, const pst_row *rows, uint32_t count,
 int pst_forward_embed(void *forward, size_t index, const void *row);
 /* A pst_stage_compute; the context is a pst_nn_stage. */
 int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err);
+/* How fast products of `rows` rows (at most max_rows) with `bytes` bytes of memory as weights of `type` go, in operations
+ * per second: the median over some 40 ms, each with another stretch of the memory. Between passes only: it computes into the
+ * pass's buffers. */
+int pst_forward_measure_rate(pst_forward *forward, const void *memory, uint64_t bytes, pst_dtype type, uint32_t rows,
+                             double *out, pst_error *err);
 /* Logits of the rows that wanted them, in their order, F32; valid until the next begin. */
 pst_matrix pst_forward_logits(const pst_forward *forward);
 

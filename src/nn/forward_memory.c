@@ -63,7 +63,7 @@ void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *o
 {
     const pst_transformer *t = config->transformer;
     uint64_t per_sequence;
-    /* kv_heads, max_tokens and head_dim are bounded far below 2^21 each, so only this product can overflow. */
+    /* kv_heads and head_dim are below 2^15 and max_tokens below 2^32 (config.c), so only these products can overflow. */
     if (__builtin_mul_overflow(cache_bytes(t, config->max_tokens, config->kv_type), 2ull * t->layers, &per_sequence) ||
         __builtin_mul_overflow(per_sequence, config->max_sequences, &out->kv_bytes))
         out->kv_bytes = UINT64_MAX;

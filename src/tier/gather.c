@@ -129,7 +129,8 @@ static int fetch(pst_ring *ring, const pst_stage_tensor *tensor, const uint32_t 
         const pst_io_op *op = &ring->gather_ops[i];
         uint64_t skip = source->offset + rows[indexes[i]] * tensor->row_bytes - op->offset;
         if (op->result < (int64_t)(skip + tensor->row_bytes))
-            return pst_fail_at(err, PST_E_SHORT, pst_io_file_path(op->file), op->offset, "the file ends early");
+            return pst_fail_at(err, PST_E_SHORT, pst_io_file_path(op->file), op->offset + (uint64_t)op->result,
+                               "the file ends early, within its embedding");
         PST_TRY(body(context, indexes[i], (const unsigned char *)op->buffer + skip));
     }
     ring->stats.weight_bytes += count * tensor->row_bytes;

@@ -30,39 +30,74 @@ static uint64_t max_u64(uint64_t a, uint64_t b)
 
 /* What stays fixed while room is shared out. */
 typedef struct plan_room {
-    uint64_t free_bytes;    /* beyond process, fixed and the fewest rows */
+    uint64_t free_bytes;    /* beyond process, fixed, tables and the fewest rows */
     uint64_t smallest_slot; /* that a run of every tensor's rows fits in */
     uint64_t largest_slot;  /* that is of use */
+    uint64_t table_bytes;
 } plan_room;
+
+/* What the layout and the ring's tables take at most with slots of this size: a cut leaves no part of a tensor less than
+ * half full but its first and its last, and every array has grown by doubling. */
+static uint64_t table_bytes(const pst_plan_request *request, uint64_t slot_bytes)
+{
+    uint64_t parts = 0, tensors = 0;
+    for (size_t s = 0; s < request->stage_count; s++) {
+        for (uint32_t t = 0; t < request->stages[s].tensor_count; t++) {
+            const pst_stage_tensor *tensor = &request->stages[s].tensors[t];
+            uint64_t fit = (slot_bytes - 2 * PST_EXTENT_ALIGN) / max_u64(tensor->row_bytes, 1);
+            parts += 2 * tensor->rows / max_u64(fit, 1) + 2;
+            tensors++;
+        }
+    }
+    uint64_t pieces = parts + tensors;
+    uint64_t per_part = 2 * sizeof(pst_part) + sizeof(bool) + sizeof(uint32_t) + sizeof(void *);
+    return parts * per_part + pieces * (2 * sizeof(pst_piece) + 2 * sizeof(pst_extent) + 3 * sizeof(uint64_t));
+}
+
+/* Slots of which two and the tables together take little: the smaller the slots, the larger the tables. */
+static uint64_t balanced_slot(const pst_plan_request *request)
+{
+    uint64_t slot = MIN_SLOT_BYTES;
+    while (MIN_SLOTS * slot < table_bytes(request, slot))
+        slot *= 2;
+    return slot;
+}
 
 /* The least memory that works, or PST_E_BUDGET. */
 static int check_smallest(const pst_plan_request *request, plan_room *out, pst_error *err)
 {
     uint64_t whole = round_up(pst_layout_max_slot_bytes(request->stages, request->stage_count), PST_EXTENT_ALIGN);
     uint64_t least = round_up(pst_layout_min_slot_bytes(request->stages, request->stage_count), PST_EXTENT_ALIGN);
-    out->smallest_slot = max_u64(least, min_u64(MIN_SLOT_BYTES, whole));
-    out->largest_slot = max_u64(least, min_u64(MAX_SLOT_BYTES, whole));
-    uint64_t needed = request->process_bytes + request->fixed_bytes + request->min_rows * request->row_bytes;
+    uint64_t limit = request->max_slot_bytes ? round_up(request->max_slot_bytes, PST_EXTENT_ALIGN) : UINT64_MAX;
+    out->smallest_slot = max_u64(least, min_u64(limit, min_u64(balanced_slot(request), whole)));
+    out->largest_slot = max_u64(out->smallest_slot, min_u64(limit, min_u64(MAX_SLOT_BYTES, whole)));
+    out->table_bytes = table_bytes(request, out->smallest_slot);
+    uint64_t needed =
+        request->process_bytes + request->fixed_bytes + request->min_rows * request->row_bytes + out->table_bytes;
     uint64_t smallest = needed + MIN_SLOTS * out->smallest_slot;
     if (smallest > request->budget_bytes)
         return pst_fail(err, PST_E_BUDGET, NULL,
                         "a host memory budget of %.1f MiB is too small for this model and these lengths; the smallest "
-                        "that works is %llu MiB",
+                        "that works is %lluMi",
                         (double)request->budget_bytes / (double)MEBIBYTE,
                         (unsigned long long)(smallest / MEBIBYTE + 4));
     out->free_bytes = request->budget_bytes - needed;
     return 0;
 }
 
+typedef struct plan_slots {
+    uint32_t count;
+    uint64_t bytes; /* of one */
+} plan_slots;
+
 /* Ring: as many slots of the largest useful size as a quarter of the free room holds; smaller slots when that is not four. */
-static void size_ring(const plan_room *have, uint64_t weight_memory, pst_plan *plan)
+static plan_slots size_ring(const plan_room *have, uint64_t weight_memory)
 {
     uint64_t room = max_u64(have->free_bytes / 4, MIN_SLOTS * have->smallest_slot);
     room = min_u64(room, max_u64(weight_memory / 2, MIN_SLOTS * have->smallest_slot));
     uint64_t slot = min_u64(have->largest_slot, room / 4 / PST_EXTENT_ALIGN * PST_EXTENT_ALIGN);
     slot = max_u64(slot, have->smallest_slot);
-    plan->slot_bytes = slot;
-    plan->slots = (uint32_t)max_u64(MIN_SLOTS, min_u64(MAX_SLOTS, room / slot));
+    return (plan_slots){(uint32_t)max_u64(MIN_SLOTS, min_u64(MAX_SLOTS, room / slot)), slot};
 }
 
 /* Rows per pass from at most half of the room, since the other half may keep weights. */
@@ -74,13 +109,25 @@ static uint32_t choose_rows(const pst_plan_request *request, uint64_t room)
     return request->min_rows + (uint32_t)extra;
 }
 
-static uint64_t sum_memory(const pst_plan *plan, const pst_stage *stages, bool gathered, uint64_t *weights)
+/* Whether a gathered stage's tensor is another stage's, too (a tied head), whose resident rows then serve it. */
+static bool is_shared(const pst_plan_request *request, const pst_stage *gathered)
+{
+    for (size_t s = 0; s < request->stage_count; s++)
+        for (uint32_t t = 0; t < request->stages[s].tensor_count && !request->stages[s].gathered; t++)
+            if (request->stages[s].tensors[t].tensor == gathered->tensors[0].tensor)
+                return true;
+    return false;
+}
+
+/* Memory and tensor bytes of the parts that stream or, `gathered`, of those that are fetched by row. */
+static uint64_t sum_memory(const pst_plan_request *request, const pst_plan *plan, bool gathered, uint64_t *weights)
 {
     uint64_t memory = 0;
     *weights = 0;
     for (uint32_t i = 0; i < plan->layout.part_count; i++) {
         const pst_part *part = &plan->layout.parts[i];
-        if (stages[part->stage].gathered && !gathered)
+        const pst_stage *stage = &request->stages[part->stage];
+        if (stage->gathered != gathered || (gathered && is_shared(request, stage)))
             continue;
         memory += part->memory_bytes;
         *weights += part->weight_bytes;
@@ -114,47 +161,62 @@ static void spread_resident(const pst_plan_request *request, pst_plan *plan, uin
     }
 }
 
-static void keep_everything(pst_plan *plan, uint64_t memory, uint64_t weights)
+/* Keeps every part that would stream, or that is fetched by row. */
+static void keep(const pst_plan_request *request, pst_plan *plan, bool gathered, uint64_t memory, uint64_t weights)
 {
-    for (uint32_t i = 0; i < plan->layout.part_count; i++)
-        plan->resident[i] = true;
-    plan->resident_memory_bytes = memory;
-    plan->resident_bytes = weights;
-    plan->slots = 0;
-    plan->slot_bytes = 0;
+    for (uint32_t i = 0; i < plan->layout.part_count; i++) {
+        const pst_stage *stage = &request->stages[plan->layout.parts[i].stage];
+        if (stage->gathered == gathered && !(gathered && is_shared(request, stage)))
+            plan->resident[i] = true;
+    }
+    plan->resident_memory_bytes += memory;
+    plan->resident_bytes += weights;
+}
+
+/* Places everything in `room`; true if it fits without a ring. What is fetched by row is kept only if the rest is. */
+static bool keep_all(const pst_plan_request *request, pst_plan *plan, uint64_t room)
+{
+    uint64_t weights, gathered_weights;
+    uint64_t memory = sum_memory(request, plan, false, &weights);
+    uint64_t gathered_memory = sum_memory(request, plan, true, &gathered_weights);
+    if (memory > room || weights > request->max_resident_bytes)
+        return false;
+    keep(request, plan, false, memory, weights);
+    if (gathered_memory <= room - memory && gathered_weights <= request->max_resident_bytes - weights)
+        keep(request, plan, true, gathered_memory, gathered_weights);
+    return true;
+}
+
+static int make_layout(const pst_plan_request *request, uint64_t slot_bytes, pst_plan *plan, pst_error *err)
+{
+    pst_plan_destroy(plan);
+    PST_TRY(pst_layout_create(request->stages, request->stage_count, slot_bytes, &plan->layout, err));
+    plan->resident = pst_heap_calloc(plan->layout.part_count, sizeof *plan->resident);
+    return plan->resident ? 0 : pst_fail_memory(err, "the plan", plan->layout.part_count);
 }
 
 static int place(const pst_plan_request *request, const plan_room *have, pst_plan *plan, pst_error *err)
 {
-    PST_TRY(pst_layout_create(request->stages, request->stage_count, have->largest_slot, &plan->layout, err));
-    uint64_t weights, all_weights;
-    uint64_t memory = sum_memory(plan, request->stages, false, &weights);
-    uint64_t all_memory = sum_memory(plan, request->stages, true, &all_weights);
-    bool keep_all = all_memory <= have->free_bytes && all_weights <= request->max_resident_bytes;
-    if (!keep_all) {
-        size_ring(have, memory, plan);
-        if (plan->slot_bytes < have->largest_slot) {
-            pst_layout_destroy(&plan->layout);
-            PST_TRY(pst_layout_create(request->stages, request->stage_count, plan->slot_bytes, &plan->layout, err));
-            memory = sum_memory(plan, request->stages, false, &weights);
-        }
-    }
-    plan->resident = pst_heap_calloc(plan->layout.part_count, sizeof *plan->resident);
-    if (plan->resident == NULL)
-        return pst_fail_memory(err, "the plan", plan->layout.part_count);
-    uint64_t room = have->free_bytes;
-    if (keep_all) {
-        keep_everything(plan, all_memory, all_weights);
-        room -= all_memory;
+    uint64_t room = have->free_bytes, weights;
+    PST_TRY(make_layout(request, have->largest_slot, plan, err));
+    if (keep_all(request, plan, room)) {
+        room -= plan->resident_memory_bytes;
         plan->rows_per_pass = choose_rows(request, room * 2);
     } else {
+        plan_slots slots = size_ring(have, sum_memory(request, plan, false, &weights));
+        if (slots.bytes < have->largest_slot)
+            PST_TRY(make_layout(request, slots.bytes, plan, err));
+        plan->slots = slots.count;
+        plan->slot_bytes = slots.bytes;
+        uint64_t memory = sum_memory(request, plan, false, &weights);
         room -= plan->slots * plan->slot_bytes;
         plan->rows_per_pass = choose_rows(request, room);
         room -= (plan->rows_per_pass - request->min_rows) * request->row_bytes;
         spread_resident(request, plan, room, memory, weights);
     }
+    plan->table_bytes = have->table_bytes;
     plan->total_bytes = request->process_bytes + request->fixed_bytes + plan->rows_per_pass * request->row_bytes +
-                        plan->slots * plan->slot_bytes + plan->resident_memory_bytes;
+                        plan->slots * plan->slot_bytes + plan->resident_memory_bytes + plan->table_bytes;
     return 0;
 }
 

@@ -2,7 +2,8 @@
 /*
  * The planner: a pure function from stages and budgets to a placement. It never plans more than the budget.
  *
- * The process's memory is   process + fixed (KV cache, logits) + rows * row (activations) + ring + resident weights.
+ * The process's memory is   process + fixed (KV cache, logits) + rows * row (activations) + ring + resident weights + what
+ * it takes to know where everything is.
  * Room is given out in the order in which it pays: what a pass cannot do without; a ring deep enough to keep the drive
  * busy; rows per pass, since one pass over the weights serves them all; the rest to weights that then need no reading.
  */
@@ -20,6 +21,7 @@ typedef struct pst_plan_request {
     uint64_t row_bytes;
     uint32_t min_rows, max_rows; /* of a pass: fewest that work, most that are useful */
     uint64_t max_resident_bytes; /* bound of weights kept, in tensor bytes; UINT64_MAX: whatever fits; 0: none */
+    uint64_t max_slot_bytes;     /* no slot larger than this where every row fits in less; 0: the planner's choice */
 } pst_plan_request;
 
 typedef struct pst_plan {
@@ -30,6 +32,7 @@ typedef struct pst_plan {
     uint64_t slot_bytes;
     uint64_t resident_bytes, resident_memory_bytes; /* tensor bytes kept, and the memory they take */
     uint64_t streamed_bytes; /* tensor bytes that every pass reads; gathered stages not included */
+    uint64_t table_bytes;    /* room reckoned for the layout and the ring's tables */
     uint64_t total_bytes;    /* the process's memory under this plan; never above the budget */
 } pst_plan;
 

@@ -32,9 +32,10 @@ int pst_ring_check_reads(const pst_ring *ring, const pst_part *part, const pst_i
     for (uint32_t i = 0; i < part->extent_count; i++) {
         const pst_extent *extent = &layout->extents[part->first_extent + i];
         if (ops[i].result < (int64_t)extent->needed_bytes)
-            return pst_fail_at(err, PST_E_SHORT, pst_io_file_path(ops[i].file), extent->offset,
-                               "the file ends early: %lld of %llu bytes", (long long)ops[i].result,
-                               (unsigned long long)extent->needed_bytes);
+            return pst_fail_at(err, PST_E_SHORT, pst_io_file_path(ops[i].file),
+                               extent->offset + (uint64_t)ops[i].result,
+                               "the file ends early, %llu bytes before its weights do",
+                               (unsigned long long)extent->needed_bytes - (unsigned long long)ops[i].result);
     }
     return 0;
 }
@@ -76,8 +77,12 @@ static int await_part(pst_ring *ring, const pst_part *part, const pst_ring_slot 
     const char *name = ring->stages[part->stage].name;
     ring->stats.wait_ns += end - start;
     ring->stats.weight_bytes += part->weight_bytes;
-    pst_trace_span(ring->trace, PST_TRACE_DRIVE, name, slot->submitted_ns, pst_io_batch_completed_ns(slot->batch),
-                   part->weight_bytes);
+    /* The drive turns to a part when the one before is done; so the spans of a track follow each other. */
+    uint64_t done_ns = pst_io_batch_completed_ns(slot->batch);
+    uint64_t begun_ns = slot->submitted_ns > ring->drive_done_ns ? slot->submitted_ns : ring->drive_done_ns;
+    if (done_ns > begun_ns)
+        pst_trace_span(ring->trace, PST_TRACE_DRIVE, name, begun_ns, done_ns, part->weight_bytes);
+    ring->drive_done_ns = done_ns > ring->drive_done_ns ? done_ns : ring->drive_done_ns;
     pst_trace_span(ring->trace, PST_TRACE_WAIT, name, start, end, 0);
     *out = slot;
     return 0;
@@ -185,6 +190,20 @@ int pst_ring_measure(pst_ring *ring, uint64_t bytes, double *out, pst_error *err
     *out = m.reading_count ? m.readings[m.reading_count / 2]
                            : (double)m.done_bytes * 1e9 / (double)(pst_clock_ns() - m.start_ns + 1);
     return 0;
+}
+
+const void *pst_ring_weights(const pst_ring *ring, uint64_t *bytes)
+{
+    *bytes = ring->slot_memory ? ring->plan->slots * ring->plan->slot_bytes : ring->plan->resident_memory_bytes;
+    return ring->slot_memory ? ring->slot_memory : ring->resident_memory;
+}
+
+bool pst_ring_is_direct(const pst_ring *ring)
+{
+    for (size_t i = 0; i < ring->file_count; i++)
+        if (!pst_io_file_is_direct(ring->files[i]))
+            return false;
+    return true;
 }
 
 void pst_ring_get_stats(const pst_ring *ring, pst_ring_stats *out)

@@ -48,6 +48,11 @@ int pst_ring_gather(pst_ring *ring, uint32_t stage, const uint32_t *rows, size_t
  * gives the median rate in bytes per second; 0 when nothing streams. Before the first pass only. */
 int pst_ring_measure(pst_ring *ring, uint64_t bytes, double *out, pst_error *err);
 
+/* Some weights' memory, the larger part of what the ring holds, to measure arithmetic with; between passes only. */
+const void *pst_ring_weights(const pst_ring *ring, uint64_t *bytes);
+/* Whether every file is read past the page cache. */
+bool pst_ring_is_direct(const pst_ring *ring);
+
 typedef struct pst_ring_stats {
     uint64_t weight_bytes; /* streamed and gathered tensor bytes that came from the drive */
     uint64_t wait_ns;      /* the owner waited for a read */

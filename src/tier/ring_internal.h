@@ -45,6 +45,7 @@ struct pst_ring {
     uint32_t *stream; /* numbers of the streamed parts, in order of use */
     uint32_t stream_count;
     uint64_t submitted, consumed; /* streamed parts since the first pass began */
+    uint64_t drive_done_ns;       /* when the last part noted in the timeline had come */
 
     pst_gatherer *gatherers;
     uint32_t gatherer_count;

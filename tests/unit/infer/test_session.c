@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -104,8 +106,121 @@ static void test_cancel(void **state)
     pst_result result = {0};
     assert_int_equal(pst_generate(session, &request, 1, NULL, NULL, &result, NULL, &err), PST_E_CANCELLED);
     assert_null(result.ids.ids);
+    err = (pst_error){0};
+    assert_int_equal(pst_generate(session, &request, 1, NULL, NULL, &result, NULL, &err), PST_E_CANCELLED);
+    assert_string_equal(err.message, "cancelled");
     pst_session_close(session);
     pst_model_close(model);
+}
+
+static int stop_at_second(void *user, size_t request, uint32_t id, const char *text, size_t text_bytes)
+{
+    (void)request;
+    (void)id;
+    (void)text;
+    (void)text_bytes;
+    return ++*(int *)user == 2;
+}
+
+/* A callback cancels; the session serves on. A cancelled session does not, and says why. */
+static void test_several_runs(void **state)
+{
+    (void)state;
+    pst_model *model = open_model();
+    pst_session_options options = {.struct_size = sizeof options, .max_tokens = PROMPT + NEW, .resident_set = true};
+    pst_session *session;
+    pst_error err;
+    assert_int_equal(pst_session_open(model, &options, &session, &err), 0);
+    pst_request request = {.prompt_ids = prompt, .prompt_count = PROMPT, .max_new_tokens = NEW, .ignore_end = true};
+    pst_result first, second, none = {0};
+    assert_int_equal(pst_generate(session, &request, 1, NULL, NULL, &first, NULL, &err), 0);
+    int calls = 0;
+    assert_int_equal(pst_generate(session, &request, 1, stop_at_second, &calls, &none, NULL, &err), PST_E_CANCELLED);
+    assert_int_equal(calls, 2);
+    pst_run_stats stats;
+    assert_int_equal(pst_generate(session, &request, 1, NULL, NULL, &second, &stats, &err), 0);
+    assert_int_equal(stats.generated_tokens, NEW);
+    assert_int_equal(stats.prompt_tokens, PROMPT);
+    assert_string_equal(stats.limited_by, "not measured");
+    assert_memory_equal(first.ids.ids, second.ids.ids, NEW * sizeof(uint32_t));
+    pst_result_free(&first);
+    pst_result_free(&second);
+    uint32_t number;
+    assert_int_equal(pst_session_add(session, prompt, 2, &number, &err), 0);
+    assert_int_equal(pst_generate(session, &request, 1, NULL, NULL, &none, NULL, &err), PST_E_USAGE);
+    pst_session_remove(session, number);
+    request.max_new_tokens = 0;
+    assert_int_equal(pst_generate(session, &request, 1, NULL, NULL, &first, &stats, &err), 0);
+    assert_int_equal(first.ids.count, 0);
+    assert_int_equal(stats.passes, 0);
+    pst_result_free(&first);
+    pst_session_close(session);
+    pst_model_close(model);
+}
+
+static void test_requests_are_checked_first(void **state)
+{
+    (void)state;
+    pst_model *model = open_model();
+    pst_session_options options = {.struct_size = sizeof options, .max_tokens = PROMPT + NEW};
+    pst_session *session;
+    pst_error err;
+    assert_int_equal(pst_session_open(model, &options, &session, &err), 0);
+    static const uint32_t outside[] = {99999};
+    static const char *const stops[] = {"x"};
+    const pst_request good = {.prompt_ids = prompt, .prompt_count = PROMPT, .max_new_tokens = 1};
+    pst_request bad[7] = {good, good, good, good, good, good, good};
+    bad[0].prompt_ids = outside;
+    bad[0].prompt_count = 1;
+    bad[1].prompt_count = 0;
+    bad[2].max_new_tokens = NEW + 1;
+    bad[3].sampling.temperature = -1;
+    bad[4].sampling.top_p = 1.5;
+    bad[5].sampling.min_p = 0.0 / 0.0;
+    bad[6].stop_texts = stops; /* the case has no tokenizer */
+    bad[6].stop_count = 1;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        pst_request requests[] = {good, bad[i]};
+        pst_result results[2] = {0};
+        pst_run_stats stats = {.passes = 77};
+        assert_int_equal(pst_generate(session, requests, 2, NULL, NULL, results, &stats, &err), PST_E_USAGE);
+        assert_int_equal(stats.passes, 77);
+    }
+    pst_session_close(session);
+    pst_model_close(model);
+}
+
+/* At the smallest budget that the refusal names, the process stays within it. In a child, since the peak is the process's. */
+static void test_smallest_budget_holds(void **state)
+{
+    (void)state;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    printf("SKIP: memory is not the program's own under sanitizers\n");
+#else
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        pst_model *model = open_model();
+        pst_session_options options = {
+            .struct_size = sizeof options, .max_tokens = PROMPT + NEW, .host_memory_bytes = 1, .measure_bound = true};
+        pst_session *session;
+        pst_error err;
+        if (pst_session_open(model, &options, &session, &err) != PST_E_BUDGET)
+            _exit(1);
+        options.host_memory_bytes = strtoull(strstr(err.message, "works is ") + 9, NULL, 10) << 20;
+        if (pst_session_open(model, &options, &session, &err) < 0)
+            _exit(2);
+        pst_request request = {.prompt_ids = prompt, .prompt_count = PROMPT, .max_new_tokens = NEW, .ignore_end = true};
+        pst_result result;
+        pst_run_stats stats;
+        if (pst_generate(session, &request, 1, NULL, NULL, &result, &stats, &err) < 0)
+            _exit(3);
+        _exit(stats.peak_rss_bytes <= options.host_memory_bytes && stats.peak_rss_bytes > 0 ? 0 : 4);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+#endif
 }
 
 /* A whole run: open, generate, close. */
@@ -192,8 +307,13 @@ static void test_failing_reads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_options),       cmocka_unit_test(test_step_by_step),
-        cmocka_unit_test(test_cancel),        cmocka_unit_test(test_allocation_failures),
+        cmocka_unit_test(test_options),
+        cmocka_unit_test(test_step_by_step),
+        cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_several_runs),
+        cmocka_unit_test(test_requests_are_checked_first),
+        cmocka_unit_test(test_smallest_budget_holds),
+        cmocka_unit_test(test_allocation_failures),
         cmocka_unit_test(test_failing_reads),
     };
     return cmocka_run_group_tests_name("session", tests, NULL, NULL);

@@ -18,12 +18,14 @@ static pst_plan_request random_request(random_source *source, const random_model
 {
     pst_plan_request request = {.stages = model->stages,
                                 .stage_count = model->stage_count,
-                                .budget_bytes = random_below(source, 64) * random_below(source, 1 << 20),
+                                .budget_bytes = random_below(source, 64) * random_below(source, 1 << 21),
                                 .process_bytes = random_below(source, 1 << 20),
                                 .fixed_bytes = random_below(source, 1 << 20),
                                 .row_bytes = random_below(source, 1 << 12),
                                 .min_rows = 1 + (uint32_t)random_below(source, 16),
                                 .max_resident_bytes = UINT64_MAX};
+    if (random_below(source, 3) == 0)
+        request.max_slot_bytes = 1 + random_below(source, 1 << 16);
     request.max_rows = request.min_rows + (uint32_t)random_below(source, 1000);
     if (random_below(source, 2))
         request.max_resident_bytes = random_below(source, 1 << 22);
@@ -52,9 +54,13 @@ static void check_sum(const random_model *model, const pst_plan_request *request
     assert_true(resident <= request->max_resident_bytes);
     assert_true(streamed == 0 || plan->slots >= 2);
     uint64_t total = request->process_bytes + request->fixed_bytes + plan->rows_per_pass * request->row_bytes + memory +
-                     plan->slots * plan->slot_bytes;
+                     plan->slots * plan->slot_bytes + plan->table_bytes;
     assert_int_equal(total, plan->total_bytes);
     assert_true(total <= request->budget_bytes);
+    const pst_layout *layout = &plan->layout;
+    assert_true(layout->part_count * (2 * sizeof(pst_part) + 13) + layout->piece_count * (2 * sizeof(pst_piece) + 24) +
+                    layout->extent_count * 2 * sizeof(pst_extent) <=
+                plan->table_bytes);
     assert_in_range(plan->rows_per_pass, request->min_rows, request->max_rows);
 }
 
