@@ -7,12 +7,15 @@
  * results or memory and cannot be done is refused.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/heap.h"
 #include "base/stats.h"
 #include "common.h"
 #include "input.h"
+#include "interrupt.h"
 #include "output.h"
 #include "progress.h"
 
@@ -42,7 +45,7 @@ static const pst_option work_rows[] = {
      .initial = "3",
      .min = 1,
      .max = 10000,
-     .help = "repetitions; the figures at the end are medians"},
+     .help = "repetitions; the figures at the end are those of the one whose total time is the median"},
     {.name = "batch-size",
      .type = PST_OPTION_U64,
      AT(batch_size),
@@ -157,13 +160,16 @@ typedef struct bench_job {
     pst_request *requests;
     pst_result *results;
     pst_run_stats *loops;
-    pst_run_stats median;
+    pst_run_stats median; /* the repetition of the median total time */
+    FILE *log;            /* --log-file, open for appending before the work begins */
+    bool log_created;
     uint64_t tokens_made;
 } bench_job;
 
 static int check_values(const bench_values *values, const pst_options_found *found, const char **model, pst_error *err)
 {
-    if ((values->model != NULL) == (found->operand_count > 0))
+    bool named = values->model != NULL;
+    if (named == (found->operand_count > 0) || (named && values->model[0] == '\0'))
         return cli_usage(err, "'penstock bench infer' needs one model, as the first word or with --model");
     *model = values->model != NULL ? values->model : found->operands[0];
     if (values->quant_bits != 16)
@@ -224,7 +230,9 @@ static int fill_text_prompts(bench_job *job, pst_error *err)
     const cli_source source = {.noun = "prompt", .texts = &texts, .ids = &no_ids};
     cli_inputs inputs;
     PST_TRY(cli_inputs_gather(&source, &inputs, err));
-    int status = cli_inputs_encode(&inputs, tokenizer, true, err);
+    int status = cli_inputs_encode(&inputs, tokenizer, err);
+    if (status >= 0)
+        status = cli_inputs_check_ids(&inputs, job->engine.info.vocab, err);
     if (status >= 0) {
         job->prompt_len = inputs.items[0].id_count;
         job->prompt_ids = pst_heap_reallocarray(NULL, job->batch * job->prompt_len, sizeof *job->prompt_ids);
@@ -296,6 +304,7 @@ static int run_loops(bench_job *job, pst_error *err)
     uint64_t loops = job->values->loops;
     cli_progress_begin("measuring", "tokens", loops * job->batch * job->values->gen_len);
     int status = 0;
+    cli_engine_run_begins(&job->engine);
     for (uint64_t i = 0; status >= 0 && i < loops; i++) {
         status = pst_generate(job->engine.session, job->requests, job->batch, on_token, job, job->results,
                               &job->loops[i], err);
@@ -305,10 +314,14 @@ static int run_loops(bench_job *job, pst_error *err)
         }
         apply_formulas(job, &job->loops[i]);
     }
+    status = cli_engine_run_ended(status, err);
     cli_progress_end();
-    if (status >= 0)
-        pst_stats_median(pst_run_stat_table, pst_run_stat_count, job->loops, sizeof *job->loops, loops, &job->median);
-    return status;
+    PST_TRY(status);
+    size_t middle = pst_stats_median(pst_run_stat_table, pst_run_stat_count, "total_seconds", job->loops,
+                                     sizeof *job->loops, loops);
+    job->median = job->loops[middle];
+    job->median.peak_rss_bytes = job->loops[loops - 1].peak_rss_bytes; /* of the process, whichever loop it was */
+    return 0;
 }
 
 /* Activations of all positions of one layer, as ZeRO-Inference counts its hidden size. */
@@ -367,24 +380,54 @@ static json_t *loop_json(const bench_job *job, size_t loop)
     return object;
 }
 
-static int append_log(const bench_job *job, pst_error *err)
+/* Before the work, so that a wrong name does not cost hours. */
+static int open_log(bench_job *job, pst_error *err)
 {
     const char *path = job->values->log_file;
     if (path == NULL)
         return 0;
-    FILE *log = fopen(path, "ae");
-    if (log == NULL)
-        return pst_fail(err, -errno, path, "cannot open: %s", strerror(errno));
-    print_figures(job, log);
-    bool failed = ferror(log) != 0;
-    if (fclose(log) != 0 || failed)
-        return pst_fail(err, -EIO, path, "cannot write");
+    int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    job->log_created = fd >= 0;
+    if (job->log_created)
+        cli_interrupt_remove(path);
+    else if (errno == EEXIST)
+        fd = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    job->log = fd >= 0 ? fdopen(fd, "a") : NULL;
+    if (job->log == NULL) {
+        int cause = errno;
+        if (fd >= 0)
+            close(fd);
+        return pst_fail(err, -cause, path, "cannot open: %s", strerror(cause));
+    }
     return 0;
+}
+
+static int append_log(bench_job *job, pst_error *err)
+{
+    if (job->log == NULL)
+        return 0;
+    cli_interrupt_remove(NULL);
+    errno = 0;
+    print_figures(job, job->log);
+    bool failed = fflush(job->log) != 0 || ferror(job->log);
+    int cause = errno != 0 ? errno : EIO;
+    if (failed)
+        return pst_fail(err, -cause, job->values->log_file, "cannot write: %s", strerror(cause));
+    job->log_created = false; /* from here on it is a report, which stays */
+    return 0;
+}
+
+static void close_log(bench_job *job)
+{
+    if (job->log != NULL)
+        fclose(job->log);
+    if (job->log_created)
+        unlink(job->values->log_file);
+    cli_interrupt_remove(NULL);
 }
 
 static int print_report(const bench_job *job, pst_error *err)
 {
-    PST_TRY(append_log(job, err));
     if (!job->values->report.json) {
         print_figures(job, stdout);
         return cli_out_flush(err);
@@ -397,6 +440,11 @@ static int print_report(const bench_job *job, pst_error *err)
         }
     }
     return cli_out_json(cli_json_document(results, cli_json_stats(&job->median)), err);
+}
+
+static uint64_t needed_bytes(const void *user, uint32_t sequences)
+{
+    return sequences * cli_generation_bytes(((const bench_job *)user)->values->gen_len);
 }
 
 static int run_job(bench_job *job, const pst_options_found *found, pst_error *err)
@@ -415,13 +463,16 @@ static int run_job(bench_job *job, const pst_options_found *found, pst_error *er
         runtime.resident = (pst_option_share){.bytes = 0};
         resident_given = true;
     }
-    PST_TRY(cli_engine_start(&job->engine, &runtime, resident_given, &shape, false, err));
+    PST_TRY(open_log(job, err));
+    PST_TRY(
+        cli_engine_start(&job->engine, &runtime, resident_given, &shape, false, &(cli_needs){needed_bytes, job}, err));
     int status = run_loops(job, err);
     if (status < 0) {
         cli_engine_write_trace(&job->engine, NULL);
         return status;
     }
     PST_TRY(print_report(job, err));
+    PST_TRY(append_log(job, err));
     PST_TRY(cli_engine_write_trace(&job->engine, err));
     cli_closing_lines(&job->median, job->median.generated_tokens, &values->report);
     return 0;
@@ -432,6 +483,7 @@ static int bench_infer(const void *values, const pst_options_found *found, pst_e
     bench_job job = {.values = values};
     cli_notes_start(&job.values->report);
     int status = run_job(&job, found, err);
+    close_log(&job);
     for (size_t i = 0; job.results != NULL && i < job.batch; i++)
         pst_result_free(&job.results[i]);
     pst_heap_free(job.results);
@@ -453,8 +505,8 @@ const cli_command cli_command_bench_infer = {
              "Measures a batch of prompts: prefill, decode and total, with the options and the formulas of "
              "ZeRO-Inference, and what the drive and the processor would allow. Prefill throughput is batch * prompt "
              "/ prefill, decode batch * (gen - 1) / (total - prefill), total batch * gen / total.\n\n"
-             "The repetitions share one session; what is printed is the median of each figure, and --json has every "
-             "repetition.",
+             "The repetitions share one session; what is printed is the repetition whose total time is the median, and "
+             "--json has every one.",
          .example = "  penstock bench infer MODEL --batch-size 16 --prompt-len 512 --gen-len 32 --host-memory 2G\n",
          .groups = groups,
          .group_count = CLI_COUNT(groups),

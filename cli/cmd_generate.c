@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * penstock generate: text from prompts. One prompt streams to standard output as it is made; several are computed
- * together and printed in order at the end.
+ * together and printed in order, group by group.
  */
 #include <string.h>
 
 #include "base/heap.h"
 #include "common.h"
 #include "input.h"
-#include "interrupt.h"
 #include "output.h"
 #include "progress.h"
 
@@ -119,14 +118,25 @@ static const pst_option_group groups[] = {
     CLI_SHARED_GROUP("Output", cli_report_rows, generate_values, report),
 };
 
-/* What one run holds; every part is released by close_job. */
+/*
+ * What one run holds; every part is released by close_job.
+ *
+ * Requests are computed in windows: the results of one are printed and freed before the next begins, so that memory
+ * does not grow with the number of prompts. Inside a window a new request joins when one ends; a window is many times
+ * the batch where memory allows, so that the batch seldom runs empty at its end.
+ */
 typedef struct generate_job {
     const generate_values *values;
     cli_engine engine;
     cli_inputs prompts;
+    pst_sampling sampling;
+    uint64_t longest_new; /* tokens wanted of any request */
+    size_t window;        /* requests; of this many are: */
     pst_request *requests;
     pst_result *results;
-    pst_run_stats stats;
+    pst_run_stats stats; /* of all windows so far */
+    double pass_seconds; /* of their passes */
+    cli_json_stream json;
     /* Streaming: the error that stopped it, what was printed, tokens so far. */
     pst_error *err;
     bool has_text; /* the model has a tokenizer */
@@ -192,47 +202,99 @@ static int open_inputs(generate_job *job, pst_error *err)
         *err = cause;
     PST_TRY(status);
     job->has_text = true;
-    return cli_inputs_encode(&job->prompts, tokenizer, true, err);
+    return cli_inputs_encode(&job->prompts, tokenizer, err);
 }
 
-/* One request per prompt, and the lengths that the session is planned for. */
-static int build_requests(generate_job *job, const pst_options_found *found, pst_session_options *shape, pst_error *err)
+/* Tokens to make for a prompt that leaves room for some. */
+static uint64_t wanted_tokens(const generate_job *job, size_t prompt)
+{
+    uint64_t room = job->engine.info.context - job->prompts.items[prompt].id_count;
+    return job->values->max_new_tokens < room ? job->values->max_new_tokens : room;
+}
+
+/* The lengths that the session is planned for. */
+static int measure_prompts(generate_job *job, const pst_options_found *found, pst_session_options *shape,
+                           pst_error *err)
 {
     const generate_values *values = job->values;
-    size_t count = job->prompts.count;
-    pst_sampling sampling;
-    PST_TRY(choose_sampling(values, found, &job->engine.info, &sampling, err));
-    job->requests = pst_heap_calloc(count, sizeof *job->requests);
-    job->results = pst_heap_calloc(count, sizeof *job->results);
-    if (job->requests == NULL || job->results == NULL)
-        return pst_fail_memory(err, "requests", count * (sizeof *job->requests + sizeof *job->results));
     uint32_t context = job->engine.info.context;
+    char name[CLI_INPUT_NAME_BYTES];
+    size_t cut = 0, first_cut = 0;
+    PST_TRY(cli_inputs_check_ids(&job->prompts, job->engine.info.vocab, err));
+    for (size_t i = 0; i < job->prompts.count; i++) {
+        size_t tokens = job->prompts.items[i].id_count;
+        if (tokens >= context)
+            return pst_fail(err, PST_E_USAGE, cli_input_name(&job->prompts, i, name),
+                            "%zu tokens leave no room for an answer: the context of this model is %u tokens", tokens,
+                            context);
+        uint64_t wanted = wanted_tokens(job, i);
+        if (wanted < values->max_new_tokens && cut++ == 0)
+            first_cut = i;
+        if (tokens > shape->max_prompt_tokens)
+            shape->max_prompt_tokens = (uint32_t)tokens;
+        if (tokens + wanted > shape->max_tokens)
+            shape->max_tokens = (uint32_t)(tokens + wanted);
+        if (wanted > job->longest_new)
+            job->longest_new = wanted;
+    }
+    if (cut == 0 || !pst_options_given(&cli_command_generate.spec, found, "max-new-tokens"))
+        return 0;
+    cli_input_name(&job->prompts, first_cut, name);
+    if (cut > 1)
+        cli_note("%s and %zu more: fewer new tokens, for the context of this model is %u tokens", name, cut - 1,
+                 context);
+    else
+        cli_note("%s: only %llu new tokens, for the context of this model is %u tokens", name,
+                 (unsigned long long)wanted_tokens(job, first_cut), context);
+    return 0;
+}
+
+/* Requests of a window: as many as a sixteenth of the budget holds, at least those of one batch. */
+static size_t window_requests(const generate_job *job, uint32_t sequences)
+{
+    enum { MOST = 4096 };
+    const uint64_t usual_bytes = UINT64_C(64) << 20; /* without a budget of its own */
+    uint64_t budget = job->values->runtime.host_memory;
+    uint64_t window = (budget != 0 ? budget / 16 : usual_bytes) / cli_generation_bytes(job->longest_new);
+    window = window > MOST ? MOST : window;
+    window = window < sequences ? sequences : window;
+    return window < job->prompts.count ? (size_t)window : job->prompts.count;
+}
+
+/* What the window allocates, and the JSON of one result. */
+static uint64_t needed_bytes(const void *user, uint32_t sequences)
+{
+    const generate_job *job = user;
+    enum { JSON_TOKEN_BYTES = 64 };
+    return window_requests(job, sequences) * cli_generation_bytes(job->longest_new) +
+           job->longest_new * JSON_TOKEN_BYTES;
+}
+
+static int make_window(generate_job *job, uint32_t sequences, pst_error *err)
+{
+    job->window = window_requests(job, sequences);
+    job->requests = pst_heap_calloc(job->window, sizeof *job->requests);
+    job->results = pst_heap_calloc(job->window, sizeof *job->results);
+    if (job->requests == NULL || job->results == NULL)
+        return pst_fail_memory(err, "requests", job->window * (sizeof *job->requests + sizeof *job->results));
+    return 0;
+}
+
+static void fill_requests(generate_job *job, size_t first, size_t count)
+{
+    const generate_values *values = job->values;
     for (size_t i = 0; i < count; i++) {
-        const cli_input *prompt = &job->prompts.items[i];
-        if (prompt->id_count >= context)
-            return pst_fail(err, PST_E_USAGE, prompt->name,
-                            "%zu tokens leave no room for an answer: the context of this model is %u tokens",
-                            prompt->id_count, context);
-        uint64_t room = context - prompt->id_count;
-        uint64_t wanted = values->max_new_tokens < room ? values->max_new_tokens : room;
-        if (wanted < values->max_new_tokens && pst_options_given(&cli_command_generate.spec, found, "max-new-tokens"))
-            cli_note("%s: only %llu new tokens, for the context of this model is %u tokens", prompt->name,
-                     (unsigned long long)wanted, context);
+        const cli_input *prompt = &job->prompts.items[first + i];
         pst_request *request = &job->requests[i];
         *request = (pst_request){.prompt_ids = prompt->ids,
                                  .prompt_count = prompt->id_count,
-                                 .max_new_tokens = (uint32_t)wanted,
-                                 .sampling = sampling,
+                                 .max_new_tokens = (uint32_t)wanted_tokens(job, first + i),
+                                 .sampling = job->sampling,
                                  .stop_texts = values->stops.items,
                                  .stop_count = values->stops.count,
                                  .ignore_end = values->ignore_eos};
-        request->sampling.seed += i;
-        if (prompt->id_count > shape->max_prompt_tokens)
-            shape->max_prompt_tokens = (uint32_t)prompt->id_count;
-        if (prompt->id_count + wanted > shape->max_tokens)
-            shape->max_tokens = (uint32_t)(prompt->id_count + wanted);
+        request->sampling.seed += first + i;
     }
-    return 0;
 }
 
 /* Prints a single prompt's text as it comes, whole characters only; without a tokenizer its ids. */
@@ -258,27 +320,18 @@ static int on_token(void *user, size_t request, uint32_t id, const char *text, s
     return cli_out_flush(job->err) < 0;
 }
 
-static json_t *results_json(const generate_job *job)
+static json_t *result_json(const cli_input *prompt, const pst_result *result)
 {
-    json_t *array = json_array();
-    for (size_t i = 0; array != NULL && i < job->prompts.count; i++) {
-        const cli_input *prompt = &job->prompts.items[i];
-        const pst_result *result = &job->results[i];
-        json_t *entry =
-            json_pack("{s:o, s:o, s:o, s:s}", "prompt", cli_json_text(prompt->text, prompt->text_bytes), "text",
-                      cli_json_text(result->text, result->text_bytes), "token_ids",
-                      cli_json_ids(result->ids.ids, result->ids.count), "finish_reason", finish_name(result->finish));
-        if (cli_json_append(array, entry) != 0) {
-            json_decref(array);
-            return NULL;
-        }
-    }
-    return array;
+    return json_pack("{s:o, s:o, s:o, s:s}", "prompt", cli_json_text(prompt->text, prompt->text_bytes), "text",
+                     cli_json_text(result->text, result->text_bytes), "token_ids",
+                     cli_json_ids(result->ids.ids, result->ids.count), "finish_reason", finish_name(result->finish));
 }
 
-static int print_result(const cli_input *prompt, const pst_result *result, bool first, pst_error *err)
+static int print_result(const generate_job *job, size_t index, const pst_result *result, pst_error *err)
 {
-    PST_TRY(cli_out_printf(err, "%s=== %s: ", first ? "" : "\n", prompt->name));
+    const cli_input *prompt = &job->prompts.items[index];
+    char name[CLI_INPUT_NAME_BYTES];
+    PST_TRY(cli_out_printf(err, "%s=== %s: ", index == 0 ? "" : "\n", cli_input_name(&job->prompts, index, name)));
     if (prompt->text != NULL)
         PST_TRY(cli_out_write(prompt->text, prompt->text_bytes, err));
     else
@@ -292,61 +345,122 @@ static int print_result(const cli_input *prompt, const pst_result *result, bool 
     return cli_out_text("\n", err);
 }
 
-static int print_results(const generate_job *job, pst_error *err)
+/* Prints the results of a window and frees them. */
+static int print_window(generate_job *job, size_t first, size_t count, pst_error *err)
 {
-    if (job->values->report.json)
-        return cli_out_json(cli_json_document(results_json(job), cli_json_stats(&job->stats)), err);
-    for (size_t i = 0; !job->streams && i < job->prompts.count; i++)
-        PST_TRY(print_result(&job->prompts.items[i], &job->results[i], i == 0, err));
-    return cli_out_flush(err);
+    int status = 0;
+    cli_progress_clear();
+    for (size_t i = 0; i < count; i++) {
+        const pst_result *result = &job->results[i];
+        if (status >= 0 && job->values->report.json)
+            status = cli_json_stream_result(&job->json, result_json(&job->prompts.items[first + i], result), err);
+        else if (status >= 0 && !job->streams)
+            status = print_result(job, first + i, result, err);
+        pst_result_free(&job->results[i]);
+    }
+    return status < 0 ? status : cli_out_flush(err);
 }
 
-static int run_requests(generate_job *job, pst_error *err)
+/* Adds a window's figures to those of the windows before it, as if they were one run. */
+static void add_stats(generate_job *job, const pst_run_stats *window, size_t requests_so_far)
 {
-    size_t count = job->prompts.count;
+    pst_run_stats *sum = &job->stats, before = job->stats;
+    /* The wall time of the passes is not among the figures, but follows from them. */
+    job->pass_seconds += window->read_bytes_per_second > 0
+                             ? (double)window->weight_bytes_read / window->read_bytes_per_second
+                         : window->share_of_bound > 0 ? window->bound_seconds / window->share_of_bound
+                                                      : window->total_seconds;
+    *sum = *window; /* what belongs to the session, and to the process so far */
+    sum->prompt_tokens += before.prompt_tokens;
+    sum->generated_tokens += before.generated_tokens;
+    sum->passes += before.passes;
+    sum->prefill_seconds += before.prefill_seconds;
+    sum->decode_seconds += before.decode_seconds;
+    sum->total_seconds += before.total_seconds;
+    sum->weight_bytes_read += before.weight_bytes_read;
+    sum->io_wait_seconds += before.io_wait_seconds;
+    sum->compute_seconds += before.compute_seconds;
+    sum->bound_seconds += before.bound_seconds;
+    if (before.bound_seconds > window->bound_seconds)
+        sum->limited_by = before.limited_by;
+    if (requests_so_far == 0) /* one window has its own rates */
+        return;
+    sum->prefill_tokens_per_second = sum->prefill_seconds > 0 ? (double)sum->prompt_tokens / sum->prefill_seconds : 0;
+    sum->decode_tokens_per_second = 0;
+    if (sum->decode_seconds > 0 && sum->generated_tokens > requests_so_far)
+        sum->decode_tokens_per_second = (double)(sum->generated_tokens - requests_so_far) / sum->decode_seconds;
+    sum->tokens_per_second = sum->total_seconds > 0 ? (double)sum->generated_tokens / sum->total_seconds : 0;
+    sum->read_bytes_per_second = job->pass_seconds > 0 ? (double)sum->weight_bytes_read / job->pass_seconds : 0;
+    sum->share_of_bound = job->pass_seconds > 0 ? sum->bound_seconds / job->pass_seconds : 0;
+}
+
+static int run_window(generate_job *job, size_t first, size_t count, pst_error *err)
+{
+    pst_run_stats stats;
+    fill_requests(job, first, count);
+    *err = (pst_error){.offset = PST_NO_OFFSET};
+    pst_error cause = {.offset = PST_NO_OFFSET};
+    cli_engine_run_begins(&job->engine);
+    int status = pst_generate(job->engine.session, job->requests, count, on_token, job, job->results, &stats, &cause);
+    bool done = status >= 0;
+    status = cli_engine_run_ended(status, &cause);
+    if (err->code < 0) /* writing failed, and that cancelled the run */
+        return err->code;
+    /* The text stands alone on its lines, however it ended. */
+    if (job->streams && (!job->ended_line || (done && !job->printed_any))) {
+        PST_TRY(cli_out_text("\n", err));
+        PST_TRY(cli_out_flush(err));
+    }
+    if (status < 0) {
+        *err = cause;
+        return status;
+    }
+    add_stats(job, &stats, first == 0 ? 0 : first + count);
+    return print_window(job, first, count, err);
+}
+
+static int run_windows(generate_job *job, pst_error *err)
+{
+    size_t total = job->prompts.count;
     uint64_t wanted = 0;
-    for (size_t i = 0; i < count; i++)
-        wanted += job->requests[i].max_new_tokens;
-    job->streams = count == 1 && !job->values->report.json;
+    for (size_t i = 0; i < total; i++)
+        wanted += wanted_tokens(job, i);
+    job->streams = total == 1 && !job->values->report.json;
     job->err = err;
     job->ended_line = true;
     if (!job->streams)
         cli_progress_begin("generating", "tokens", wanted);
-    *err = (pst_error){.offset = PST_NO_OFFSET};
-    pst_error cause = {.offset = PST_NO_OFFSET};
-    int status =
-        pst_generate(job->engine.session, job->requests, count, on_token, job, job->results, &job->stats, &cause);
+    int status = 0;
+    for (size_t first = 0; first < total && status >= 0; first += job->window)
+        status = run_window(job, first, job->window < total - first ? job->window : total - first, err);
     cli_progress_end();
-    if (err->code < 0) /* writing failed, and that cancelled the run */
-        return err->code;
-    /* The text stands alone on its lines, however it ended. */
-    if (job->streams && (!job->ended_line || (status >= 0 && !job->printed_any)))
-        PST_TRY(cli_out_text("\n", err));
-    if (job->streams)
-        PST_TRY(cli_out_flush(err));
-    if (status < 0)
-        *err = cause;
-    return status;
+    PST_TRY(status);
+    return job->values->report.json ? cli_json_stream_end(&job->json, cli_json_stats(&job->stats), err) : 0;
 }
 
 static int run_job(generate_job *job, const char *model, const pst_options_found *found, pst_error *err)
 {
     const generate_values *values = job->values;
     pst_session_options shape = {0};
+    for (size_t i = 0; i < values->stops.count; i++) {
+        if (values->stops.items[i][0] == '\0')
+            return cli_usage(err, "--stop: an empty text would end every text at once");
+    }
     PST_TRY(cli_engine_open(&job->engine, model, &values->lookup, err));
+    PST_TRY(choose_sampling(values, found, &job->engine.info, &job->sampling, err));
     PST_TRY(open_inputs(job, err));
-    PST_TRY(build_requests(job, found, &shape, err));
+    PST_TRY(measure_prompts(job, found, &shape, err));
     uint64_t most = values->batch_size != 0 ? values->batch_size : 32;
     shape.max_sequences = (uint32_t)(job->prompts.count < most ? job->prompts.count : most);
     PST_TRY(cli_engine_start(&job->engine, &values->runtime,
                              pst_options_given(&cli_command_generate.spec, found, "resident"), &shape,
-                             values->batch_size == 0, err));
-    int status = run_requests(job, err);
+                             values->batch_size == 0, &(cli_needs){needed_bytes, job}, err));
+    PST_TRY(make_window(job, shape.max_sequences, err));
+    int status = run_windows(job, err);
     if (status < 0) {
         cli_engine_write_trace(&job->engine, NULL); /* it may show why; the first error is the one to report */
         return status;
     }
-    PST_TRY(print_results(job, err));
     PST_TRY(cli_engine_write_trace(&job->engine, err));
     cli_closing_lines(&job->stats, job->stats.generated_tokens, &values->report);
     return 0;
@@ -354,7 +468,7 @@ static int run_job(generate_job *job, const char *model, const pst_options_found
 
 static void close_job(generate_job *job)
 {
-    for (size_t i = 0; job->results != NULL && i < job->prompts.count; i++)
+    for (size_t i = 0; job->results != NULL && i < job->window; i++)
         pst_result_free(&job->results[i]);
     pst_heap_free(job->results);
     pst_heap_free(job->requests);
@@ -382,8 +496,10 @@ const cli_command cli_command_generate = {
                  "Hugging Face cache), whose weights need not fit in memory: what does not fit is streamed from the "
                  "drive in every pass.\n\n"
                  "The text of a single prompt appears on standard output as it is made. Several prompts are computed "
-                 "together and printed in order, each under a line that repeats it. Without a prompt, standard input "
-                 "is one (less one newline at its end). One closing line on standard error says how fast it went and "
+                 "together and printed in order, each under a line that repeats it: many of them in groups that fit in "
+                 "memory, each group printed when it is done (with --json too, so that a run which fails leaves a "
+                 "document without its end). Without a prompt, standard input is one (less one newline at its end). "
+                 "One closing line on standard error says how fast it went and "
                  "what set the limit.",
              .example = "  penstock generate ~/models/Llama-3-8B --host-memory 2G --prompt \"Once upon a time\"\n"
                         "  penstock generate org/name --prompts-file prompts.txt --json > answers.json\n",

@@ -147,6 +147,19 @@ static int print_totals(const pst_inspection *inspection, pst_error *err)
     return 0;
 }
 
+/* A header may hold names of megabytes: their beginning and end are shown, which tell tensors apart. --json has them
+ * whole. */
+enum { NAME_COLUMNS = 128, NAME_TAIL = 48 };
+
+static const char *shorten(const char *name, char *text)
+{
+    size_t length = strlen(name);
+    if (length <= NAME_COLUMNS)
+        return name;
+    snprintf(text, NAME_COLUMNS + 8, "%.*s...%s", NAME_COLUMNS - NAME_TAIL - 3, name, name + length - NAME_TAIL);
+    return text;
+}
+
 static int print_tensor(const pst_inspection *inspection, size_t index, int name_width, pst_error *err)
 {
     pst_inspect_tensor tensor;
@@ -158,9 +171,11 @@ static int print_tensor(const pst_inspection *inspection, size_t index, int name
     }
     size_t used = strlen(shape);
     snprintf(shape + used, sizeof shape - used, "]");
+    char short_name[NAME_COLUMNS + 8];
+    const char *name = shorten(tensor.name, short_name);
     PST_TRY(cli_out_text("  ", err));
-    PST_TRY(cli_out_safe(tensor.name, err));
-    int padding = name_width - (int)strlen(tensor.name);
+    PST_TRY(cli_out_safe(name, err));
+    int padding = name_width - (int)strlen(name);
     return cli_out_printf(err, "%*s  %-5s %-18s %14" PRIu64 "  %s\n", padding > 0 ? padding : 0, "",
                           pst_dtype_name(tensor.dtype), shape, tensor.offset,
                           pst_format_bytes((double)tensor.bytes, size, sizeof size));

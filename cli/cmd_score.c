@@ -109,11 +109,12 @@ static int open_texts(score_job *job, pst_error *err)
     PST_TRY(cli_inputs_gather(&source, &job->texts, err));
     if (values->logits_out != NULL && job->texts.count != 1)
         return cli_usage(err, "--logits-out takes one text, and there are %zu", job->texts.count);
-    if (values->token_ids.count > 0)
-        return 0;
-    const pst_tokenizer *tokenizer;
-    PST_TRY(pst_model_tokenizer(job->engine.model, &tokenizer, err));
-    return cli_inputs_encode(&job->texts, tokenizer, true, err);
+    if (values->token_ids.count == 0) {
+        const pst_tokenizer *tokenizer;
+        PST_TRY(pst_model_tokenizer(job->engine.model, &tokenizer, err));
+        PST_TRY(cli_inputs_encode(&job->texts, tokenizer, err));
+    }
+    return cli_inputs_check_ids(&job->texts, job->engine.info.vocab, err);
 }
 
 static size_t windows_of(size_t tokens, size_t window)
@@ -198,7 +199,9 @@ static int run_windows(score_job *job, pst_error *err)
     pst_error cause = {.offset = PST_NO_OFFSET};
     job->err = err;
     cli_progress_begin("scoring", "tokens", rows);
+    cli_engine_run_begins(&job->engine);
     int status = pst_score(job->engine.session, job->requests, job->window_count, on_logits, job, &job->stats, &cause);
+    status = cli_engine_run_ended(status, &cause);
     cli_progress_end();
     if (err->code < 0) /* writing failed, and that cancelled the run */
         return err->code;
@@ -222,44 +225,64 @@ static json_t *real_or_null(double value)
     return isfinite(value) ? json_real(value) : json_null();
 }
 
-static json_t *text_json(const score_job *job, size_t text)
+/* Number by number: as a tree, the figures of a long text would take tens of times their own memory. */
+static int print_text_json(const score_job *job, size_t text, pst_error *err)
 {
     const cli_input *item = &job->texts.items[text];
     double mean = mean_logprob(job, text);
-    json_t *logprobs = json_array();
-    for (size_t i = 0; logprobs != NULL && i + 1 < item->id_count; i++) {
-        if (cli_json_append(logprobs, real_or_null(job->logprobs[text][i])) != 0) {
-            json_decref(logprobs);
-            logprobs = NULL;
-        }
+    PST_TRY(cli_out_printf(err, "%s{\"tokens\": %zu, \"token_ids\": [", text > 0 ? ", " : "", item->id_count));
+    for (size_t i = 0; i < item->id_count; i++)
+        PST_TRY(cli_out_printf(err, i > 0 ? ", %u" : "%u", item->ids[i]));
+    PST_TRY(cli_out_text("], \"logprobs\": [", err));
+    for (size_t i = 0; i + 1 < item->id_count; i++) {
+        PST_TRY(cli_out_text(i > 0 ? ", " : "", err));
+        PST_TRY(cli_out_json_value(real_or_null(job->logprobs[text][i]), err));
     }
-    return json_pack("{s:I, s:o, s:o, s:o, s:o}", "tokens", (json_int_t)item->id_count, "token_ids",
-                     cli_json_ids(item->ids, item->id_count), "logprobs", logprobs, "mean_logprob", real_or_null(mean),
-                     "perplexity", real_or_null(exp(-mean)));
+    PST_TRY(cli_out_text("], \"mean_logprob\": ", err));
+    PST_TRY(cli_out_json_value(real_or_null(mean), err));
+    PST_TRY(cli_out_text(", \"perplexity\": ", err));
+    PST_TRY(cli_out_json_value(real_or_null(exp(-mean)), err));
+    return cli_out_text("}", err);
+}
+
+static int print_json(const score_job *job, pst_error *err)
+{
+    PST_TRY(cli_out_text("{\"results\": [", err));
+    for (size_t i = 0; i < job->texts.count; i++)
+        PST_TRY(print_text_json(job, i, err));
+    PST_TRY(cli_out_text("], \"stats\": ", err));
+    PST_TRY(cli_out_json_value(cli_json_stats(&job->stats), err));
+    PST_TRY(cli_out_text("}\n", err));
+    return cli_out_flush(err);
 }
 
 static int print_scores(const score_job *job, pst_error *err)
 {
-    if (job->values->report.json) {
-        json_t *results = json_array();
-        for (size_t i = 0; results != NULL && i < job->texts.count; i++) {
-            if (cli_json_append(results, text_json(job, i)) != 0) {
-                json_decref(results);
-                results = NULL;
-            }
-        }
-        return cli_out_json(cli_json_document(results, cli_json_stats(&job->stats)), err);
-    }
+    if (job->values->report.json)
+        return print_json(job, err);
     for (size_t i = 0; i < job->texts.count; i++) {
+        char name[CLI_INPUT_NAME_BYTES];
         double mean = mean_logprob(job, i);
         size_t count = job->texts.items[i].id_count;
-        PST_TRY(cli_out_printf(err, "%s: %zu token%s", job->texts.items[i].name, count, count == 1 ? "" : "s"));
-        if (isnan(mean))
+        PST_TRY(
+            cli_out_printf(err, "%s: %zu token%s", cli_input_name(&job->texts, i, name), count, count == 1 ? "" : "s"));
+        if (count < 2)
             PST_TRY(cli_out_text(", of which none follows another\n", err));
         else
             PST_TRY(cli_out_printf(err, ", mean log-probability %.6f, perplexity %.6g\n", mean, exp(-mean)));
     }
     return cli_out_flush(err);
+}
+
+/* The log-probabilities, which are there already but not yet touched. */
+static uint64_t needed_bytes(const void *user, uint32_t sequences)
+{
+    (void)sequences;
+    const score_job *job = user;
+    uint64_t tokens = 0;
+    for (size_t i = 0; i < job->texts.count; i++)
+        tokens += job->texts.items[i].id_count;
+    return tokens * sizeof(double);
 }
 
 static int run_job(score_job *job, const pst_options_found *found, pst_error *err)
@@ -273,7 +296,7 @@ static int run_job(score_job *job, const pst_options_found *found, pst_error *er
     shape.max_sequences = (uint32_t)(job->window_count < most ? job->window_count : most);
     PST_TRY(cli_engine_start(&job->engine, &values->runtime,
                              pst_options_given(&cli_command_score.spec, found, "resident"), &shape,
-                             values->batch_size == 0, err));
+                             values->batch_size == 0, &(cli_needs){needed_bytes, job}, err));
     PST_TRY(open_logits(job, err));
     int status = run_windows(job, err);
     if (status < 0) {

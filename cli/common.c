@@ -2,12 +2,18 @@
 /* Shared option rows, and the way from a model's name to a running session. */
 #include "common.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include "base/heap.h"
 #include "base/stats.h"
 #include "interrupt.h"
+#include "output.h"
 #include "penstock/log.h"
 #include "progress.h"
 
@@ -37,6 +43,7 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .type = PST_OPTION_SIZE,
      .offset = offsetof(cli_runtime, host_memory),
      .metavar = "SIZE",
+     .min = 1,
      .help = "bound of the memory of the whole process (K M G of 1000, Ki Mi Gi of 1024); without it a sensible share "
              "of what is free, control group limits respected"},
     {.name = "resident",
@@ -68,6 +75,7 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .metavar = "SIZE",
      .min = 4096,
      .max = 1 << 30,
+     .multiple = 4096,
      .help = "bytes of one read, a multiple of 4096; without it 1Mi"},
     {.name = "queue-depth",
      .type = PST_OPTION_U64,
@@ -75,7 +83,7 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .metavar = "N",
      .min = 1,
      .max = 4096,
-     .help = "reads in flight; without it 32"},
+     .help = "reads in flight; without it 64"},
     {.name = "threads",
      .type = PST_OPTION_U64,
      .offset = offsetof(cli_runtime, threads),
@@ -84,10 +92,11 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .max = 1024,
      .help = "threads that compute; without it all processors"},
     {.name = "kernels",
-     .type = PST_OPTION_STRING,
+     .type = PST_OPTION_CHOICE,
      .offset = offsetof(cli_runtime, kernels),
-     .metavar = "NAME",
-     .help = "instruction set of the compute kernels; without it the best of this processor"},
+     .choices = "auto|portable|avx2|avx512|avx512bf16",
+     .initial = "auto",
+     .help = "instruction set of the compute kernels; auto is the best of this processor"},
     {.name = "trace",
      .type = PST_OPTION_STRING,
      .offset = offsetof(cli_runtime, trace),
@@ -103,10 +112,10 @@ static void print_line(const char *prefix, const char *text)
     if (length > sizeof line - 2)
         length = sizeof line - 2;
     for (size_t i = 0; i < length; i++) {
-        unsigned char byte = (unsigned char)line[i];
-        if (byte < 0x20 || byte == 0x7f)
-            line[i] = byte == '\n' || byte == '\t' ? ' ' : '?';
+        if (line[i] == '\n' || line[i] == '\t')
+            line[i] = ' ';
     }
+    length = cli_make_safe(line, length);
     line[length] = '\n';
     cli_progress_clear();
     fwrite(line, 1, length + 1, stderr);
@@ -187,22 +196,60 @@ static void fill_options(const cli_runtime *runtime, bool resident_given, pst_se
     out->io_engine = runtime->io_engine;
     out->block_size = runtime->block_size;
     out->queue_depth = (uint32_t)runtime->queue_depth;
-    out->kernels = runtime->kernels;
+    out->kernels = strcmp(runtime->kernels, "auto") == 0 ? NULL : runtime->kernels;
     out->measure_bound = true;
 }
 
+/* Opens a session while the command's own memory is there and touched: the plan takes what the process holds then off
+ * the budget, so that the same memory is free for the command afterwards. */
+static int open_beside(cli_engine *engine, const pst_session_options *options, uint64_t bytes, pst_error *err)
+{
+    uint64_t budget = options->host_memory_bytes;
+    if (budget == 0 || bytes == 0) /* without a bound of its own the plan leaves a share of the free memory alone */
+        return pst_session_open(engine->model, options, &engine->session, err);
+    if (bytes > budget / 2)
+        return pst_fail(err, PST_E_BUDGET, NULL,
+                        "a host memory budget of %.1f MiB is too small: what these prompts give takes %.1f MiB of it",
+                        (double)budget / 0x1p20, (double)bytes / 0x1p20);
+    void *held = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (held == MAP_FAILED)
+        return pst_fail_memory(err, "results", bytes);
+    int status = pst_session_open(engine->model, options, &engine->session, err);
+    munmap(held, bytes);
+    return status;
+}
+
+/* Whether the trace can be written is found out before hours of work, by a file of its own beside it. */
+static int check_trace(const char *path, pst_error *err)
+{
+    struct stat about;
+    if (stat(path, &about) == 0 && !S_ISREG(about.st_mode))
+        return pst_fail(err, -EINVAL, path, "it exists and is no regular file");
+    char *probe = pst_heap_printf("%s.tmp-XXXXXX", path);
+    if (probe == NULL)
+        return pst_fail_memory(err, path, strlen(path));
+    int fd = mkstemp(probe), cause = errno;
+    if (fd >= 0) {
+        unlink(probe);
+        close(fd);
+    }
+    pst_heap_free(probe);
+    return fd >= 0 ? 0 : pst_fail(err, -cause, path, "cannot create: %s", strerror(cause));
+}
+
 int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool resident_given, pst_session_options *shape,
-                     bool shrink, pst_error *err)
+                     bool shrink, const cli_needs *needs, pst_error *err)
 {
     enum { TRACE_EVENTS = 1 << 17 };
     fill_options(runtime, resident_given, shape);
     if (runtime->trace != NULL && engine->trace == NULL) {
+        PST_TRY(check_trace(runtime->trace, err));
         PST_TRY(pst_trace_open(TRACE_EVENTS, &engine->trace, err));
         engine->trace_path = runtime->trace;
     }
     shape->trace = engine->trace;
     for (;;) {
-        int status = pst_session_open(engine->model, shape, &engine->session, err);
+        int status = open_beside(engine, shape, needs->bytes(needs->user, shape->max_sequences), err);
         if (status == PST_E_BUDGET && shrink && shape->max_sequences > 1) {
             shape->max_sequences /= 2;
             continue;
@@ -211,14 +258,39 @@ int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool reside
             return status;
         break;
     }
-    cli_interrupt_attach(engine->session);
     pst_session_get_plan(engine->session, &engine->plan);
     return 0;
 }
 
+void cli_engine_run_begins(cli_engine *engine)
+{
+    cli_interrupt_attach(engine->session);
+}
+
+int cli_engine_run_ended(int status, pst_error *err)
+{
+    cli_interrupt_attach(NULL);
+    if (status >= 0 && cli_interrupted() != 0)
+        return pst_fail(err, PST_E_CANCELLED, NULL, "cancelled");
+    return status;
+}
+
+uint64_t cli_generation_bytes(uint64_t new_tokens)
+{
+    /* The records of a request and its result, its text stream, the heap's own; then ids, and a text that grows by
+     * doubling, of about twelve bytes a token (English has four to five). */
+    enum { REQUEST_BYTES = 2048, TOKEN_BYTES = sizeof(uint32_t) + 28 };
+    return REQUEST_BYTES + new_tokens * TOKEN_BYTES;
+}
+
 int cli_engine_write_trace(cli_engine *engine, pst_error *err)
 {
-    return engine->trace != NULL ? pst_trace_write(engine->trace, engine->trace_path, err) : 0;
+    if (engine->trace == NULL)
+        return 0;
+    cli_interrupt_polled(true); /* the library publishes the file whole; what a signal cut short would stay */
+    int status = pst_trace_write(engine->trace, engine->trace_path, err);
+    cli_interrupt_polled(false);
+    return status;
 }
 
 void cli_engine_close(cli_engine *engine)

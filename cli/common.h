@@ -69,10 +69,22 @@ typedef struct cli_engine {
 
 /* Opens the model alone. */
 int cli_engine_open(cli_engine *engine, const char *model, const cli_lookup *lookup, pst_error *err);
+/* What the command itself allocates while the session runs, with so many sequences in flight: the session is planned so
+ * that this fits in the budget too. */
+typedef struct cli_needs {
+    uint64_t (*bytes)(const void *user, uint32_t sequences);
+    const void *user;
+} cli_needs;
 /* Opens the session: `shape` says sequences and lengths, the runtime options the rest. With `shrink`, fewer sequences
- * are tried while the memory budget is too small for them. From here on Ctrl-C cancels the session. */
+ * are tried while the memory budget is too small for them. */
 int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool resident_given, pst_session_options *shape,
-                     bool shrink, pst_error *err);
+                     bool shrink, const cli_needs *needs, pst_error *err);
+/* Around each run of the session: in between a signal cancels it, elsewhere a signal ends the program at once. The
+ * latter returns the run's status, or PST_E_CANCELLED when a signal came too late to stop it. */
+void cli_engine_run_begins(cli_engine *engine);
+int cli_engine_run_ended(int status, pst_error *err);
+/* Memory that one request takes from pst_generate and its result. */
+uint64_t cli_generation_bytes(uint64_t new_tokens);
 /* Writes --trace, if asked for. */
 int cli_engine_write_trace(cli_engine *engine, pst_error *err);
 void cli_engine_close(cli_engine *engine);

@@ -107,8 +107,9 @@ int cli_read_line(FILE *from, const char *path, char **line, size_t *capacity, s
 }
 
 /* Well-formed sequences as the Unicode standard's table 3-7 lists them: lead bytes and the range of the second. */
-static size_t sequence_bytes(const unsigned char *at, size_t left)
+size_t cli_utf8_sequence_bytes(const char *text, size_t left)
 {
+    const unsigned char *at = (const unsigned char *)text;
     static const struct {
         unsigned char lead_first, lead_last, second_first, second_last, bytes;
     } forms[] = {
@@ -136,7 +137,7 @@ size_t cli_utf8_valid_bytes(const char *text, size_t bytes)
 {
     size_t at = 0;
     while (at < bytes) {
-        size_t length = sequence_bytes((const unsigned char *)text + at, bytes - at);
+        size_t length = cli_utf8_sequence_bytes(text + at, bytes - at);
         if (length == 0)
             return at;
         at += length;
@@ -152,7 +153,13 @@ static int check_utf8(const char *name, const char *text, size_t bytes, size_t b
     return pst_fail_at(err, PST_E_FORMAT, name, base + valid, "not valid UTF-8");
 }
 
-static int add_item(cli_inputs *inputs, const char *noun, const char *text, size_t bytes, pst_error *err)
+char *cli_input_name(const cli_inputs *inputs, size_t index, char *name)
+{
+    snprintf(name, CLI_INPUT_NAME_BYTES, "%s %zu", inputs->noun, index + 1);
+    return name;
+}
+
+static int add_item(cli_inputs *inputs, const cli_input *item, pst_error *err)
 {
     /* Doubling at powers of two keeps this linear for a file of many lines. */
     if ((inputs->count & (inputs->count - 1)) == 0) {
@@ -162,10 +169,7 @@ static int add_item(cli_inputs *inputs, const char *noun, const char *text, size
             return pst_fail_memory(err, "inputs", capacity * sizeof *grown);
         inputs->items = grown;
     }
-    char *name = pst_heap_printf("%s %zu", noun, inputs->count + 1);
-    if (name == NULL)
-        return pst_fail_memory(err, "inputs", 32);
-    inputs->items[inputs->count++] = (cli_input){.name = name, .text = text, .text_bytes = bytes};
+    inputs->items[inputs->count++] = *item;
     return 0;
 }
 
@@ -173,8 +177,9 @@ static int gather_texts(const cli_source *source, cli_inputs *out, pst_error *er
 {
     for (size_t i = 0; i < source->texts->count; i++) {
         const char *text = source->texts->items[i];
-        PST_TRY(add_item(out, source->noun, text, strlen(text), err));
-        PST_TRY(check_utf8(out->items[i].name, text, strlen(text), 0, err));
+        char name[CLI_INPUT_NAME_BYTES];
+        PST_TRY(check_utf8(cli_input_name(out, i, name), text, strlen(text), 0, err));
+        PST_TRY(add_item(out, &(cli_input){.text = text, .text_bytes = strlen(text)}, err));
     }
     return 0;
 }
@@ -183,13 +188,7 @@ static int gather_ids(const cli_source *source, cli_inputs *out, pst_error *err)
 {
     for (size_t i = 0; i < source->ids->count; i++) {
         const pst_option_id_list *list = &source->ids->lists[i];
-        PST_TRY(add_item(out, source->noun, NULL, 0, err));
-        uint32_t *copy = pst_heap_reallocarray(NULL, list->count, sizeof *copy);
-        if (copy == NULL)
-            return pst_fail_memory(err, "token ids", list->count * sizeof *copy);
-        memcpy(copy, list->ids, list->count * sizeof *copy);
-        out->items[i].ids = copy;
-        out->items[i].id_count = list->count;
+        PST_TRY(add_item(out, &(cli_input){.ids = list->ids, .id_count = list->count}, err));
     }
     return 0;
 }
@@ -204,7 +203,7 @@ static int gather_lines(const cli_source *source, cli_inputs *out, pst_error *er
         const char *end = memchr(out->buffer + at, '\n', bytes - at);
         size_t length = end != NULL ? (size_t)(end - out->buffer) - at : bytes - at;
         size_t kept = length > 0 && out->buffer[at + length - 1] == '\r' ? length - 1 : length;
-        PST_TRY(add_item(out, source->noun, out->buffer + at, kept, err));
+        PST_TRY(add_item(out, &(cli_input){.text = out->buffer + at, .text_bytes = kept}, err));
         at += length + 1;
     }
     if (out->count == 0)
@@ -212,7 +211,7 @@ static int gather_lines(const cli_source *source, cli_inputs *out, pst_error *er
     return 0;
 }
 
-static int gather_whole(const cli_source *source, const char *path, bool drop_newline, cli_inputs *out, pst_error *err)
+static int gather_whole(const char *path, bool drop_newline, cli_inputs *out, pst_error *err)
 {
     size_t bytes;
     PST_TRY(cli_read_file(path, &out->buffer, &bytes, err));
@@ -220,7 +219,7 @@ static int gather_whole(const cli_source *source, const char *path, bool drop_ne
     /* What `echo` puts at the end is no part of a prompt. */
     if (drop_newline && bytes > 0 && out->buffer[bytes - 1] == '\n')
         bytes--;
-    return add_item(out, source->noun, out->buffer, bytes, err);
+    return add_item(out, &(cli_input){.text = out->buffer, .text_bytes = bytes}, err);
 }
 
 static int gather(const cli_source *source, cli_inputs *out, pst_error *err)
@@ -236,56 +235,92 @@ static int gather(const cli_source *source, cli_inputs *out, pst_error *err)
     if (source->lines_file != NULL)
         return gather_lines(source, out, err);
     if (source->whole_file != NULL)
-        return gather_whole(source, source->whole_file, false, out, err);
+        return gather_whole(source->whole_file, false, out, err);
     if (!source->stdin_default)
         return cli_usage(err, "no %s given", source->noun);
     if (isatty(STDIN_FILENO) == 1)
         cli_note("reading the %s from the terminal; Ctrl-D at the start of a line ends it", source->noun);
-    return gather_whole(source, "-", true, out, err);
+    return gather_whole("-", true, out, err);
 }
 
 int cli_inputs_gather(const cli_source *source, cli_inputs *out, pst_error *err)
 {
-    *out = (cli_inputs){0};
+    *out = (cli_inputs){.noun = source->noun};
     int status = gather(source, out, err);
     if (status < 0)
         cli_inputs_free(out);
     return status;
 }
 
-int cli_inputs_encode(cli_inputs *inputs, const pst_tokenizer *tokenizer, bool add_special, pst_error *err)
+/* Appends to the ids of all inputs; the items keep counts alone as long as the ids may still move. */
+static int append_ids(cli_inputs *inputs, size_t *used, size_t *capacity, const pst_tokens *tokens, pst_error *err)
 {
+    if (tokens->count > *capacity - *used) {
+        size_t wanted = *capacity * 2 > *used + tokens->count ? *capacity * 2 : *used + tokens->count;
+        uint32_t *grown = pst_heap_reallocarray(inputs->ids, wanted, sizeof *grown);
+        if (grown == NULL)
+            return pst_fail_memory(err, "token ids", wanted * sizeof *grown);
+        inputs->ids = grown;
+        *capacity = wanted;
+    }
+    if (tokens->count > 0)
+        memcpy(inputs->ids + *used, tokens->ids, tokens->count * sizeof *tokens->ids);
+    *used += tokens->count;
+    return 0;
+}
+
+int cli_inputs_encode(cli_inputs *inputs, const pst_tokenizer *tokenizer, pst_error *err)
+{
+    size_t used = 0, capacity = 0;
+    char name[CLI_INPUT_NAME_BYTES];
     for (size_t i = 0; i < inputs->count; i++) {
         cli_input *item = &inputs->items[i];
         if (item->text == NULL)
             continue;
+        if (item->text_bytes == 0)
+            return pst_fail(err, PST_E_FORMAT, cli_input_name(inputs, i, name), "it is empty");
         pst_tokens tokens;
         pst_error cause = {.offset = PST_NO_OFFSET};
-        int status = pst_tokenizer_encode(tokenizer, item->text, item->text_bytes, add_special, &tokens, &cause);
+        int status = pst_tokenizer_encode(tokenizer, item->text, item->text_bytes, true, &tokens, &cause);
         if (status < 0)
-            return pst_fail_at(err, status, item->name, cause.offset, "%s", cause.message);
-        uint32_t *copy = tokens.count > 0 ? pst_heap_reallocarray(NULL, tokens.count, sizeof *copy) : NULL;
-        if (copy != NULL)
-            memcpy(copy, tokens.ids, tokens.count * sizeof *copy);
-        item->ids = copy;
+            return pst_fail_at(err, status, cli_input_name(inputs, i, name), cause.offset, "%s", cause.message);
         item->id_count = tokens.count;
+        status = append_ids(inputs, &used, &capacity, &tokens, err);
         pst_tokens_free(&tokens);
+        PST_TRY(status);
         if (item->id_count == 0)
-            return pst_fail(err, PST_E_FORMAT, item->name,
-                            "it is empty, and the tokenizer of this model begins a text with no token of its own");
-        if (copy == NULL)
-            return pst_fail_memory(err, "token ids", item->id_count * sizeof *copy);
+            return pst_fail(err, PST_E_FORMAT, cli_input_name(inputs, i, name), "the tokenizer makes no token of it");
+    }
+    const uint32_t *at = inputs->ids;
+    for (size_t i = 0; i < inputs->count; i++) {
+        if (inputs->items[i].text != NULL) {
+            inputs->items[i].ids = at;
+            at += inputs->items[i].id_count;
+        }
+    }
+    return 0;
+}
+
+int cli_inputs_check_ids(const cli_inputs *inputs, uint32_t vocab, pst_error *err)
+{
+    for (size_t i = 0; i < inputs->count; i++) {
+        const cli_input *item = &inputs->items[i];
+        for (size_t j = 0; j < item->id_count; j++) {
+            char name[CLI_INPUT_NAME_BYTES];
+            if (item->ids[j] >= vocab)
+                return pst_fail(err, PST_E_USAGE, cli_input_name(inputs, i, name),
+                                "%s %u, and the vocabulary of this model has %u tokens",
+                                item->text != NULL ? "the tokenizer gives the id" : "it holds the token id",
+                                item->ids[j], vocab);
+        }
     }
     return 0;
 }
 
 void cli_inputs_free(cli_inputs *inputs)
 {
-    for (size_t i = 0; i < inputs->count; i++) {
-        pst_heap_free(inputs->items[i].name);
-        pst_heap_free(inputs->items[i].ids);
-    }
     pst_heap_free(inputs->items);
+    pst_heap_free(inputs->ids);
     pst_heap_free(inputs->buffer);
     *inputs = (cli_inputs){0};
 }

@@ -19,7 +19,11 @@ static void on_signal(int number)
     int saved = errno;
     /* Counted before the session is looked at, so that attach(NULL) can wait until it is not used. */
     atomic_fetch_add(&handlers_inside, 1);
-    atomic_store(&signal_seen, number);
+    int none = 0;
+    if (!atomic_compare_exchange_strong(&signal_seen, &none, number)) {
+        atomic_fetch_sub(&handlers_inside, 1);
+        return; /* what the first one began is under way */
+    }
     pst_session *running = atomic_load(&session);
     if (running != NULL)
         pst_session_cancel(running);
@@ -36,15 +40,21 @@ static void on_signal(int number)
 
 void cli_interrupt_install(void)
 {
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND | SA_RESTART};
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     struct sigaction inherited;
     sigemptyset(&action.sa_mask);
-    /* A shell starts background jobs with SIGINT ignored, and so it shall stay. */
-    if (sigaction(SIGINT, NULL, &inherited) == 0 && inherited.sa_handler != SIG_IGN)
-        sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        sigaddset(&action.sa_mask, numbers[i]);
+    /* A shell starts background jobs with SIGINT ignored, nohup a program with SIGHUP, and so it shall stay. */
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        if (numbers[i] == SIGTERM || (sigaction(numbers[i], NULL, &inherited) == 0 && inherited.sa_handler != SIG_IGN))
+            sigaction(numbers[i], &action, NULL);
+    }
     /* A reader that left shows as EPIPE at the next write, which ends the command in order. */
     signal(SIGPIPE, SIG_IGN);
+    /* A file that would grow past its limit shows as EFBIG, which every writer tidies up after. */
+    signal(SIGXFSZ, SIG_IGN);
 }
 
 void cli_interrupt_attach(pst_session *running)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Ctrl-C (SIGINT) and SIGTERM. The first one asks what is running to stop and lets the command tidy up; where nothing
- * can be asked it ends the program there and then. The second one kills.
+ * Ctrl-C (SIGINT), SIGTERM, and SIGHUP of a terminal that was closed. The first one asks what is running to stop and
+ * lets the command tidy up; where nothing can be asked it ends the program there and then. Later ones change nothing,
+ * so that an impatient second Ctrl-C leaves nothing half-written; SIGQUIT (Ctrl-\) and SIGKILL end it in any state.
  */
 #ifndef PENSTOCK_CLI_INTERRUPT_H
 #define PENSTOCK_CLI_INTERRUPT_H

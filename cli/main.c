@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/heap.h"
@@ -24,6 +25,17 @@ static void occupy_standard_descriptors(void)
             continue;
         if (open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0)
             _exit(1);
+    }
+}
+
+/* A checkpoint may have more files than the usual soft limit of 1024, which is only that low for programs that use
+ * select(). */
+static void raise_file_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
     }
 }
 
@@ -119,6 +131,7 @@ static int dispatch(int argc, char *const *argv, pst_error *err)
 int main(int argc, char **argv)
 {
     occupy_standard_descriptors();
+    raise_file_limit();
     cli_interrupt_install();
     if (argc < 2) {
         cli_help_overview(stderr);

@@ -21,8 +21,13 @@ int cli_out_printf(pst_error *err, const char *format, ...) __attribute__((forma
 int cli_out_flush(pst_error *err);
 /* Prints the document on one line and drops the caller's reference, whatever happens. NULL: out of memory. */
 int cli_out_json(json_t *document, pst_error *err);
-/* Text from a file, with control characters shown as '?', so that a terminal does not obey it. */
+/* Makes text harmless for a terminal, in place: C0 controls and DEL, C1 controls and bytes that are no UTF-8 (which a
+ * terminal of eight bits may take for C1) become '?'. Returns the bytes that are left. */
+size_t cli_make_safe(char *text, size_t bytes);
+/* Text from a file, made harmless. */
 int cli_out_safe(const char *text, pst_error *err);
+/* A document that comes in pieces: a value by itself, without a line end; drops the reference. NULL: out of memory. */
+int cli_out_json_value(json_t *value, pst_error *err);
 
 /* New references; NULL when out of memory. */
 json_t *cli_json_ids(const uint32_t *ids, size_t count);
@@ -30,6 +35,13 @@ json_t *cli_json_text(const char *text, size_t bytes); /* null for NULL */
 json_t *cli_json_stats(const pst_run_stats *stats);
 /* {"results": results, "stats": stats}, which takes over both references (either NULL gives NULL). */
 json_t *cli_json_document(json_t *results, json_t *stats);
+/* cli_json_document's in pieces, for results that are not to be held all at once; it is complete after the end. Each
+ * takes over the reference (NULL: out of memory). */
+typedef struct cli_json_stream {
+    bool begun;
+} cli_json_stream;
+int cli_json_stream_result(cli_json_stream *stream, json_t *result, pst_error *err);
+int cli_json_stream_end(cli_json_stream *stream, json_t *stats, pst_error *err);
 /* Appends, taking over the reference; -1 when out of memory (value NULL included). */
 int cli_json_append(json_t *array, json_t *value);
 

@@ -27,7 +27,10 @@ else
 fi
 case $need in
 build) ;;
-test) want libcmocka-dev pkg-config --exists cmocka ;;
+test)
+    want libcmocka-dev pkg-config --exists cmocka
+    want mandoc sh -c 'command -v mandoc' # the manual page's test is there only with it
+    ;;
 peers) want python3-venv python3 -c 'import venv, ensurepip' ;;
 fuzz)
     want clang sh -c 'command -v clang'
@@ -54,9 +57,14 @@ if ! command -v apt-get >/dev/null 2>&1; then
 fi
 sudo=""
 if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null 2>&1 || {
+        echo "missing:$packages; run as root: apt-get install$packages" >&2
+        exit 1
+    }
     sudo="sudo"
 fi
 echo "installing:$packages"
-$sudo apt-get update -q
+# One unreachable source of several fails this, and the packages may be there all the same: installing tells.
+$sudo apt-get update -q || echo "setup.sh: apt-get update failed; trying with the lists that are there" >&2
 # shellcheck disable=SC2086 # a list of words
 $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $packages

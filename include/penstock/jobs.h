@@ -25,13 +25,13 @@ typedef struct pst_synth_options {
     size_t struct_size;    /* sizeof(pst_synth_options) of the caller */
     const char *shape;     /* one of pst_synth_shape_names; required */
     const char *folder;    /* where it shall appear; required; must not exist yet */
-    uint32_t layers;       /* the shape's own when 0 */
+    uint32_t layers;       /* the shape's own when 0; at most 4096 */
     uint64_t seed;         /* the same seed gives the same weights, whatever the other options are */
     pst_dtype dtype;       /* PST_BF16 (default), PST_F16, PST_F32: roundings of the same numbers */
     uint64_t shard_bytes;  /* no file gets more tensor data, except for one larger tensor; default 5,000,000,000 */
     const char *io_engine; /* as in pst_io_options; NULL: "auto" */
     uint64_t block_size;   /* bytes of one write; default 1 MiB */
-    uint32_t queue_depth;  /* writes in flight; default 32 */
+    uint32_t queue_depth;  /* writes in flight; default 64 */
     uint32_t threads;      /* that make the numbers; default: all processors */
     pst_on_progress on_progress;
     void *user;

@@ -60,8 +60,11 @@ static bool has_limits(const pst_option *option)
 /* NaN fails both comparisons and so is outside. */
 static int check_limits(const pst_option *option, double value, const char *text, pst_error *err)
 {
-    if (!has_limits(option) || (value >= option->min && value <= option->max))
+    bool bounded = option->max != 0 || option->min <= 0;
+    if (!has_limits(option) || (value >= option->min && (!bounded || value <= option->max)))
         return 0;
+    if (!bounded)
+        return pst_fail(err, PST_E_USAGE, NULL, "%.80s is less than %.15g", text, option->min);
     return pst_fail(err, PST_E_USAGE, NULL, "%s is not within %.15g to %.15g", text, option->min, option->max);
 }
 
@@ -73,6 +76,9 @@ static int store_number(const pst_option *option, const char *text, uint64_t *to
     else
         PST_TRY(pst_parse_u64(text, &number, err));
     PST_TRY(check_limits(option, (double)number, text, err));
+    if (option->multiple != 0 && number % option->multiple != 0)
+        return pst_fail(err, PST_E_USAGE, NULL, "%.80s is not a multiple of %llu", text,
+                        (unsigned long long)option->multiple);
     *to = number;
     return 0;
 }
@@ -147,23 +153,38 @@ static int unknown_option(const pst_command *command, const char *word, pst_erro
                     command->name, nearest);
 }
 
-/* Splits "--name=value" or "-x" at argv[*at]; *value is NULL when the value is not in the same word. */
+static const pst_option *find_long(const pst_command *command, const char *name, size_t length,
+                                   const pst_option_group **group, size_t *number)
+{
+    const pst_option *row;
+    for (*number = 0; (row = row_at(command, *number, group)) != NULL; ++*number) {
+        if (name_is(row->name, name, length))
+            return row;
+    }
+    return NULL;
+}
+
+/* Splits "--name=value", "-x", "-xvalue" or "-x=value"; *value is NULL when the value is not in the same word. */
 static const pst_option *match_row(const pst_command *command, const char *word, const pst_option_group **group,
                                    size_t *number, const char **value)
 {
     bool is_long = word[1] == '-';
     const char *name = word + (is_long ? 2 : 1);
     size_t length = strcspn(name, "=");
-    for (*number = 0;; ++*number) {
-        const pst_option *row = row_at(command, *number, group);
-        if (row == NULL)
-            return NULL;
-        if (is_long ? name_is(row->name, name, length)
-                    : (length == 1 && row->short_name != '\0' && row->short_name == *name)) {
-            *value = name[length] == '=' ? name + length + 1 : NULL;
+    const pst_option *row = find_long(command, name, length, group, number);
+    if (is_long) {
+        *value = name[length] == '=' ? name + length + 1 : NULL;
+        return row;
+    }
+    if (row != NULL) /* "-prompt" is no "-p rompt", but a hyphen too few */
+        return NULL;
+    for (*number = 0; (row = row_at(command, *number, group)) != NULL; ++*number) {
+        if (row->short_name != '\0' && row->short_name == *name) {
+            *value = name[1] == '\0' ? NULL : name + (name[1] == '=' ? 2 : 1);
             return row;
         }
     }
+    return NULL;
 }
 
 static bool is_decimal(const char *text)
@@ -226,6 +247,9 @@ static int parse_words(const pst_command *command, int argc, char *const *argv, 
             return 0;
         } else if (!options_over && word[0] == '-' && word[1] != '\0') {
             PST_TRY(parse_option(command, argc, argv, &at, values, found, err));
+        } else if (word[0] == '\0') {
+            return pst_fail(err, PST_E_USAGE, NULL, "'penstock %s' needs %s, and one word is empty", command->name,
+                            command->operands);
         } else if (found->operand_count < command->max_operands && found->operand_count < PST_OPERANDS_MAX) {
             found->operands[found->operand_count++] = word;
         } else {

@@ -5,7 +5,7 @@
  * written once and placed in each command's value structure by its base offset.
  *
  * Spelling: `--name value`, `--name=value`; hyphens and underscores are the same letter; no abbreviations; `-x value`
- * for rows with a short name; `--` ends the options; the last of a repeated single option counts.
+ * or `-xvalue` for rows with a short name; `--` ends the options; the last of a repeated single option counts.
  *
  * Values: defaults are written as text and go through the same parser as given values. Strings are borrowed from argv
  * (or from the table); lists are allocated and freed by pst_options_free.
@@ -60,7 +60,8 @@ typedef struct pst_option {
     const char *help;    /* one or more sentences in small letters, no full stop at the end */
     const char *initial; /* default as text; NULL: zero, and the help says what that means */
     const char *choices; /* "auto|f32|bf16" */
-    double min, max;     /* numbers: both 0 is no limit; sizes and counts are exact up to 2^53 */
+    double min, max;     /* numbers: both 0 is no limit, max 0 beside a min none above; exact up to 2^53 */
+    uint64_t multiple;   /* sizes and counts: of what the value must be a multiple; 0: any */
     char short_name;     /* 0: none */
     bool hidden;         /* accepted, but not in the short help (it is in the manual) */
 } pst_option;
@@ -104,8 +105,8 @@ void pst_options_free(const pst_command *command, void *values);
 /* Whether the option stood on the command line (rather than its default). The name must be in the tables. */
 bool pst_options_given(const pst_command *command, const pst_options_found *found, const char *name);
 
-/* Values by themselves. "1500M", "2Gi", "1.5G", "4096": K M G T are powers of 1000, Ki Mi Gi Ti of 1024, a final B is
- * allowed; fractions are rounded down to bytes. */
+/* Values by themselves. "1500M", "2Gi", "1.5G", "4096": K M G T are powers of 1000, Ki Mi Gi Ti of 1024, small letters
+ * mean the same, a final B is allowed; fractions are rounded down to bytes. */
 int pst_parse_size(const char *text, uint64_t *out, pst_error *err);
 int pst_parse_u64(const char *text, uint64_t *out, pst_error *err);
 int pst_parse_double(const char *text, double *out, pst_error *err);

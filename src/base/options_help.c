@@ -19,7 +19,7 @@ void pst_option_limits(const pst_option *option, char *text, size_t text_bytes)
 {
     char range[64] = "", initial[96] = "";
     /* A maximum that nobody comes near says nothing to a reader. */
-    if ((option->min != 0 || option->max != 0) && option->max < 65536)
+    if (option->max != 0 && option->max < 65536)
         snprintf(range, sizeof range, "%.15g to %.15g", option->min, option->max);
     if (option->initial != NULL && option->type != PST_OPTION_FLAG && option->type != PST_OPTION_LEVEL)
         snprintf(initial, sizeof initial, "default %s", option->initial);

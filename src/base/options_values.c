@@ -10,29 +10,39 @@
 #include "base/heap.h"
 #include "base/options.h"
 
-/* Decimal digits at *text into *out, *text moved past them; false without any or beyond 64 bits. */
-static bool take_digits(const char **text, uint64_t *out)
+/* Decimal digits at *text into *out, *text moved past them; false without any. *out is UINT64_MAX and *over set beyond
+ * 64 bits. */
+static bool take_digits(const char **text, uint64_t *out, bool *over)
 {
     const char *at = *text;
     uint64_t number = 0;
+    *over = false;
     if (!isdigit((unsigned char)*at))
         return false;
     for (; isdigit((unsigned char)*at); at++) {
-        if (__builtin_mul_overflow(number, 10u, &number) ||
+        if (*over || __builtin_mul_overflow(number, 10u, &number) ||
             __builtin_add_overflow(number, (uint64_t)(*at - '0'), &number))
-            return false;
+            *over = true;
     }
     *text = at;
-    *out = number;
+    *out = *over ? UINT64_MAX : number;
     return true;
+}
+
+static int fail_too_large(const char *text, pst_error *err)
+{
+    return pst_fail(err, PST_E_USAGE, NULL, "\"%.80s\" is too large", text);
 }
 
 int pst_parse_u64(const char *text, uint64_t *out, pst_error *err)
 {
     const char *at = text;
     uint64_t number;
-    if (!take_digits(&at, &number) || *at != '\0')
+    bool over;
+    if (!take_digits(&at, &number, &over) || *at != '\0')
         return pst_fail(err, PST_E_USAGE, NULL, "\"%.80s\" is not a whole number of at least 0", text);
+    if (over)
+        return fail_too_large(text, err);
     *out = number;
     return 0;
 }
@@ -55,7 +65,7 @@ static uint64_t suffix_bytes(const char *suffix)
     static const char letters[] = "KMGT";
     if (*suffix == '\0' || strcmp(suffix, "B") == 0)
         return 1;
-    const char *letter = strchr(letters, *suffix == 'k' ? 'K' : *suffix);
+    const char *letter = strchr(letters, toupper((unsigned char)*suffix));
     if (letter == NULL)
         return 0;
     bool binary = suffix[1] == 'i';
@@ -72,7 +82,8 @@ int pst_parse_size(const char *text, uint64_t *out, pst_error *err)
 {
     const char *at = text;
     uint64_t whole = 0, scale = 1, fraction = 0;
-    if (!take_digits(&at, &whole))
+    bool over;
+    if (!take_digits(&at, &whole, &over))
         goto malformed;
     if (*at == '.') {
         at++;
@@ -89,8 +100,8 @@ int pst_parse_size(const char *text, uint64_t *out, pst_error *err)
     if (unit == 0)
         goto malformed;
     unsigned __int128 bytes = (unsigned __int128)whole * unit + (unsigned __int128)fraction * unit / scale;
-    if (bytes > UINT64_MAX)
-        return pst_fail(err, PST_E_USAGE, NULL, "\"%.80s\" is too large", text);
+    if (over || bytes > UINT64_MAX)
+        return fail_too_large(text, err);
     *out = (uint64_t)bytes;
     return 0;
 malformed:
@@ -133,7 +144,8 @@ int pst_parse_ids(const char *text, pst_option_id_list *out, pst_error *err)
     for (size_t count = 0; count < capacity; count++) {
         uint64_t id;
         at += strspn(at, " ");
-        if (!take_digits(&at, &id) || id > UINT32_MAX)
+        bool over;
+        if (!take_digits(&at, &id, &over) || id > UINT32_MAX)
             break;
         ids[count] = (uint32_t)id;
         at += strspn(at, " ");

@@ -94,38 +94,28 @@ void pst_stats_print(const pst_stat *table, size_t count, const void *record, FI
     }
 }
 
-/* The element of rank `rank` by counting: repetitions are few and no copy is needed. */
-static double ranked(const pst_stat *row, const char *records, size_t record_bytes, size_t repetitions, size_t rank)
+size_t pst_stats_median(const pst_stat *table, size_t count, const char *key, const void *records, size_t record_bytes,
+                        size_t repetitions)
 {
+    const pst_stat *row = table;
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(table[i].name, key) == 0)
+            row = &table[i];
+    }
+    /* The element of the middle rank by counting: repetitions are few and no copy is needed. */
+    size_t rank = (repetitions - 1) / 2;
     for (size_t i = 0; i < repetitions; i++) {
-        double candidate = number_of(row, records + i * record_bytes);
+        double candidate = number_of(row, (const char *)records + i * record_bytes);
         size_t below = 0, equal = 0;
         for (size_t j = 0; j < repetitions; j++) {
-            double other = number_of(row, records + j * record_bytes);
+            double other = number_of(row, (const char *)records + j * record_bytes);
             below += other < candidate;
             equal += other == candidate;
         }
         if (below <= rank && rank < below + equal)
-            return candidate;
+            return i;
     }
-    return NAN; /* only when NaNs are among them */
-}
-
-void pst_stats_median(const pst_stat *table, size_t count, const void *records, size_t record_bytes, size_t repetitions,
-                      void *out)
-{
-    for (size_t i = 0; i < count && repetitions > 0; i++) {
-        void *to = (char *)out + table[i].offset;
-        if (table[i].kind == PST_STAT_TEXT) {
-            *(const char **)to = *(const char *const *)field_of(&table[i], records);
-            continue;
-        }
-        double median = ranked(&table[i], records, record_bytes, repetitions, (repetitions - 1) / 2);
-        if (table[i].kind == PST_STAT_COUNT)
-            *(uint64_t *)to = (uint64_t)median;
-        else
-            *(double *)to = median;
-    }
+    return 0; /* only when NaNs are among them */
 }
 
 char *pst_format_bytes(double bytes, char *text, size_t text_bytes)

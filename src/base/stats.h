@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The stats registry: one table says what each field of a record is called, its unit and its kind. Text, JSON and
- * medians over repetitions all walk the table, so a new figure is one new row. No state; any thread.
+ * the choice among repetitions all use the table, so a new figure is one new row. No state; any thread.
  */
 #ifndef PST_BASE_STATS_H
 #define PST_BASE_STATS_H
@@ -34,10 +34,11 @@ extern const size_t pst_run_stat_count;
 int pst_stats_to_json(const pst_stat *table, size_t count, const void *record, json_t **out, pst_error *err);
 /* One line per row, "name  value unit", for people. */
 void pst_stats_print(const pst_stat *table, size_t count, const void *record, FILE *to);
-/* Sets every number of *out to its median over records[0..repetitions) (the lower middle of an even count, so that
- * each is a figure that was measured), and every text to that of the first record. */
-void pst_stats_median(const pst_stat *table, size_t count, const void *records, size_t record_bytes, size_t repetitions,
-                      void *out);
+/* The index of the record whose number `key` is the median over records[0..repetitions), the lower middle of an even
+ * count. One whole record, and not a median of each figure: those come from different repetitions and need not agree
+ * with each other. The key must be in the table, repetitions at least 1. */
+size_t pst_stats_median(const pst_stat *table, size_t count, const char *key, const void *records, size_t record_bytes,
+                        size_t repetitions);
 
 /* "41.2 GB" (powers of 1000), "512 bytes". Returns text. */
 char *pst_format_bytes(double bytes, char *text, size_t text_bytes);

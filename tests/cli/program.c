@@ -52,8 +52,14 @@ static void child(const program_setup *setup, const char *const *arguments, cons
     if (setup->file_limit != 0) {
         struct rlimit limit = {setup->file_limit, setup->file_limit};
         setrlimit(RLIMIT_FSIZE, &limit);
-        signal(SIGXFSZ, SIG_IGN);
     }
+    struct rlimit files;
+    if (setup->open_files != 0 && getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = setup->open_files;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    signal(SIGXFSZ, SIG_DFL);
+    signal(SIGHUP, SIG_DFL);
     signal(SIGPIPE, SIG_DFL);
     signal(SIGINT, SIG_DFL);
     execv(PST_TEST_PROGRAM, argv);
@@ -72,7 +78,13 @@ static void collect(const program_setup *setup, pid_t pid, int out, int err, buf
         polled[0].fd = -1;
         open_ends = 1;
     }
-    while (open_ends > 0 && poll(polled, 2, -1) > 0) {
+    while (open_ends > 0) {
+        bool again = sent && setup->signal_repeats;
+        int ready = poll(polled, 2, again ? 2 : -1);
+        if (ready < 0)
+            break;
+        if (again)
+            kill(pid, setup->signal);
         for (int i = 0; i < 2; i++) {
             if (polled[i].fd < 0 || polled[i].revents == 0)
                 continue;
@@ -263,6 +275,16 @@ const char *copy_model(const char *model, const char *name)
     }
     closedir(list);
     return target;
+}
+
+uint64_t model_config(const char *key)
+{
+    json_t *config = json_load_file(MODEL "/config.json", 0, NULL);
+    assert_non_null(config);
+    json_int_t value = json_integer_value(json_object_get(config, key));
+    json_decref(config);
+    assert_true(value > 0);
+    return (uint64_t)value;
 }
 
 int count_entries(const char *part)

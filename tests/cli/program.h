@@ -32,7 +32,9 @@ typedef struct program_setup {
     bool output_closed;      /* standard output is not open */
     bool output_broken;      /* standard output is a pipe that nobody reads */
     int signal;              /* sent once the first text came out */
+    bool signal_repeats;     /* and again every few milliseconds until the program has ended */
     uint64_t file_limit;     /* RLIMIT_FSIZE; 0: none */
+    uint64_t open_files;     /* RLIMIT_NOFILE, its soft limit; 0: as it is */
     const char *environment; /* "NAME=value" added */
 } program_setup;
 
@@ -62,6 +64,8 @@ char *read_file(const char *path, size_t *bytes);
 void copy_file(const char *from, const char *to);
 /* All files of a model's folder into a new one in the scratch folder. */
 const char *copy_model(const char *model, const char *name);
+/* A whole number of the model's config.json. */
+uint64_t model_config(const char *key);
 /* Entries of the scratch folder whose name holds `part`. */
 int count_entries(const char *part);
 

@@ -73,6 +73,44 @@ static void test_zero_inference_command_line(void **state)
     free(log);
 }
 
+/* An even number of repetitions: the reported figures are those of one of them, so that they agree. */
+static void test_even_loops(void **state)
+{
+    (void)state;
+    json_t *document = expect_json(PENSTOCK("bench", "infer", MODEL, "--prompt-len", "16", "--gen-len", "4", "--loops",
+                                            "4", "--resident", "0", "--json"));
+    const json_t *stats = json_object_get(document, "stats"), *results = json_object_get(document, "results");
+    double total = number(stats, "total_seconds");
+    assert_true(near(number(stats, "prefill_seconds") + number(stats, "decode_seconds"), total));
+    assert_true(near(number(stats, "tokens_per_second"), 4 / total));
+    size_t below = 0, equal = 0;
+    for (size_t i = 0; i < 4; i++) {
+        double other = number(json_array_get(results, i), "total_seconds");
+        below += other < total;
+        equal += other == total;
+    }
+    assert_true(below <= 1 && below + equal > 1); /* the lower middle */
+    json_decref(document);
+}
+
+/* Whether the log can be written is found out before the work; a run that fails leaves none. */
+static void test_log_file(void **state)
+{
+    (void)state;
+    program_result result =
+        PENSTOCK("bench", "infer", MODEL, "--prompt-len", "8", "--log-file", scratch_path("missing/bench.log"));
+    assert_string_equal(result.out, "");
+    expect_error(result, 1, "No such file");
+    EXPECT_ERROR(1, "too small", "bench", "infer", MODEL, "--host-memory", "1M", "--prompt-len", "8", "--log-file",
+                 scratch_path("none.log"));
+    assert_int_equal(count_entries("none.log"), 0);
+    /* The report is out before the log that cannot take it. */
+    result = PENSTOCK("bench", "infer", MODEL, "--loops", "1", "--prompt-len", "8", "--gen-len", "2", "--log-file",
+                      "/dev/full");
+    assert_non_null(strstr(result.out, "total latency: "));
+    expect_error(result, 1, "/dev/full: cannot write: No space left");
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -87,8 +125,8 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formulas),
-        cmocka_unit_test(test_zero_inference_command_line),
+        cmocka_unit_test(test_formulas),   cmocka_unit_test(test_zero_inference_command_line),
+        cmocka_unit_test(test_even_loops), cmocka_unit_test(test_log_file),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

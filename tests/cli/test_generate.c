@@ -235,9 +235,9 @@ static void test_context(void **state)
 static void test_interrupt(void **state)
 {
     (void)state;
-    static const int signals[] = {SIGINT, SIGTERM};
-    for (size_t i = 0; i < 2; i++) {
-        const program_setup setup = {.signal = signals[i]};
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGINT};
+    for (size_t i = 0; i < 4; i++) {
+        const program_setup setup = {.signal = signals[i], .signal_repeats = i == 3};
         program_result result = PENSTOCK_WITH(&setup, "generate", MODEL, "--prompt", "Once", "-n", "500",
                                               "--ignore-eos", "--resident", "0");
         assert_int_equal(result.status, 128 + signals[i]);
@@ -264,8 +264,65 @@ static void test_trace(void **state)
     assert_non_null(document);
     json_decref(document);
     free(text);
-    EXPECT_ERROR(1, "No such file", "generate", MODEL, "--prompt", "Once", "-n", "4", "--trace",
-                 scratch_path("missing/trace.json"));
+    /* Found out before the work, and nothing but the trace is left of finding out. */
+    result = PENSTOCK("generate", MODEL, "--prompt", "Once", "-n", "4", "--trace", scratch_path("missing/trace.json"));
+    assert_string_equal(result.out, "");
+    expect_error(result, 1, "No such file");
+    result = PENSTOCK("generate", MODEL, "--prompt", "Once", "-n", "4", "--trace", scratch());
+    assert_string_equal(result.out, "");
+    expect_error(result, 1, "no regular file");
+    assert_int_equal(count_entries("trace.json"), 1);
+}
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { PROMPTS = 3000, SANITIZED = 1 };
+#else
+enum { PROMPTS = 60000, SANITIZED = 0 };
+#endif
+
+/* More prompts than are held at once: all come, in order, each as it comes alone, and their number costs no memory that
+ * the budget does not have. */
+static void test_many_prompts(void **state)
+{
+    (void)state;
+    static const char *const prompts[] = {"hello", "a", "what then"};
+    const char *folder = scratch_path("many");
+    program_result made = PENSTOCK("synth", "tiny", folder);
+    assert_int_equal(made.status, 0);
+    program_free(&made);
+    FILE *file = fopen(scratch_path("many.txt"), "w");
+    assert_non_null(file);
+    for (size_t i = 0; i < PROMPTS; i++)
+        fprintf(file, "%s\n", prompts[i % 3]);
+    fclose(file);
+    const char *memory = SANITIZED ? "2G" : "60Mi", *batch = SANITIZED ? "1024" : "32";
+    json_t *all = expect_json(PENSTOCK("generate", folder, "--prompts-file", scratch_path("many.txt"), "-n1",
+                                       "--host-memory", memory, "--batch-size", batch, "--json"));
+    const json_t *results = json_object_get(all, "results"), *stats = json_object_get(all, "stats");
+    assert_int_equal(json_array_size(results), PROMPTS);
+    for (size_t i = 0; i < PROMPTS; i++) {
+        const char *prompt = json_string_value(json_object_get(json_array_get(results, i), "prompt"));
+        assert_string_equal(prompt, prompts[i % 3]);
+        assert_true(json_equal(result_ids(all, i), result_ids(all, i % 3)));
+    }
+    for (size_t i = 0; i < 3; i++) {
+        json_t *alone = expect_json(PENSTOCK("generate", folder, "--prompt", prompts[i], "-n1", "--json"));
+        assert_true(json_equal(result_ids(alone, 0), result_ids(all, i)));
+        json_decref(alone);
+    }
+    assert_int_equal(json_integer_value(json_object_get(stats, "generated_tokens")), PROMPTS);
+    json_int_t passes = json_integer_value(json_object_get(stats, "passes"));
+    assert_true(passes >= (PROMPTS + 1023) / 1024 && (SANITIZED || passes <= PROMPTS / 32 * 5 / 4));
+    double rate = json_number_value(json_object_get(stats, "tokens_per_second"));
+    double seconds = json_number_value(json_object_get(stats, "total_seconds"));
+    assert_true(rate * seconds > PROMPTS * 0.999 && rate * seconds < PROMPTS * 1.001);
+    if (!SANITIZED)
+        assert_true(json_integer_value(json_object_get(stats, "peak_rss_bytes")) <= 60 << 20);
+    json_decref(all);
+    /* Prompts that do not fit by themselves are refused. */
+    if (!SANITIZED)
+        EXPECT_ERROR(1, "too small", "generate", folder, "--prompts-file", scratch_path("many.txt"), "-n1",
+                     "--host-memory", "20Mi");
 }
 
 /* A hub folder as the Hugging Face library lays it out: a snapshot of links, named by refs/main. */
@@ -330,6 +387,7 @@ int main(void)
         cmocka_unit_test(test_context),
         cmocka_unit_test(test_interrupt),
         cmocka_unit_test(test_trace),
+        cmocka_unit_test(test_many_prompts),
         cmocka_unit_test(test_cache_snapshot),
         cmocka_unit_test(test_cache_lookup),
     };

@@ -46,7 +46,6 @@ static void test_missing(void **state)
     unlink(fresh("config.json"));
     GENERATE("config.json");
     EXPECT_ERROR(1, "tokenizer", "tokenize", model, "--text", "x");
-    EXPECT_ERROR(1, "", "generate", "", "--token-ids", "1");
     EXPECT_ERROR(1, "", "generate", "/dev/null", "--token-ids", "1");
 }
 
@@ -240,13 +239,24 @@ static void test_texts(void **state)
     EXPECT_ERROR(1, "larger than the 64 MiB", "score", MODEL, "--file", "/dev/zero");
 }
 
-/* This model's tokenizer begins every text with a token; one that does not leaves nothing to go on from. */
+/* Refused whether or not the tokenizer begins every text with a token, which --token-ids can give. */
 static void test_empty_prompt(void **state)
 {
     (void)state;
-    program_result result = PENSTOCK("generate", MODEL, "--prompt", "", "-n", "3");
-    assert_int_equal(result.status, 0);
-    program_free(&result);
+    EXPECT_ERROR(1, "prompt 2: it is empty", "generate", MODEL, "--prompt", "a", "--prompt", "");
+    write_text(scratch_path("hole.txt"), "one\n\nthree\n");
+    EXPECT_ERROR(1, "prompt 2: it is empty", "generate", MODEL, "--prompts-file", scratch_path("hole.txt"));
+    EXPECT_ERROR(1, "text 1: it is empty", "score", MODEL, "--text", "");
+    static const char *const inputs[] = {"", "\n"};
+    for (size_t i = 0; i < 2; i++) {
+        const program_setup setup = {.input = inputs[i]};
+        expect_error(PENSTOCK_WITH(&setup, "generate", MODEL), 1, "prompt 1: it is empty");
+        expect_error(PENSTOCK_WITH(&setup, "score", MODEL), 1, "text 1: it is empty");
+    }
+    EXPECT_ERROR(1, "prompt 1: it is empty", "bench", "infer", MODEL, "--prompt", "", "--gen-len", "2");
+    program_result bare = PENSTOCK("generate", MODEL, "--token-ids", "0", "-n", "3");
+    assert_int_equal(bare.status, 0);
+    program_free(&bare);
     copy_file(PST_TEST_SOURCE_DIR "/tests/reference/tokenizers/gpt2/tokenizer.json",
               (fresh(""), scratch_path("t.json")));
     char path[640];
@@ -260,7 +270,36 @@ static void test_budget(void **state)
     (void)state;
     program_result result = PENSTOCK("generate", MODEL, "--prompt", "x", "--host-memory", "1M");
     expect_error(result, 1, "MiB");
-    EXPECT_ERROR(1, "", "generate", MODEL, "--prompt", "x", "--kernels", "abacus");
+}
+
+static void test_token_ids(void **state)
+{
+    (void)state;
+    fresh("");
+    EXPECT_ERROR(1, "prompt 2: it holds the token id 53, and the vocabulary of this model has 53", "generate", model,
+                 "--token-ids", "1,2", "--token-ids", "52,53");
+    EXPECT_ERROR(1, "text 1: it holds the token id 4294967295", "score", model, "--token-ids", "1,4294967295");
+    /* A tokenizer of a larger model. */
+    char path[640];
+    snprintf(path, sizeof path, "%s/tokenizer.json", model);
+    copy_file(MODEL "/tokenizer.json", path);
+    EXPECT_ERROR(1, "prompt 1: the tokenizer gives the id ", "generate", model, "--prompt", "Once upon a time");
+}
+
+/* Weights that are no numbers: nothing that follows from them is passed off as a result. */
+static void test_not_finite(void **state)
+{
+    (void)state;
+    const char *path = fresh("model.safetensors");
+    size_t bytes;
+    char *file = read_file(path, &bytes);
+    uint64_t header_bytes;
+    memcpy(&header_bytes, file, 8);
+    memset(file + 8 + header_bytes, 0xff, bytes - 8 - header_bytes);
+    write_file(path, file, bytes);
+    free(file);
+    GENERATE("not finite");
+    EXPECT_ERROR(1, "not finite", "score", model, "--token-ids", "1,2,3");
 }
 
 static void test_unreadable(void **state)
@@ -284,7 +323,8 @@ int main(void)
         cmocka_unit_test(test_the_copy_works), cmocka_unit_test(test_missing),    cmocka_unit_test(test_truncated),
         cmocka_unit_test(test_lying_headers),  cmocka_unit_test(test_configs),    cmocka_unit_test(test_index),
         cmocka_unit_test(test_tokenizers),     cmocka_unit_test(test_texts),      cmocka_unit_test(test_empty_prompt),
-        cmocka_unit_test(test_budget),         cmocka_unit_test(test_unreadable),
+        cmocka_unit_test(test_budget),         cmocka_unit_test(test_unreadable), cmocka_unit_test(test_token_ids),
+        cmocka_unit_test(test_not_finite),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

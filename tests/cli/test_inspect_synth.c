@@ -56,7 +56,7 @@ static void test_synth_failures(void **state)
     assert_int_equal(count_entries("full"), before);
     EXPECT_ERROR(1, "", "synth", "tiny", "/dev/null/x");
     /* More than any drive of a test machine: refused before anything is written. */
-    expect_error(PENSTOCK("synth", "llama3-70b", scratch_path("full"), "--dtype", "f32", "--layers", "60000"), 1, "");
+    expect_error(PENSTOCK("synth", "llama3-70b", scratch_path("full"), "--dtype", "f32", "--layers", "4096"), 1, "");
     assert_int_equal(count_entries("full"), before);
 }
 
@@ -64,13 +64,35 @@ static void test_synth_failures(void **state)
 static void test_synth_interrupted(void **state)
 {
     (void)state;
-    const program_setup setup = {.signal = SIGINT};
-    program_result result = PENSTOCK_WITH(&setup, "synth", "tiny", scratch_path("stopped"), "--layers", "2000");
-    assert_non_null(strstr(result.err, "penstock: writing "));
-    assert_int_equal(result.status, 130);
-    assert_string_equal(result.out, "");
-    program_free(&result);
-    assert_int_equal(count_entries("stopped"), 0);
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGINT};
+    for (size_t i = 0; i < 4; i++) {
+        /* An impatient user's second and third Ctrl-C come while the first one's cleaning is under way. */
+        const program_setup setup = {.signal = signals[i], .signal_repeats = i == 3};
+        program_result result = PENSTOCK_WITH(&setup, "synth", "tiny", scratch_path("stopped"), "--layers", "2000");
+        assert_non_null(strstr(result.err, "penstock: writing "));
+        assert_int_equal(result.status, 128 + signals[i]);
+        assert_string_equal(result.out, "");
+        program_free(&result);
+        assert_int_equal(count_entries("stopped"), 0);
+    }
+}
+
+/* More files than the soft limit of open ones, which the program raises. */
+static void test_many_shards(void **state)
+{
+    (void)state;
+    const program_setup setup = {.open_files = 64};
+    const char *folder = scratch_path("shards");
+    program_result made = PENSTOCK_WITH(&setup, "synth", "tiny", folder, "--layers", "12", "--shard-size", "1");
+    assert_int_equal(made.status, 0);
+    program_free(&made);
+    json_t *seen = expect_json(PENSTOCK("inspect", folder, "--json"));
+    assert_true(json_array_size(json_object_get(seen, "files")) > 100);
+    json_decref(seen);
+    program_result text = PENSTOCK_WITH(&setup, "generate", folder, "--prompt", "x", "-n", "2", "--resident", "0");
+    if (text.status != 0)
+        fail_msg("%s", text.err);
+    program_free(&text);
 }
 
 static void test_inspect_table(void **state)
@@ -80,8 +102,11 @@ static void test_inspect_table(void **state)
     assert_int_equal(result.status, 0);
     assert_string_equal(result.err, "");
     assert_non_null(strstr(result.out, "model.embed_tokens.weight"));
-    assert_non_null(strstr(result.out, "[3520, 256]"));
-    assert_non_null(strstr(result.out, "llama, layers 8"));
+    char shape[64], layers[64];
+    snprintf(shape, sizeof shape, "[%d, %d]", (int)model_config("vocab_size"), (int)model_config("hidden_size"));
+    snprintf(layers, sizeof layers, "llama, layers %d", (int)model_config("num_hidden_layers"));
+    assert_non_null(strstr(result.out, shape));
+    assert_non_null(strstr(result.out, layers));
     program_free(&result);
     result = PENSTOCK("inspect", CASES "/llama_gqa2/model.safetensors");
     assert_int_equal(result.status, 0);
@@ -92,7 +117,7 @@ static void test_inspect_table(void **state)
 static void test_inspect_is_safe(void **state)
 {
     (void)state;
-    static const char header[] = "{\"a\\u001b[2Jb\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}";
+    static const char header[] = "{\"a\\u001b[2Jb\\u009b2Jc\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}";
     char file[sizeof header + 9] = {0};
     uint64_t length = sizeof header - 1;
     memcpy(file, &length, 8);
@@ -101,15 +126,42 @@ static void test_inspect_is_safe(void **state)
     program_result result = PENSTOCK("inspect", scratch_path("evil.safetensors"));
     assert_null(strchr(result.out, '\033'));
     assert_null(strchr(result.err, '\033'));
+    assert_non_null(strstr(result.out, "  a?[2Jb?2Jc"));
+    program_free(&result);
+}
+
+/* A name of megabytes is shown by its ends, in a line that a terminal can show. */
+static void test_inspect_long_name(void **state)
+{
+    (void)state;
+    enum { NAME_BYTES = 4 << 20 };
+    char *file = malloc(NAME_BYTES + 256);
+    assert_non_null(file);
+    int at = 8 + sprintf(file + 8, "{\"begin");
+    memset(file + at, 'x', NAME_BYTES);
+    at += NAME_BYTES;
+    at += sprintf(file + at, "end\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}");
+    uint64_t length = (uint64_t)at - 8;
+    memcpy(file, &length, 8);
+    file[at] = 0;
+    write_file(scratch_path("long.safetensors"), file, (size_t)at + 1);
+    free(file);
+    program_result result = PENSTOCK("inspect", scratch_path("long.safetensors"));
+    assert_int_equal(result.status, 0);
+    assert_true(result.out_bytes < 4096);
+    assert_non_null(strstr(result.out, "  beginxxx"));
+    assert_non_null(strstr(result.out, "xxx...xxx"));
+    assert_non_null(strstr(result.out, "xxxend  U8"));
     program_free(&result);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_synth_then_use), cmocka_unit_test(test_synth_options),
-        cmocka_unit_test(test_synth_failures), cmocka_unit_test(test_synth_interrupted),
-        cmocka_unit_test(test_inspect_table),  cmocka_unit_test(test_inspect_is_safe),
+        cmocka_unit_test(test_synth_then_use),    cmocka_unit_test(test_synth_options),
+        cmocka_unit_test(test_synth_failures),    cmocka_unit_test(test_synth_interrupted),
+        cmocka_unit_test(test_inspect_table),     cmocka_unit_test(test_inspect_is_safe),
+        cmocka_unit_test(test_inspect_long_name), cmocka_unit_test(test_many_shards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -138,7 +138,7 @@ static void test_one_token(void **state)
     char *data;
     read_npy(scratch_path("one.npy"), &rows, &columns, &data);
     assert_int_equal(rows, 1);
-    assert_int_equal(columns, 3520);
+    assert_int_equal(columns, model_config("vocab_size"));
     free(data);
 }
 

@@ -80,8 +80,26 @@ static void test_mistakes(void **state)
     EXPECT_ERROR(2, "\"bench io\" is unknown", "bench", "io");
     EXPECT_ERROR(2, "no help on", "help", "nothing");
     EXPECT_ERROR(2, "not --text", "tokenize", MODEL, "--decode", "--text", "x");
+    EXPECT_ERROR(2, "5000 is not a multiple of 4096", "generate", MODEL, "--prompt", "x", "--block-size", "5000");
+    EXPECT_ERROR(2, "5000 is not a multiple of 4096", "synth", "tiny", "out", "--block-size", "5000");
+    EXPECT_ERROR(2, "none of auto|portable|avx2|", "generate", MODEL, "--prompt", "x", "--kernels", "bogus");
+    EXPECT_ERROR(2, "not within 1 to 4096", "synth", "tiny", "out", "--layers", "65536");
+    EXPECT_ERROR(2, "one word is empty", "generate", "", "--prompt", "x");
+    EXPECT_ERROR(2, "one word is empty", "synth", "tiny", "");
+    EXPECT_ERROR(2, "needs one model", "bench", "infer", "--model", "");
+    EXPECT_ERROR(2, "--host-memory: 0 is less than 1", "generate", MODEL, "--prompt", "x", "--host-memory", "0");
+    EXPECT_ERROR(2, "--stop: an empty text", "generate", MODEL, "--prompt", "x", "--stop", "a", "--stop", "");
+    EXPECT_ERROR(2, "is too large", "generate", MODEL, "--prompt", "x", "--seed", "18446744073709551616");
     /* What would break the line is shown as something else. */
     EXPECT_ERROR(2, "unknown command \"a b?\"", "a\nb\033");
+    /* U+009B, which a terminal obeys like ESC [; the same as a byte; and a letter that begins with the same byte. */
+    EXPECT_ERROR(2, "unknown command \"a?2Jb\"",
+                 "a\xc2\x9b"
+                 "2Jb");
+    EXPECT_ERROR(2, "unknown command \"a?2Jb\"",
+                 "a\x9b"
+                 "2Jb");
+    EXPECT_ERROR(2, "unknown command \"a\u00a3b\"", "a\u00a3b");
 }
 
 static void test_spellings(void **state)
@@ -91,9 +109,13 @@ static void test_spellings(void **state)
         PENSTOCK("generate", MODEL, "--prompt", "Once", "--max-new-tokens", "4", "--io-engine", "threads");
     program_result underscores =
         PENSTOCK("generate", "--prompt=Once", "--max_new_tokens=4", "--io_engine=threads", MODEL);
+    program_result attached = PENSTOCK("generate", "-pOnce", "-n4", MODEL, "--host-memory", "1g");
     assert_int_equal(hyphens.status, 0);
     assert_int_equal(underscores.status, 0);
+    assert_int_equal(attached.status, 0);
     assert_string_equal(hyphens.out, underscores.out);
+    assert_string_equal(hyphens.out, attached.out);
+    program_free(&attached);
     program_free(&hyphens);
     program_free(&underscores);
 }

@@ -19,7 +19,7 @@ typedef struct shared_values {
 
 typedef struct test_values {
     bool flag;
-    uint64_t level, number, plain;
+    uint64_t level, number, plain, some;
     double real;
     const char *text, *choice;
     pst_option_strings texts;
@@ -42,6 +42,7 @@ static const pst_option own_rows[] = {
      .max = 100,
      .help = "a number that is explained at such length that its help has to go on to another line"},
     {.name = "plain", .type = PST_OPTION_U64, AT(plain), .metavar = "N", .help = "a number of any size"},
+    {.name = "some", .type = PST_OPTION_U64, AT(some), .metavar = "N", .min = 1, .multiple = 4, .help = "four, eight"},
     {.name = "real",
      .type = PST_OPTION_DOUBLE,
      AT(real),
@@ -156,6 +157,14 @@ static void test_all_types_and_spellings(void **state)
     assert_int_equal(values.shared.size, 2ull << 30);
     assert_true(values.shared.share.is_share && values.shared.share.share == 0.5);
     assert_int_equal(values.number, 10); /* the last counts */
+    pst_options_free(&command, &values);
+    assert_int_equal(PARSE("x", "-n12", "-v2", "--some=4000000000004"), 0);
+    assert_int_equal(values.number, 12);
+    assert_int_equal(values.level, 2);
+    assert_int_equal(values.some, 4000000000004);
+    assert_int_equal(PARSE("x", "-n=13"), 0);
+    assert_int_equal(values.number, 13);
+    assert_int_equal(PARSE("x", "--share", "50%"), 0);
     assert_true(pst_options_given(&command, &found, "share"));
     pst_options_free(&command, &values);
 }
@@ -192,14 +201,20 @@ static void test_mistakes(void **state)
         {{"x", "--num", "5"}, "the nearest is --number"}, /* no abbreviations */
         {{"x", "--zzzzzzzz"}, "unknown option --zzzzzzzz"},
         {{"x", "-z"}, "unknown option -z"},
-        {{"x", "-n5"}, "unknown option -n5"},
+        {{"x", "-n500"}, "--number: 500 is not within"},
+        {{"x", "-n5x"}, "not a whole number"},
+        {{"x", "-number", "5"}, "the nearest is --number"}, /* not -n umber */
+        {{"x", "--some", "0"}, "0 is less than 1"},
+        {{"x", "--some", "6"}, "6 is not a multiple of 4"},
+        {{""}, "needs ONE [TWO], and one word is empty"},
+        {{"x", ""}, "one word is empty"},
         {{"x", "--number"}, "--number needs a value (N)"},
         {{"x", "--number", "0"}, "not within 1 to 100"},
         {{"x", "--number", "101"}, "not within 1 to 100"},
         {{"x", "--number", "-1"}, "not a whole number"},
         {{"x", "--number", ""}, "not a whole number"},
         {{"x", "--number", "5x"}, "not a whole number"},
-        {{"x", "--plain", "18446744073709551616"}, "not a whole number"},
+        {{"x", "--plain", "18446744073709551616"}, "\"18446744073709551616\" is too large"},
         {{"x", "--real", "nan"}, "not a number"},
         {{"x", "--real", "0x1p-1"}, "not a number"},
         {{"x", "--real", "1.5"}, "not within"},
@@ -209,6 +224,7 @@ static void test_mistakes(void **state)
         {{"x", "--choice", "one|two"}, "none of one|two|three"},
         {{"x", "--a-flag=1"}, "--a-flag takes no value"},
         {{"x", "--size", "5Q"}, "not a size"},
+        {{"x", "--size", "18446744073709551616"}, "is too large"},
         {{"x", "--share", "101%"}, "not a share"},
         {{"x", "--ids", "1,"}, "not a list"},
         {{"x", "--ids", ""}, "not a list"},
@@ -244,6 +260,10 @@ static void test_sizes(void **state)
                 {"2GiB", 2ull << 30},
                 {"64Ki", 65536},
                 {"64k", 64000},
+                {"1500m", 1500000000},
+                {"2g", 2000000000},
+                {"2gi", 2ull << 30},
+                {"1tB", 1000000000000},
                 {"1.5G", 1500000000},
                 {"0.5Ki", 512},
                 {"1T", 1000000000000},
