@@ -53,7 +53,8 @@ enum {
 };
 
 /* Opens a file for direct I/O, or buffered I/O where the file system refuses it (a warning is logged once per
- * file system). New files get mode 0666 less the umask. */
+ * file system). New files get mode 0666 less the umask. A file takes one descriptor when it is only read (a second
+ * one is opened if a direct transfer of it ends off its alignment or is refused), else two. */
 PST_API int pst_io_file_open(pst_io *io, const char *path, unsigned flags, pst_io_file **out, pst_error *err);
 /* No operation may be in flight. Returns the first error of closing (a delayed write error). */
 PST_API int pst_io_file_close(pst_io_file *file, pst_error *err);

@@ -136,6 +136,11 @@ static uint32_t set_up_states(pst_io_batch *batch)
     return busy;
 }
 
+static int fail_closed(pst_error *err)
+{
+    return pst_fail(err, PST_E_USAGE, NULL, "the I/O handle was closed");
+}
+
 int pst_io_submit(pst_io_batch *batch, pst_io_op *ops, uint32_t count, pst_error *err)
 {
     pst_io *io = batch->io;
@@ -145,7 +150,7 @@ int pst_io_submit(pst_io_batch *batch, pst_io_op *ops, uint32_t count, pst_error
     bool in_flight = batch->in_flight, closed = io->stop;
     pthread_mutex_unlock(&io->lock);
     if (closed)
-        return pst_fail(err, PST_E_USAGE, NULL, "the I/O handle was closed");
+        return fail_closed(err);
     if (in_flight)
         return pst_fail(err, -EBUSY, NULL, "the I/O batch is in flight already");
     for (uint32_t i = 0; i < count; i++)
@@ -165,12 +170,18 @@ int pst_io_submit(pst_io_batch *batch, pst_io_op *ops, uint32_t count, pst_error
         batch->op++;
     uint32_t pieces = estimate_pieces(io, ops, count);
     pthread_mutex_lock(&io->lock);
-    batch->in_flight = true;
-    *io->last = batch;
-    io->last = &batch->next;
-    pst_io_wake_workers(io, pieces);
+    closed = io->stop; /* it may have been closed meanwhile: then nobody would ever serve the batch */
+    if (!closed) {
+        batch->in_flight = true;
+        *io->last = batch;
+        io->last = &batch->next;
+        pst_io_wake_workers(io, pieces);
+    }
     pthread_mutex_unlock(&io->lock);
-    return 0;
+    if (!closed)
+        return 0;
+    batch->count = 0; /* a wait finds nothing */
+    return fail_closed(err);
 }
 
 void pst_io_cancel(pst_io_batch *batch)

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Files of the I/O library. A file that takes direct I/O has two descriptors: the direct one, and a buffered
- * one for the ragged ends of writes, for what a direct transfer left in the middle of a unit, and for the day
- * when the file system refuses a direct transfer after all.
+ * Files of the I/O library. A file that takes direct I/O may have two descriptors: the direct one, and a
+ * buffered one for the ragged ends of writes, for what a direct transfer left in the middle of a unit, and for
+ * the day when the file system refuses a direct transfer after all. A file that is only read seldom needs the
+ * second, so it is opened by the worker that does: a checkpoint of very many shards would run into the limit of
+ * open files.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -64,15 +67,40 @@ static int access_flags(unsigned flags)
 static int open_buffered(pst_io_file *file, unsigned flags, int *access, pst_error *err)
 {
     int wanted = access_flags(flags);
-    file->buffered_fd = open_retry(file->path, wanted);
-    if (file->buffered_fd == -EACCES && file->writable) {
+    int fd = open_retry(file->path, wanted);
+    if (fd == -EACCES && file->writable) {
         wanted = (wanted & ~O_ACCMODE) | O_WRONLY; /* a file that may be written and not read */
-        file->buffered_fd = open_retry(file->path, wanted);
+        fd = open_retry(file->path, wanted);
     }
-    if (file->buffered_fd < 0)
-        return fail_code(err, file->buffered_fd, file->path, (flags & PST_IO_OPEN_CREATE) != 0 ? "create" : "open");
+    if (fd < 0)
+        return fail_code(err, fd, file->path, (flags & PST_IO_OPEN_CREATE) != 0 ? "create" : "open");
+    atomic_store(&file->buffered_fd, fd);
     *access = wanted & O_ACCMODE;
     return 0;
+}
+
+static bool same_file(const struct statx *a, const struct statx *b)
+{
+    return a->stx_ino == b->stx_ino && a->stx_dev_major == b->stx_dev_major && a->stx_dev_minor == b->stx_dev_minor;
+}
+
+static void remember(pst_io_file *file, const struct statx *info)
+{
+    file->bytes = info->stx_size;
+    file->device = makedev(info->stx_dev_major, info->stx_dev_minor);
+}
+
+/* Learns the alignment of the direct descriptor; false where direct I/O does not work. */
+static bool learn_alignment(pst_io_file *file, int access)
+{
+    uint32_t offset_align, memory_align;
+    pst_io_find_alignment(file->direct_fd, access != O_WRONLY, file->bytes, &offset_align, &memory_align);
+    if (offset_align == 0)
+        return false;
+    file->offset_align = offset_align;
+    file->memory_align = memory_align;
+    atomic_store(&file->direct, true);
+    return true;
 }
 
 /* Opens the same file once more for direct I/O. Where that does not work, the file stays buffered. */
@@ -88,18 +116,75 @@ static int open_direct(pst_io_file *file, int access, const struct statx *buffer
     file->direct_fd = fd;
     struct statx info;
     PST_TRY(examine(file->path, fd, &info, err));
-    if (info.stx_ino != buffered->stx_ino || info.stx_dev_major != buffered->stx_dev_major ||
-        info.stx_dev_minor != buffered->stx_dev_minor)
+    if (!same_file(&info, buffered))
         return pst_fail(err, -ESTALE, file->path, "was replaced while it was being opened");
-    uint32_t offset_align, memory_align;
-    pst_io_find_alignment(fd, access != O_WRONLY, file->bytes, &offset_align, &memory_align);
-    if (offset_align == 0) {
+    if (!learn_alignment(file, access))
+        pst_io_refuse_direct(file, "the file system refuses direct I/O");
+    return 0;
+}
+
+/* Opens the inode of the direct descriptor without O_DIRECT: through /proc, which finds it under whatever name
+ * it has now, or without /proc by its path. */
+static int open_again(const pst_io_file *file)
+{
+    char link[40];
+    struct statx direct, again;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file->direct_fd);
+    int fd = open_retry(link, O_RDONLY);
+    if (fd == -ENOENT || fd == -EACCES || fd == -ENOTDIR) {
+        /* A pipe in its place would hold the worker up. */
+        PST_TRY(pst_sys->statx(AT_FDCWD, file->path, 0, STATX_BASIC_STATS, &again));
+        fd = S_ISREG(again.stx_mode) ? open_retry(file->path, O_RDONLY) : -ESTALE;
+    }
+    PST_TRY(fd);
+    int status = pst_sys->statx(file->direct_fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &direct);
+    if (status >= 0)
+        status = pst_sys->statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &again);
+    if (status >= 0 && !same_file(&direct, &again))
+        status = -ESTALE;
+    if (status < 0) {
+        pst_sys->close(fd);
+        return status;
+    }
+    return fd;
+}
+
+int pst_io_file_need_buffered(pst_io_file *file)
+{
+    if (atomic_load(&file->buffered_fd) >= 0)
+        return 0;
+    int fd = open_again(file), none = -1;
+    PST_TRY(fd);
+    if (!atomic_compare_exchange_strong(&file->buffered_fd, &none, fd))
+        pst_sys->close(fd); /* another worker was faster */
+    return 0;
+}
+
+/* A file that is only read: the direct descriptor alone, or where that does not work the buffered one. */
+static int open_for_reading(pst_io_file *file, pst_error *err)
+{
+    struct statx info;
+    int fd = open_retry(file->path, O_RDONLY | O_DIRECT), access;
+    if (fd == -EINVAL || fd == -EOPNOTSUPP) {
+        PST_TRY(open_buffered(file, PST_IO_OPEN_READ, &access, err));
+        PST_TRY(examine(file->path, atomic_load(&file->buffered_fd), &info, err));
+        remember(file, &info);
         pst_io_refuse_direct(file, "the file system refuses direct I/O");
         return 0;
     }
-    file->offset_align = offset_align;
-    file->memory_align = memory_align;
-    atomic_store(&file->direct, true);
+    if (fd < 0)
+        return fail_code(err, fd, file->path, "open");
+    file->direct_fd = fd;
+    PST_TRY(examine(file->path, fd, &info, err));
+    remember(file, &info);
+    if (learn_alignment(file, O_RDONLY))
+        return 0;
+    int status = pst_io_file_need_buffered(file);
+    if (status < 0)
+        return fail_code(err, status, file->path, "open");
+    file->direct_fd = -1;
+    pst_sys->close(fd);
+    pst_io_refuse_direct(file, "the file system refuses direct I/O");
     return 0;
 }
 
@@ -145,10 +230,11 @@ static int open_descriptors(pst_io_file *file, unsigned flags, pst_error *err)
     struct statx info;
     int access = O_RDONLY;
     PST_TRY(examine(file->path, -1, &info, err));
+    if (!file->writable && !file->io->buffered)
+        return open_for_reading(file, err);
     PST_TRY(open_buffered(file, flags, &access, err));
-    PST_TRY(examine(file->path, file->buffered_fd, &info, err));
-    file->bytes = info.stx_size;
-    file->device = makedev(info.stx_dev_major, info.stx_dev_minor);
+    PST_TRY(examine(file->path, atomic_load(&file->buffered_fd), &info, err));
+    remember(file, &info);
     return file->io->buffered ? 0 : open_direct(file, access, &info, err);
 }
 
@@ -180,13 +266,13 @@ int pst_io_file_open(pst_io *io, const char *path, unsigned flags, pst_io_file *
     pst_io_retain(io);
     int status = open_descriptors(file, flags, err);
     if (status < 0) {
-        if ((flags & PST_IO_OPEN_EXCLUSIVE) != 0 && file->buffered_fd >= 0)
+        if ((flags & PST_IO_OPEN_EXCLUSIVE) != 0 && atomic_load(&file->buffered_fd) >= 0)
             pst_sys->unlink(path); /* ours, and empty */
         pst_io_file_close(file, NULL);
         return status;
     }
     file->direct_slot = take_slot(io, file->direct_fd);
-    file->buffered_slot = take_slot(io, file->buffered_fd);
+    file->buffered_slot = take_slot(io, atomic_load(&file->buffered_fd)); /* one that comes later has none */
     *out = file;
     return 0;
 }
@@ -198,7 +284,8 @@ int pst_io_file_close(pst_io_file *file, pst_error *err)
     give_slot(file->io, file->direct_slot);
     give_slot(file->io, file->buffered_slot);
     int direct = file->direct_fd >= 0 ? pst_sys->close(file->direct_fd) : 0;
-    int buffered = file->buffered_fd >= 0 ? pst_sys->close(file->buffered_fd) : 0;
+    int fd = atomic_load(&file->buffered_fd);
+    int buffered = fd >= 0 ? pst_sys->close(fd) : 0;
     int status = direct < 0 ? direct : buffered;
     /* An interrupted close has closed, and nothing was lost (Linux). */
     if (status < 0 && status != -EINTR)
@@ -231,11 +318,18 @@ uint32_t pst_io_file_alignment(const pst_io_file *file)
     return file->offset_align;
 }
 
+/* For what concerns the file and not how it is read or written. */
+static int any_descriptor(const pst_io_file *file)
+{
+    int fd = atomic_load(&file->buffered_fd);
+    return fd >= 0 ? fd : file->direct_fd;
+}
+
 int pst_io_file_sync(pst_io_file *file, pst_error *err)
 {
     int status;
     do {
-        status = pst_sys->fdatasync(file->buffered_fd); /* of the file, however it was written */
+        status = pst_sys->fdatasync(any_descriptor(file)); /* of the file, however it was written */
     } while (status == -EINTR);
     return status < 0 ? fail_code(err, status, file->path, "sync") : 0;
 }
@@ -244,7 +338,7 @@ int pst_io_file_truncate(pst_io_file *file, uint64_t bytes, pst_error *err)
 {
     int status;
     do {
-        status = bytes > INT64_MAX ? -EFBIG : pst_sys->ftruncate(file->buffered_fd, bytes);
+        status = bytes > INT64_MAX ? -EFBIG : pst_sys->ftruncate(any_descriptor(file), bytes);
     } while (status == -EINTR);
     return status < 0 ? pst_fail_at(err, status, file->path, bytes, "cannot set the length: %s", pst_strerror(status))
                       : 0;
@@ -256,7 +350,7 @@ int pst_io_file_preallocate(pst_io_file *file, uint64_t bytes, pst_error *err)
         return 0;
     int status;
     do {
-        status = bytes > INT64_MAX ? -EFBIG : pst_sys->fallocate(file->buffered_fd, 0, 0, bytes);
+        status = bytes > INT64_MAX ? -EFBIG : pst_sys->fallocate(any_descriptor(file), 0, 0, bytes);
     } while (status == -EINTR);
     if (status >= 0 || status == -EOPNOTSUPP || status == -ENOSYS)
         return 0;

@@ -35,10 +35,12 @@ struct pst_io_file {
     pst_io *io;
     char *path;    /* owned */
     int direct_fd; /* -1 where direct I/O does not work */
-    int buffered_fd;
+    /* -1 for a direct file that is only read, until it is needed (pst_io_file_need_buffered). Once there, it
+     * stays. A file has at least one of the two. */
+    atomic_int buffered_fd;
     int direct_slot; /* in the engine's file table, or -1 */
     int buffered_slot;
-    atomic_bool direct; /* goes false for good when the file system refuses a direct transfer */
+    atomic_bool direct; /* goes false for good when a refused direct transfer works without O_DIRECT */
     bool writable;
     uint32_t offset_align, memory_align;
     uint64_t bytes;
@@ -79,6 +81,7 @@ typedef struct piece {
     uint64_t done;
     int status;       /* 0 while under way or done; the error */
     unsigned retries; /* refusals in a row that may pass */
+    bool doubted;     /* refused while direct; not yet seen to work without */
     struct piece *next;
 } piece;
 
@@ -88,6 +91,7 @@ typedef struct worker {
     void *queue;
     bool listening; /* waits in the engine with room for more; under the lock */
     bool more;      /* pieces were left that this worker has room for: it does not wait */
+    bool pause;     /* something was refused for want of resources: sleep before trying again */
     uint64_t control_seen;
     uint32_t depth;
     uint32_t with_engine; /* pieces at the engine */
@@ -151,6 +155,11 @@ struct pst_io {
 /* io.c */
 void pst_io_retain(pst_io *io);
 void pst_io_release(pst_io *io);
+
+/* file.c */
+/* Makes sure that a file that is in use has its buffered descriptor. Any thread. The error is -errno, or
+ * -ESTALE when another file lies under the name meanwhile. */
+int pst_io_file_need_buffered(pst_io_file *file);
 
 /* worker.c */
 void *pst_io_worker_main(void *worker);

@@ -3,8 +3,6 @@
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "base/error.h"
 #include "base/heap.h"
@@ -153,7 +151,7 @@ static void configure(pst_io *io, const pst_io_options *options, const pst_io_en
     io->engine = engine;
     io->block_bytes = options->block_size != 0 ? options->block_size : DEFAULT_BLOCK_BYTES;
     io->bounce_bytes = bounce_bytes_for(io->block_bytes);
-    io->page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
+    io->page_bytes = pst_sys->page_bytes();
     io->buffered = options->buffered;
     io->depth = synchronous ? 1 : depth;
     io->workers = options->workers;
@@ -239,6 +237,7 @@ void pst_io_close(pst_io *io)
     pthread_mutex_lock(&io->lock);
     while (io->first != NULL || io->in_flight > 0)
         pthread_cond_wait(&io->drained, &io->lock);
+    io->stop = true; /* under the same lock: no batch comes in between */
     pthread_mutex_unlock(&io->lock);
     stop_workers(io, io->workers);
     pst_io_release(io);

@@ -2,7 +2,6 @@
 /* The worker threads: cut, submit, reap, continue what came back short, account. */
 #include <errno.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/error.h"
 #include "io/internal.h"
@@ -11,8 +10,9 @@
 
 enum {
     SHARED_GRAB = 4,     /* pieces that one of several workers takes at a time, so that the others get some too */
-    MAX_REFUSALS = 1000, /* in a row, for EAGAIN, a millisecond apart after the first few: about a second */
-    FREE_REFUSALS = 8
+    MAX_REFUSALS = 1000, /* in a row, for EAGAIN, a pause apart after the first few: about a second */
+    FREE_REFUSALS = 8,
+    PAUSE_NS = 1000000
 };
 
 /* ---- cutting; the lock is held ---- */
@@ -63,6 +63,7 @@ static void cut_piece(worker *w, pst_io_batch *batch, piece *p)
     p->done = 0;
     p->status = 0;
     p->retries = 0;
+    p->doubted = false;
     p->request.write = write;
     p->request.buffer_slot = p->cut.bounce ? -1 : pst_io_region_slot(io, p->user, p->cut.span);
     move_cursor(io, batch, p->cut.want);
@@ -105,7 +106,7 @@ static void prepare_request(piece *p)
     p->request.address = p->memory + p->done;
     p->request.offset = p->cut.start + p->done;
     p->request.bytes = (uint32_t)(p->cut.span - p->done);
-    p->request.fd = p->cut.direct ? file->direct_fd : file->buffered_fd;
+    p->request.fd = p->cut.direct ? file->direct_fd : atomic_load(&file->buffered_fd);
     p->request.file_slot = p->cut.direct ? file->direct_slot : file->buffered_slot;
 }
 
@@ -127,6 +128,9 @@ static void submit(worker *w, piece *fresh)
                 memcpy(p->bounce, p->user, p->cut.want);
         }
     }
+    if (w->pause) /* once for all that were refused, and after the others were accounted for */
+        pst_sys->sleep_ns(PAUSE_NS);
+    w->pause = false;
     uint32_t count = gather(w, w->again, 0);
     count = gather(w, fresh, count);
     w->again = NULL;
@@ -136,21 +140,29 @@ static void submit(worker *w, piece *fresh)
         w->io->engine->submit(w->queue, w->requests, count);
 }
 
+/* The rest of the piece goes through the page cache. True when that cannot be: the piece has failed. */
+static bool go_buffered(piece *p)
+{
+    int status = pst_io_file_need_buffered(p->file);
+    if (status < 0)
+        p->status = status;
+    p->cut.direct = false;
+    return status < 0;
+}
+
 /* A transfer was refused. True when the piece has failed, false when it shall be tried once more. */
-static bool refused(piece *p, int code)
+static bool refused(worker *w, piece *p, int code)
 {
     if (code == -EINTR || code == -EAGAIN) {
         if (++p->retries <= MAX_REFUSALS) {
-            if (code == -EAGAIN && p->retries > FREE_REFUSALS)
-                nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+            w->pause = w->pause || (code == -EAGAIN && p->retries > FREE_REFUSALS);
             return false;
         }
     } else if (code == -EINVAL && p->cut.direct) {
-        /* Some file systems accept O_DIRECT at opening and refuse the transfer. */
-        if (atomic_load(&p->file->direct))
-            pst_io_refuse_direct(p->file, "direct I/O was refused");
-        p->cut.direct = false;
-        return false;
+        /* Some file systems accept O_DIRECT at opening and refuse the transfer. Whether this is one of them is
+         * known when the same transfer is accepted without it. */
+        p->doubted = true;
+        return go_buffered(p);
     }
     p->status = code;
     return true;
@@ -161,13 +173,18 @@ static bool advance(worker *w, piece *p)
 {
     int64_t result = p->request.result;
     if (result < 0)
-        return refused(p, (int)result);
+        return refused(w, p, (int)result);
     if ((uint64_t)result > p->cut.span - p->done) {
         p->status = -EIO; /* more than was asked for: nothing about it can be believed */
         return true;
     }
     p->done += (uint64_t)result;
     p->retries = 0;
+    if (p->doubted && result > 0) { /* the end of the file, 0, proves nothing */
+        p->doubted = false;
+        if (atomic_load(&p->file->direct))
+            pst_io_refuse_direct(p->file, "direct I/O was refused");
+    }
     if (p->request.write) {
         w->gathered.bytes_written += (uint64_t)result;
         if (p->done == p->cut.span)
@@ -185,7 +202,7 @@ static bool advance(worker *w, piece *p)
     /* The rest of a direct transfer that stopped in the middle of a unit cannot be direct. Only a read that
      * answers 0 at exactly that place proves the end of the file. */
     if (p->cut.direct && p->done % p->file->offset_align != 0)
-        p->cut.direct = false;
+        return go_buffered(p);
     return false;
 }
 

@@ -286,9 +286,8 @@ static int write_small(synth *s, const small_file *file, pst_error *err)
     return progress(s, strlen(file->text), err);
 }
 
-static int write_all(synth *s, pst_error *err)
+static int write_files(synth *s, pst_error *err)
 {
-    PST_TRY(pst_folder_begin(s->options.folder, &s->folder, err));
     PST_TRY(check_space(s, err));
     PST_TRY(progress(s, 0, err));
     pst_io_options io = {.struct_size = sizeof io,
@@ -302,6 +301,13 @@ static int write_all(synth *s, pst_error *err)
     PST_TRY(write_index(s, err));
     for (size_t i = 0; i < 4; i++)
         PST_TRY(write_small(s, &s->small[i], err));
+    return 0;
+}
+
+static int write_all(synth *s, pst_error *err)
+{
+    PST_TRY(pst_folder_begin(s->options.folder, &s->folder, err));
+    PST_TRY(pst_folder_name_final(s->folder, write_files(s, err), err));
     return pst_folder_finish(s->folder, err);
 }
 

@@ -108,8 +108,19 @@ int pst_file_size(const char *path, uint64_t *out, pst_error *err)
     int status = stat_path(path, &info);
     if (status < 0)
         return fail_code(err, status, path, "examine");
+    if (!S_ISREG(info.stx_mode))
+        return pst_fail(err, PST_E_FORMAT, path, "is not a regular file");
     *out = info.stx_size;
     return 0;
+}
+
+int pst_file_find(const char *path, pst_error *err)
+{
+    struct statx info;
+    int status = stat_path(path, &info);
+    if (status == -ENOENT || status == -ENOTDIR)
+        return 0;
+    return status < 0 ? fail_code(err, status, path, "examine") : 1;
 }
 
 bool pst_file_exists(const char *path)
@@ -268,16 +279,22 @@ int pst_folder_remove(const char *path, pst_error *err)
     return status < 0 && status != -ENOENT ? fail_code(err, status, path, "remove the folder") : 0;
 }
 
-int pst_folder_sync(const char *path, pst_error *err)
+/* Errors name `shown`. */
+static int sync_folder(const char *path, const char *shown, pst_error *err)
 {
     int fd = open_retry(path, O_RDONLY | O_DIRECTORY);
     if (fd < 0)
-        return fail_code(err, fd, path, "open the folder");
+        return fail_code(err, fd, shown, "open the folder");
     int status = pst_sys->fsync(fd);
     pst_sys->close(fd);
     /* File systems that cannot sync a folder (some network ones) say EINVAL: nothing better can be done
      * there. */
-    return status < 0 && status != -EINVAL ? fail_code(err, status, path, "sync the folder") : 0;
+    return status < 0 && status != -EINVAL ? fail_code(err, status, shown, "sync the folder") : 0;
+}
+
+int pst_folder_sync(const char *path, pst_error *err)
+{
+    return sync_folder(path, path, err);
 }
 
 static int sync_parent(const char *path, pst_error *err)
@@ -359,11 +376,11 @@ int pst_file_publish_rename(const char *temporary, const char *path, pst_error *
 {
     int fd = open_retry(temporary, O_RDONLY);
     if (fd < 0)
-        return fail_code(err, fd, temporary, "open");
+        return fail_code(err, fd, path, "open");
     int status = pst_sys->fdatasync(fd);
     pst_sys->close(fd);
     if (status < 0)
-        return fail_code(err, status, temporary, "sync");
+        return fail_code(err, status, path, "sync");
     status = pst_sys->rename(temporary, path);
     if (status < 0)
         return fail_code(err, status, path, "rename the finished file to");
@@ -372,8 +389,9 @@ int pst_file_publish_rename(const char *temporary, const char *path, pst_error *
 
 int pst_folder_publish(const char *temporary, const char *path, pst_error *err)
 {
-    PST_TRY(pst_folder_sync(temporary, err));
-    int status = pst_sys->rename_new(temporary, path);
+    int status = sync_folder(temporary, path, err);
+    PST_TRY(status);
+    status = pst_sys->rename_new(temporary, path);
     if (status == -EINVAL || status == -ENOSYS) {
         /* No RENAME_NOREPLACE on this file system: look first; a folder made in between is replaced only if
          * empty. */

@@ -15,8 +15,12 @@
 int pst_file_read_all(const char *path, uint64_t max_bytes, char **out, size_t *out_bytes, pst_error *err);
 /* Reads exactly `bytes` at `offset`; PST_E_SHORT at the end of the file. */
 int pst_file_read_at(const char *path, uint64_t offset, void *buffer, size_t bytes, pst_error *err);
-int pst_file_size(const char *path, uint64_t *out, pst_error *err);
-bool pst_file_exists(const char *path); /* follows symbolic links */
+int pst_file_size(const char *path, uint64_t *out, pst_error *err); /* of a regular file; else PST_E_FORMAT */
+/* 1: something is there (symbolic links are followed); 0: nothing (ENOENT, ENOTDIR); negative: that cannot be
+ * told (no permission, a loop of links, an I/O error). */
+int pst_file_find(const char *path, pst_error *err);
+/* The same where "cannot be told" may count as nothing. */
+bool pst_file_exists(const char *path);
 bool pst_file_is_folder(const char *path);
 /* Free bytes for an unprivileged writer on the file system that holds path. */
 int pst_file_free_space(const char *path, uint64_t *out, pst_error *err);
@@ -31,13 +35,18 @@ int pst_file_remove(const char *path, pst_error *err);   /* a missing file is fi
 int pst_folder_remove(const char *path, pst_error *err); /* an empty folder; a missing one is fine */
 
 /* A file that appears whole or not at all: written to a temporary name of unpredictable suffix in the same
- * folder (O_EXCL), data-synced, renamed to `path`, the folder synced. */
+ * folder (O_EXCL), data-synced, renamed to `path`, the folder synced. Errors name `path`, never the temporary.
+ *
+ * The sync of the folder is the last step, after the rename, in this function and the two publish functions
+ * below. When it fails, that is the error, and yet `path` is the new version, whole: only whether the name
+ * survives a crash of the machine is unknown. Before the rename, a failure leaves `path` as it was. */
 int pst_file_publish(const char *path, const void *data, size_t bytes, pst_error *err);
-/* The last steps alone: sync the data of `temporary`, rename it to `path`, sync the folder of `path`. */
+/* The last steps alone: sync the data of `temporary`, rename it to `path`, sync the folder of `path`. The
+ * temporary file stays the caller's to remove until it was renamed. */
 int pst_file_publish_rename(const char *temporary, const char *path, pst_error *err);
 /* Syncs the directory entries of a folder. */
 int pst_folder_sync(const char *path, pst_error *err);
-/* Renames a whole folder onto a path that must not exist yet and syncs the parent. */
+/* Syncs a whole folder, renames it onto a path that must not exist yet and syncs the parent. */
 int pst_folder_publish(const char *temporary, const char *path, pst_error *err);
 /* "<path>.tmp-<12 random characters>"; pst_heap_free. NULL when out of memory. */
 char *pst_file_temporary_name(const char *path);

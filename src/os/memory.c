@@ -17,7 +17,7 @@ enum { HUGE_BYTES = 2 << 20, TEXT_BYTES = 8192 };
 
 static uint64_t round_to_pages(uint64_t bytes)
 {
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t page = pst_sys->page_bytes();
     return (bytes + page - 1) / page * page;
 }
 

@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <time.h>
 #include <unistd.h>
 
 /* -1 with errno becomes -errno. */
@@ -150,6 +151,17 @@ static int real_eventfd_write(int fd)
     return checked(eventfd_write(fd, 1));
 }
 
+static void real_sleep_ns(uint64_t ns)
+{
+    struct timespec time = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+    nanosleep(&time, NULL);
+}
+
+static uint32_t real_page_bytes(void)
+{
+    return (uint32_t)sysconf(_SC_PAGESIZE);
+}
+
 static void real_uring_exit(struct io_uring *ring)
 {
     io_uring_queue_exit(ring);
@@ -174,6 +186,16 @@ static int real_uring_buffers_update(struct io_uring *ring, unsigned slot, const
 {
     const __u64 no_tag = 0;
     return io_uring_register_buffers_update_tag(ring, slot, memory, &no_tag, 1);
+}
+
+/* Kernels that cannot be asked (before 5.6) do not know them either. */
+static int real_uring_has_read_write(struct io_uring *ring)
+{
+    struct io_uring_probe *probe = io_uring_get_probe_ring(ring);
+    bool has = probe != NULL && io_uring_opcode_supported(probe, IORING_OP_READ) &&
+               io_uring_opcode_supported(probe, IORING_OP_WRITE);
+    io_uring_free_probe(probe);
+    return has ? 0 : -ENOSYS;
 }
 
 static int real_uring_result(bool write, int result)
@@ -206,6 +228,8 @@ const pst_sys_table pst_sys_real = {
     .getrandom = real_getrandom,
     .eventfd = real_eventfd,
     .eventfd_write = real_eventfd_write,
+    .sleep_ns = real_sleep_ns,
+    .page_bytes = real_page_bytes,
     .uring_init = io_uring_queue_init_params,
     .uring_exit = real_uring_exit,
     .uring_enter = io_uring_submit_and_wait,
@@ -213,6 +237,7 @@ const pst_sys_table pst_sys_real = {
     .uring_files_update = real_uring_files_update,
     .uring_buffers_sparse = real_uring_buffers_sparse,
     .uring_buffers_update = real_uring_buffers_update,
+    .uring_has_read_write = real_uring_has_read_write,
     .uring_result = real_uring_result,
 };
 

@@ -45,6 +45,8 @@ typedef struct pst_sys_table {
     int (*getrandom)(void *buffer, size_t bytes);
     int (*eventfd)(void);
     int (*eventfd_write)(int fd);
+    void (*sleep_ns)(uint64_t ns); /* or less, when a signal comes */
+    uint32_t (*page_bytes)(void);
 
     int (*uring_init)(unsigned entries, struct io_uring *ring, struct io_uring_params *parameters);
     void (*uring_exit)(struct io_uring *ring);
@@ -53,6 +55,8 @@ typedef struct pst_sys_table {
     int (*uring_files_update)(struct io_uring *ring, unsigned slot, int fd);
     int (*uring_buffers_sparse)(struct io_uring *ring, unsigned count);
     int (*uring_buffers_update)(struct io_uring *ring, unsigned slot, const struct iovec *memory);
+    /* Whether the ring knows plain reads and writes (5.6): 0, -ENOSYS, or another refusal. */
+    int (*uring_has_read_write)(struct io_uring *ring);
     /* Filters the result of one completed ring transfer; the real table returns it as it is. */
     int (*uring_result)(bool write, int result);
 } pst_sys_table;

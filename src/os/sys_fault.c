@@ -20,9 +20,10 @@ static atomic_llong counts[PST_FAULT_KINDS];
 static atomic_bool direct_refused, alignment_hidden;
 
 static const char *const names[PST_FAULT_KINDS] = {
-    "open",  "close",     "read",    "write",      "fdatasync",   "fsync",       "ftruncate",     "fallocate",
-    "statx", "statvfs",   "rename",  "unlink",     "mkdir",       "rmdir",       "opendir",       "readdir",
-    "mmap",  "getrandom", "eventfd", "uring_init", "uring_enter", "uring_files", "uring_buffers",
+    "open",        "close",       "read",        "write",         "fdatasync", "fsync", "ftruncate",
+    "fallocate",   "statx",       "statvfs",     "rename",        "unlink",    "mkdir", "rmdir",
+    "opendir",     "readdir",     "mmap",        "getrandom",     "eventfd",   "sleep", "uring_init",
+    "uring_enter", "uring_probe", "uring_files", "uring_buffers",
 };
 
 void pst_fault_reset(void)
@@ -256,6 +257,17 @@ static int fault_eventfd_write(int fd)
     return pst_sys_real.eventfd_write(fd);
 }
 
+static void fault_sleep_ns(uint64_t ns)
+{
+    fault(PST_FAULT_SLEEP);
+    pst_sys_real.sleep_ns(ns);
+}
+
+static uint32_t fault_page_bytes(void)
+{
+    return pst_sys_real.page_bytes();
+}
+
 static int fault_uring_init(unsigned entries, struct io_uring *ring, struct io_uring_params *parameters)
 {
     FAULT_FIRST(PST_FAULT_URING_INIT);
@@ -299,6 +311,12 @@ static int fault_uring_buffers_update(struct io_uring *ring, unsigned slot, cons
     return pst_sys_real.uring_buffers_update(ring, slot, memory);
 }
 
+static int fault_uring_has_read_write(struct io_uring *ring)
+{
+    FAULT_FIRST(PST_FAULT_URING_PROBE);
+    return pst_sys_real.uring_has_read_write(ring);
+}
+
 static int fault_uring_result(bool write, int result)
 {
     size_t limit = result > 0 ? (size_t)result : 0;
@@ -332,6 +350,8 @@ const pst_sys_table pst_sys_fault = {
     .getrandom = fault_getrandom,
     .eventfd = fault_eventfd,
     .eventfd_write = fault_eventfd_write,
+    .sleep_ns = fault_sleep_ns,
+    .page_bytes = fault_page_bytes,
     .uring_init = fault_uring_init,
     .uring_exit = fault_uring_exit,
     .uring_enter = fault_uring_enter,
@@ -339,5 +359,6 @@ const pst_sys_table pst_sys_fault = {
     .uring_files_update = fault_uring_files_update,
     .uring_buffers_sparse = fault_uring_buffers_sparse,
     .uring_buffers_update = fault_uring_buffers_update,
+    .uring_has_read_write = fault_uring_has_read_write,
     .uring_result = fault_uring_result,
 };

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -25,7 +26,9 @@ static int check_parent(const char *path, pst_error *err)
     char *parent = pst_heap_strndup(path, (size_t)(slash - path));
     if (parent == NULL)
         return pst_fail_memory(err, "a path", strlen(path));
-    int status = pst_file_is_folder(parent) ? 0 : pst_fail(err, -ENOENT, parent, "no such folder");
+    int status = pst_file_find(parent, err);
+    if (status >= 0)
+        status = pst_file_is_folder(parent) ? 0 : pst_fail(err, -ENOENT, parent, "no such folder");
     pst_heap_free(parent);
     return status;
 }
@@ -40,17 +43,21 @@ static int create(pst_folder *folder, const char *path, pst_error *err)
     folder->path = pst_heap_strndup(path, length);
     if (folder->path == NULL)
         return pst_fail_memory(err, "a path", length);
-    if (pst_file_exists(folder->path))
+    int found = pst_file_find(folder->path, err);
+    PST_TRY(found);
+    if (found > 0)
         return pst_fail(err, -EEXIST, folder->path, "exists already");
     PST_TRY(check_parent(folder->path, err));
     char *temporary = pst_file_temporary_name(folder->path);
     if (temporary == NULL)
         return pst_fail_memory(err, "a path", length);
     int status = pst_folder_create(temporary, err);
-    if (status < 0)
+    folder->temporary = temporary;
+    if (status < 0) {
+        pst_folder_name_final(folder, status, err);
+        folder->temporary = NULL; /* nothing to remove */
         pst_heap_free(temporary);
-    else
-        folder->temporary = temporary;
+    }
     return status;
 }
 
@@ -71,6 +78,19 @@ int pst_folder_begin(const char *path, pst_folder **out, pst_error *err)
 char *pst_folder_file(const pst_folder *folder, const char *name)
 {
     return pst_heap_printf("%s/%s", folder->temporary, name);
+}
+
+int pst_folder_name_final(const pst_folder *folder, int status, pst_error *err)
+{
+    size_t length = folder->temporary != NULL ? strlen(folder->temporary) : 0;
+    if (status >= 0 || err == NULL || length == 0 || strncmp(err->path, folder->temporary, length) != 0)
+        return status;
+    char rest[sizeof err->path];
+    snprintf(rest, sizeof rest, "%s", err->path + length);
+    int put = snprintf(err->path, sizeof err->path, "%s", folder->path);
+    if (put >= 0 && (size_t)put < sizeof err->path)
+        snprintf(err->path + put, sizeof err->path - (size_t)put, "%s", rest);
+    return status;
 }
 
 int pst_folder_finish(pst_folder *folder, pst_error *err)

@@ -30,10 +30,10 @@ static int read_main(const char *repository, char **out, pst_error *err)
     char *path = pst_heap_printf("%s/refs/main", repository);
     if (path == NULL)
         return pst_fail_memory(err, "a path", strlen(repository));
-    int status = 0;
+    int status = pst_file_find(path, err);
     char *text = NULL;
     size_t bytes;
-    if (pst_file_exists(path))
+    if (status > 0)
         status = pst_file_read_all(path, 4096, &text, &bytes, err);
     if (text != NULL) {
         size_t length = strcspn(text, " \t\r\n");
@@ -133,11 +133,13 @@ static int find_repository(const char *model, const char *cache, char **out, pst
                                      slash ? "--" : "", slash ? slash + 1 : "");
         if (path == NULL)
             return pst_fail_memory(err, "a path", strlen(cache));
-        if (pst_file_is_folder(path)) {
+        int found = pst_file_find(path, err);
+        if (found > 0 && pst_file_is_folder(path)) {
             *out = path;
             return 0;
         }
         pst_heap_free(path);
+        PST_TRY(found);
     }
     return pst_fail(err, -ENOENT, model, "no such file or folder, nor a model in the cache %s",
                     pst_quote(cache, quoted));
@@ -148,7 +150,11 @@ int pst_store_locate(const char *model, const char *cache, char **out, pst_error
     char *repository = NULL;
     if (model[0] == '\0')
         return pst_fail(err, PST_E_USAGE, NULL, "the model's name is empty");
-    if (pst_file_exists(model)) {
+    /* Only what is not there is looked for in the cache: a path that leads in a circle or through a closed
+     * folder is the user's to hear of. */
+    int found = pst_file_find(model, err);
+    PST_TRY(found);
+    if (found > 0) {
         bool in_cache = false;
         PST_TRY(is_repository(model, &in_cache, err));
         if (in_cache)

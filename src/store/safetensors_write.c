@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,8 +18,8 @@
 #include "os/memory.h"
 #include "store/json_text.h"
 
-/* Four buffers on their way keep the default queue (32 writes of 1 MiB) full while the fifth is made. */
-enum { SLOTS = 5, BUFFER_BYTES = 8 << 20 };
+/* Eight buffers on their way keep the default queue (64 writes of 1 MiB) full while the ninth is made. */
+enum { SLOTS = 9, BUFFER_BYTES = 8 << 20 };
 
 typedef struct write_slot {
     char *memory; /* BUFFER_BYTES of the one mapping */
@@ -125,6 +126,16 @@ int pst_safetensors_header(pst_tensor *tensors, size_t count, const pst_metadata
 
 /* ---- the ring ---- */
 
+/* The I/O library knows the file by its temporary name: an error shall name the file that was to appear.
+ * Returns status. */
+static int name_final(const pst_safetensors_writer *writer, int status, pst_error *err)
+{
+    if (status < 0 && err != NULL && writer->temporary != NULL && err->path[0] != '\0' &&
+        strncmp(err->path, writer->temporary, sizeof err->path - 1) == 0)
+        snprintf(err->path, sizeof err->path, "%s", writer->path);
+    return status;
+}
+
 static int fail_writer(pst_safetensors_writer *writer, int status)
 {
     if (writer->status == 0)
@@ -198,7 +209,7 @@ int pst_safetensors_writer_open(pst_io *io, const char *path, pst_tensor *tensor
     for (size_t i = 0; i < count; i++)
         writer->file_bytes += tensors[i].bytes;
     PST_TRY_GOTO(failed, open_slots(writer, err));
-    PST_TRY_GOTO(failed, open_file(writer, path, err));
+    PST_TRY_GOTO(failed, name_final(writer, open_file(writer, path, err), err));
     PST_TRY_GOTO(failed, pst_safetensors_writer_append(writer, header, header_bytes, err));
     pst_heap_free(header);
     *out = writer;
@@ -217,7 +228,7 @@ int pst_safetensors_writer_space(pst_safetensors_writer *writer, void **memory, 
         return pst_fail(err, writer->status, writer->path, "writing failed before");
     uint64_t left = writer->file_bytes - writer->begin - writer->filled;
     if (writer->filled == BUFFER_BYTES && left > 0) {
-        int status = flush(writer, BUFFER_BYTES, err);
+        int status = name_final(writer, flush(writer, BUFFER_BYTES, err), err);
         if (status < 0)
             return fail_writer(writer, status);
     }
@@ -286,7 +297,7 @@ int pst_safetensors_writer_finish(pst_safetensors_writer *writer, pst_error *err
     uint64_t left = writer->file_bytes - writer->begin - writer->filled;
     if (left > 0)
         return pst_fail(err, PST_E_USAGE, writer->path, "%" PRIu64 " bytes of its tensors have not been written", left);
-    int status = complete(writer, err);
+    int status = name_final(writer, complete(writer, err), err);
     return status < 0 ? fail_writer(writer, status) : 0;
 }
 

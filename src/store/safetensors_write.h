@@ -4,7 +4,7 @@
  * data begins at a multiple of 4096 of the file and goes out through the I/O engine in large aligned writes
  * from a few buffers, so that making the next buffer overlaps with writing the last ones. The last block is
  * rounded up, then cut off. The file appears under its name whole and durable, or not at all: it grows under
- * a temporary name beside it.
+ * a temporary name beside it, which no error mentions.
  *
  * A writer belongs to one thread.
  */
@@ -35,7 +35,8 @@ int pst_safetensors_writer_space(pst_safetensors_writer *writer, void **memory, 
 int pst_safetensors_writer_commit(pst_safetensors_writer *writer, size_t bytes, pst_error *err);
 /* The same with a copy, any amount. */
 int pst_safetensors_writer_append(pst_safetensors_writer *writer, const void *data, size_t bytes, pst_error *err);
-/* Waits, syncs and publishes; all data must have been handed over. */
+/* Waits, syncs and publishes; all data must have been handed over. When only the sync of the folder fails,
+ * after the rename, that is the error, but the file is there, whole: its durability is unknown. */
 int pst_safetensors_writer_finish(pst_safetensors_writer *writer, pst_error *err);
 /* Frees the writer, and removes what it wrote unless it was finished. */
 void pst_safetensors_writer_close(pst_safetensors_writer *writer);

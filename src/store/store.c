@@ -146,12 +146,14 @@ static int files_of_index(pst_store *store, const char *folder, const char *path
     PST_TRY(index_files(map, path, &names, &count, err));
     int status = set_files(store, folder, names, count, err);
     char quoted[PST_QUOTE_BYTES];
-    for (size_t i = 0; i < count && status == 0; i++)
-        if (!pst_file_exists(store->files[i].path))
+    for (size_t i = 0; i < count && status >= 0; i++) {
+        status = pst_file_find(store->files[i].path, err);
+        if (status == 0)
             status =
                 pst_fail(err, -ENOENT, path, "names the file \"%s\", which is missing", pst_quote(names[i], quoted));
+    }
     pst_heap_free(names);
-    return status;
+    return status < 0 ? status : 0;
 }
 
 /* Files named NAME-00001-of-00003.safetensors without an index: all of them must be there. */
@@ -301,19 +303,21 @@ static int open_folder(pst_store *store, const char *folder, pst_error *err)
     char *index_path = join(folder, INDEX_NAME);
     if (index_path == NULL)
         return pst_fail_memory(err, "a path", strlen(folder));
-    int status;
-    if (pst_file_exists(index_path)) {
+    int status = pst_file_find(index_path, err);
+    if (status > 0) {
         status = open_indexed(store, folder, index_path, err);
         pst_heap_free(index_path);
         return status;
     }
     pst_heap_free(index_path);
+    PST_TRY(status);
     char *single = join(folder, "model.safetensors");
     if (single == NULL)
         return pst_fail_memory(err, "a path", strlen(folder));
-    if (pst_file_exists(single))
+    status = pst_file_find(single, err);
+    if (status > 0)
         status = set_files(store, NULL, (const char *const[]){single}, 1, err);
-    else
+    else if (status == 0)
         status = files_of_folder(store, folder, err);
     pst_heap_free(single);
     PST_TRY(status);
@@ -323,8 +327,10 @@ static int open_folder(pst_store *store, const char *folder, pst_error *err)
 
 int pst_store_open(const char *path, pst_store **out, pst_error *err)
 {
-    uint64_t unused;
-    PST_TRY(pst_file_size(path, &unused, err)); /* for its message where there is nothing */
+    int found = pst_file_find(path, err);
+    PST_TRY(found);
+    if (found == 0)
+        return pst_fail(err, -ENOENT, path, "cannot open: %s", pst_strerror(-ENOENT));
     pst_store *store = pst_heap_calloc(1, sizeof *store);
     if (store == NULL)
         return pst_fail_memory(err, "a store", sizeof *store);

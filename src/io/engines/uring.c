@@ -12,7 +12,6 @@
  */
 #include <errno.h>
 #include <liburing.h>
-#include <time.h>
 
 #include "base/error.h"
 #include "base/heap.h"
@@ -21,6 +20,8 @@
 
 /* user_data of the eventfd read; requests are aligned, so it is no request's address. */
 #define WAKE_MARK ((void *)1)
+
+enum { PAUSE_NS = 1000000 };
 
 typedef struct queue {
     struct io_uring ring;
@@ -92,16 +93,6 @@ static int prove(queue *q)
     return status;
 }
 
-/* Plain reads and writes came with 5.6, after the first rings. */
-static bool has_read_write(queue *q)
-{
-    struct io_uring_probe *probe = io_uring_get_probe_ring(&q->ring);
-    bool has = probe != NULL && io_uring_opcode_supported(probe, IORING_OP_READ) &&
-               io_uring_opcode_supported(probe, IORING_OP_WRITE);
-    io_uring_free_probe(probe);
-    return has;
-}
-
 static int open_queue(const pst_io_queue_settings *settings, void **out, pst_error *err)
 {
     queue *q = pst_heap_calloc(1, sizeof *q + settings->depth * sizeof q->failed[0]);
@@ -114,10 +105,9 @@ static int open_queue(const pst_io_queue_settings *settings, void **out, pst_err
         return pst_fail(err, status, NULL, "io_uring does not work here: %s", pst_strerror(status));
     }
     q->wake_fd = pst_sys->eventfd();
-    if (q->wake_fd < 0)
-        status = q->wake_fd;
-    else
-        status = has_read_write(q) ? prove(q) : -ENOSYS;
+    status = q->wake_fd < 0 ? q->wake_fd : pst_sys->uring_has_read_write(&q->ring);
+    if (status >= 0)
+        status = prove(q);
     if (status < 0) {
         close_queue(q);
         return pst_fail(err, status, NULL, "io_uring does not work here: %s", pst_strerror(status));
@@ -218,11 +208,12 @@ static uint32_t reap(void *handle, pst_io_request **done, uint32_t max, bool wai
         uint32_t count = drain(q, done, max);
         if (count > 0 || q->woken || (!wait && status >= 0))
             return count;
-        if (status == -EAGAIN || status == -EBUSY || status >= 0)
-            continue; /* short of resources for a moment, or a completion that was not ours */
-        take_back(q, status);
+        if (status >= 0)
+            continue; /* a completion that was not ours */
+        /* EBUSY too is a shortage of resources that may pass; how long to go on trying is the worker's to say. */
+        take_back(q, status == -EBUSY ? -EAGAIN : status);
         if (q->failed_count == 0) /* only the kernel's own are left: try again, but do not spin */
-            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+            pst_sys->sleep_ns(PAUSE_NS);
     }
 }
 

@@ -36,10 +36,13 @@ uint8_t *test_read_file(const char *path, uint64_t *bytes);
 void test_assert_ok(int status, const pst_error *err, const char *file, int line);
 
 /* Opens a handle with an engine; NULL when the engine does not work on this machine (only io_uring may be
- * refused). */
+ * refused, with EPERM, EACCES or ENOSYS). */
 pst_io *test_open(const char *engine, uint64_t block_size, uint32_t depth, uint32_t workers, bool buffered);
 
-/* True when io_uring works here; says so once when it does not. */
+/* True when io_uring works here; when it does not, prints the line by which the suite's runner counts a
+ * skipped test. */
+bool test_try_uring(void);
+/* The same, found out and said once. */
 bool test_have_uring(void);
 
 #endif

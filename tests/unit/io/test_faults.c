@@ -6,6 +6,7 @@
  */
 #include <dirent.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -329,6 +330,137 @@ static void test_single_failure(void **unused)
     }
 }
 
+/* A ring whose every call is refused for want of resources: no spinning, and an error after about a second. */
+static void test_ring_without_resources(void **unused)
+{
+    (void)unused;
+    static const int errors[] = {EAGAIN, EBUSY};
+    if (!test_have_uring())
+        return;
+    const char *path = test_path(folder, "file");
+    test_write_file(path, model, BYTES);
+    pst_fault_reset();
+    pst_io *io = test_open("io_uring", PIECE, 4, 1, false);
+    pst_io_file *file;
+    pst_error err = {0};
+    assert_ok(pst_io_file_open(io, path, PST_IO_OPEN_READ, &file, &err), &err);
+    pst_io_op op = {.file = file, .buffer = target, .bytes = BYTES};
+    for (int i = 0; i < 2; i++) {
+        pst_fault_reset();
+        pst_fault_fail(PST_FAULT_URING_ENTER, 0, INT64_MAX, errors[i]);
+        assert_int_equal(pst_io_transfer(io, &op, &err), -EAGAIN);
+        assert_true(pst_fault_count(PST_FAULT_SLEEP) >= 500);
+        assert_true(pst_fault_count(PST_FAULT_URING_ENTER) <= 4 * (pst_fault_count(PST_FAULT_SLEEP) + 100));
+        pst_fault_reset();
+        memset(target, 0, BYTES);
+        assert_ok(pst_io_transfer(io, &op, &err), &err); /* and all is well when it has passed */
+        assert_memory_equal(target, model, BYTES);
+    }
+    assert_ok(pst_io_file_close(file, &err), &err);
+    pst_io_close(io);
+}
+
+/* A read past the end of a direct file: the one thing for which a file that is only read needs its second
+ * descriptor. */
+static int read_past_end(pst_io *io, pst_io_file *file, int64_t *got, pst_error *err)
+{
+    pst_io_op op = {.file = file, .offset = 0, .buffer = straight, .bytes = STRAIGHT, .may_be_short = true};
+    int status = pst_io_transfer(io, &op, err);
+    *got = op.result;
+    return status;
+}
+
+/* The second descriptor is opened when it is needed, finds the file under any name, and may fail. */
+static void test_late_descriptor(void **unused)
+{
+    (void)unused;
+    enum { FILES = 20, SMALL = 70001 };
+    for (int e = 0; e < 2; e++) {
+        if (e == 1 && !test_have_uring())
+            break;
+        pst_fault_reset();
+        const char *path = test_path(folder, "late");
+        test_write_file(path, model, SMALL);
+        pst_io *io = test_open(engines[e], PIECE, 4, e == 0 ? 4 : 1, false);
+        pst_io_file *files[FILES];
+        pst_error err = {0};
+        int64_t got = 0;
+        unsigned before = open_descriptors();
+        for (int i = 0; i < FILES; i++)
+            assert_ok(pst_io_file_open(io, path, PST_IO_OPEN_READ, &files[i], &err), &err);
+        assert_int_equal(open_descriptors(), before + FILES); /* one each */
+        bool direct = pst_io_file_is_direct(files[0]);
+        if (direct) {
+            pst_fault_fail(PST_FAULT_OPEN, 0, 1, EMFILE);
+            assert_int_equal(read_past_end(io, files[0], &got, &err), -EMFILE);
+            assert_string_equal(err.path, path);
+            assert_int_equal(open_descriptors(), before + FILES);
+            pst_fault_fail(PST_FAULT_OPEN, 0, 1, ENOENT); /* no /proc: by its path */
+            assert_ok(read_past_end(io, files[0], &got, &err), &err);
+            assert_int_equal(got, SMALL);
+            pst_fault_fail(PST_FAULT_STATX, 0, 1, EIO);
+            assert_int_equal(read_past_end(io, files[1], &got, &err), -EIO);
+            assert_int_equal(open_descriptors(), before + FILES + 1);
+        }
+        pst_fault_reset();
+        assert_int_equal(rename(path, test_path(folder, "renamed")), 0);
+        for (int i = 0; i < FILES; i++) {
+            memset(straight, 0, SMALL);
+            assert_ok(read_past_end(io, files[i], &got, &err), &err);
+            assert_int_equal(got, SMALL);
+            assert_memory_equal(straight, model, SMALL);
+        }
+        /* Replaced, and no /proc: another file's bytes are not taken for this one's. */
+        pst_io_file *gone;
+        test_write_file(path, model, SMALL);
+        assert_ok(pst_io_file_open(io, path, PST_IO_OPEN_READ, &gone, &err), &err);
+        assert_int_equal(rename(test_path(folder, "renamed"), path), 0);
+        if (direct) {
+            pst_fault_fail(PST_FAULT_OPEN, 0, 1, ENOENT);
+            assert_int_equal(read_past_end(io, gone, &got, &err), -ESTALE);
+        }
+        pst_fault_reset();
+        assert_ok(pst_io_file_close(gone, &err), &err);
+        for (int i = 0; i < FILES; i++)
+            assert_ok(pst_io_file_close(files[i], &err), &err);
+        assert_int_equal(open_descriptors(), before);
+        pst_io_close(io);
+    }
+}
+
+/* EINVAL alone does not show that the file system refuses direct I/O: when the transfer fails without it as
+ * well, the file stays direct. When it works without it, the file does not. */
+static void test_doubtful_refusal(void **unused)
+{
+    (void)unused;
+    const char *path = test_path(folder, "doubt");
+    test_write_file(path, model, BYTES);
+    for (int e = 0; e < 2; e++) {
+        if (e == 1 && !test_have_uring())
+            break;
+        pst_fault_reset();
+        pst_io *io = test_open(engines[e], 0, 4, 1, false);
+        pst_io_file *file;
+        pst_error err = {0};
+        assert_ok(pst_io_file_open(io, path, PST_IO_OPEN_READ, &file, &err), &err);
+        pst_io_op op = {.file = file, .offset = 4096, .buffer = straight, .bytes = 65536};
+        if (pst_io_file_is_direct(file)) {
+            pst_fault_fail(PST_FAULT_READ, 0, 2, EINVAL);
+            assert_int_equal(pst_io_transfer(io, &op, &err), -EINVAL);
+            assert_true(pst_io_file_is_direct(file));
+            assert_ok(pst_io_transfer(io, &op, &err), &err);
+            assert_true(pst_io_file_is_direct(file));
+            pst_fault_fail(PST_FAULT_READ, 0, 1, EINVAL);
+            assert_ok(pst_io_transfer(io, &op, &err), &err);
+            assert_false(pst_io_file_is_direct(file));
+        }
+        assert_memory_equal(straight, model + 4096, op.bytes);
+        assert_ok(pst_io_transfer(io, &op, &err), &err);
+        assert_ok(pst_io_file_close(file, &err), &err);
+        pst_io_close(io);
+    }
+}
+
 /* A file created anew, whose opening fails later on, is not left behind. */
 static void test_exclusive_cleanup(void **unused)
 {
@@ -349,9 +481,11 @@ int main(void)
 {
 #define IN_FOLDER(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        IN_FOLDER(test_calls_fail),        IN_FOLDER(test_lasting_failures), IN_FOLDER(test_allocations_fail),
-        IN_FOLDER(test_short_transfers),   IN_FOLDER(test_no_progress),      IN_FOLDER(test_single_failure),
-        IN_FOLDER(test_exclusive_cleanup),
+        IN_FOLDER(test_calls_fail),        IN_FOLDER(test_lasting_failures),
+        IN_FOLDER(test_allocations_fail),  IN_FOLDER(test_short_transfers),
+        IN_FOLDER(test_no_progress),       IN_FOLDER(test_single_failure),
+        IN_FOLDER(test_exclusive_cleanup), IN_FOLDER(test_ring_without_resources),
+        IN_FOLDER(test_late_descriptor),   IN_FOLDER(test_doubtful_refusal),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

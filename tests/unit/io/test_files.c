@@ -2,11 +2,14 @@
 /* Files and handles: how they open, what they refuse and what they say, the end of a file, many threads at
  * once. */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "os/sys_fault.h"
@@ -347,7 +350,8 @@ static void test_fall_through(void **unused)
         pst_fault_kind kind;
         int error;
     } refusals[] = {{PST_FAULT_URING_INIT, EPERM},  {PST_FAULT_URING_INIT, ENOSYS},  {PST_FAULT_URING_INIT, ENOMEM},
-                    {PST_FAULT_URING_INIT, EINVAL}, {PST_FAULT_URING_ENTER, EACCES}, {PST_FAULT_EVENTFD, EMFILE}};
+                    {PST_FAULT_URING_INIT, EINVAL}, {PST_FAULT_URING_PROBE, ENOSYS}, {PST_FAULT_URING_ENTER, EACCES},
+                    {PST_FAULT_EVENTFD, EMFILE}};
     pst_sys_replace(&pst_sys_fault);
     for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
         lines seen = {.count = 0};
@@ -491,6 +495,85 @@ static void test_many_threads(void **unused)
     free(model);
 }
 
+/* A closing handle against a thread that submits: each submission is either served or refused, none is
+ * forgotten. Most operations are empty, so that submit spends its time on checking them. */
+typedef struct submitter {
+    pst_io *io;
+    pst_io_file *file;
+    pst_io_batch *batch;
+    pst_io_op *ops;
+    uint32_t count;
+    atomic_bool started;
+    int status, waited;
+} submitter;
+
+static void *submitter_main(void *argument)
+{
+    submitter *s = argument;
+    do {
+        s->status = pst_io_submit(s->batch, s->ops, s->count, NULL);
+        s->waited = pst_io_wait(s->batch, 10000000000u, NULL);
+        atomic_store(&s->started, true);
+    } while (s->status >= 0 && s->waited == 0);
+    return NULL;
+}
+
+static void test_close_against_submit(void **unused)
+{
+    (void)unused;
+    enum { OPS = 200000, ROUNDS = 30 };
+    pst_io_op *ops = calloc(OPS, sizeof *ops);
+    const char *path = test_path(folder, "f");
+    test_write_file(path, "0123456789", 10);
+    for (int round = 0; round < ROUNDS; round++) {
+        pst_error err = {0};
+        char byte;
+        pthread_t thread;
+        submitter s = {.io = test_open("threads", 0, 2, 2, round % 2 != 0), .ops = ops, .count = OPS};
+        assert_ok(pst_io_file_open(s.io, path, PST_IO_OPEN_READ, &s.file, &err), &err);
+        assert_ok(pst_io_batch_create(s.io, OPS, &s.batch, &err), &err);
+        for (int i = 0; i < OPS; i++)
+            ops[i] = (pst_io_op){.file = s.file, .buffer = &byte, .bytes = i == 0};
+        assert_int_equal(pthread_create(&thread, NULL, submitter_main, &s), 0);
+        while (!atomic_load(&s.started))
+            nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+        nanosleep(&(struct timespec){.tv_nsec = (long)test_below(&state, 2000000)}, NULL);
+        pst_io_close(s.io);
+        pthread_join(thread, NULL);
+        assert_int_equal(s.waited, 0);
+        assert_int_equal(s.status, PST_E_USAGE);
+        pst_io_batch_destroy(s.batch);
+        assert_ok(pst_io_file_close(s.file, &err), &err);
+    }
+    free(ops);
+}
+
+/* What the suite's runner counts as skipped: a line of exactly these words. */
+static void test_skip_is_said(void **unused)
+{
+    (void)unused;
+    const char *path = test_path(folder, "said");
+    pst_sys_replace(&pst_sys_fault);
+    pst_fault_reset();
+    pst_fault_fail(PST_FAULT_URING_INIT, 0, INT64_MAX, EPERM);
+    fflush(stdout);
+    int kept = dup(STDOUT_FILENO), file = open(path, O_WRONLY | O_CREAT, 0600);
+    assert_true(kept >= 0 && file >= 0);
+    dup2(file, STDOUT_FILENO);
+    bool works = test_try_uring();
+    fflush(stdout);
+    dup2(kept, STDOUT_FILENO);
+    close(kept);
+    close(file);
+    pst_fault_reset();
+    uint64_t bytes;
+    char *said = (char *)test_read_file(path, &bytes);
+    said[bytes] = '\0';
+    assert_false(works);
+    assert_string_equal(said, "SKIP: io_uring is refused here\n");
+    free(said);
+}
+
 int main(void)
 {
     state = test_seed();
@@ -499,7 +582,7 @@ int main(void)
         IN_FOLDER(test_direct_refused),  IN_FOLDER(test_bad_options),  IN_FOLDER(test_open_files),
         IN_FOLDER(test_bad_operations),  IN_FOLDER(test_end_of_file),  IN_FOLDER(test_direct_refused_later),
         IN_FOLDER(test_alignment_probe), IN_FOLDER(test_fall_through), IN_FOLDER(test_no_tables),
-        IN_FOLDER(test_many_threads),
+        IN_FOLDER(test_many_threads),    IN_FOLDER(test_skip_is_said), IN_FOLDER(test_close_against_submit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/heap.h"
+#include "os/sys_fault.h"
 #include "penstock/io_engine.h"
 #include "unit/io/io_test.h"
 
@@ -27,6 +28,7 @@ static struct {
     uint64_t started[MAX_LOG]; /* offsets in order of submission */
     uint32_t started_count;
     uint32_t files, buffers; /* slots in use */
+    uint32_t refusals;       /* rounds in which all that is held comes back with EAGAIN */
     uint64_t random;
 } gate = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
@@ -68,6 +70,13 @@ static uint32_t gate_reap(void *queue, pst_io_request **done, uint32_t max, bool
     while (wait && !gate.woken && (gate.held_count == 0 || (gate.allowance == 0 && !gate.free_running)))
         pthread_cond_wait(&gate.changed, &gate.lock);
     gate.woken = false;
+    if (gate.refusals > 0 && gate.held_count > 0) {
+        gate.refusals--;
+        while (count < max && gate.held_count > 0) {
+            done[count] = gate.held[--gate.held_count];
+            done[count++]->result = -EAGAIN;
+        }
+    }
     while (count < max && gate.held_count > 0 && (gate.allowance > 0 || gate.free_running)) {
         uint32_t pick = (uint32_t)test_below(&gate.random, gate.held_count);
         pst_io_request *r = gate.held[pick];
@@ -454,6 +463,31 @@ static void test_slots(void **in)
     pst_io_batch_destroy(batch);
 }
 
+/* Want of resources is waited out: one short sleep for all that was refused at once, not one each. */
+static void test_refused_rounds(void **in)
+{
+    scene *s = *in;
+    enum { ROUNDS = 40 };
+    pst_error err = {0};
+    pst_io_op op = read_op(s, 0, DEPTH);
+    pst_fault_reset();
+    pst_sys_replace(&pst_sys_fault);
+    gate.refusals = ROUNDS;
+    allow_all(true);
+    assert_ok(pst_io_transfer(s->io, &op, &err), &err);
+    assert_int_equal(gate.refusals, 0);
+    assert_int_equal(gate.started_count, DEPTH * (ROUNDS + 1));
+    assert_memory_equal(s->target, s->model, DEPTH * BLOCK);
+    int64_t sleeps = pst_fault_count(PST_FAULT_SLEEP);
+    assert_true(sleeps > ROUNDS / 2 && sleeps <= ROUNDS);
+    /* For ever: it ends as an error. */
+    gate.refusals = UINT32_MAX;
+    assert_int_equal(pst_io_transfer(s->io, &op, &err), -EAGAIN);
+    gate.refusals = 0;
+    assert_true(pst_fault_count(PST_FAULT_SLEEP) - sleeps <= 1000);
+    pst_sys_replace(NULL);
+}
+
 static void test_register_engine(void **unused)
 {
     (void)unused;
@@ -483,14 +517,9 @@ int main(void)
         return 1;
 #define IN_SCENE(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        IN_SCENE(test_depth_and_order),
-        IN_SCENE(test_wait),
-        IN_SCENE(test_cancel),
-        IN_SCENE(test_close_in_flight),
-        IN_SCENE(test_wake),
-        IN_SCENE(test_rest_is_dropped),
-        IN_SCENE(test_slots),
-        cmocka_unit_test(test_register_engine),
+        IN_SCENE(test_depth_and_order), IN_SCENE(test_wait),           IN_SCENE(test_cancel),
+        IN_SCENE(test_close_in_flight), IN_SCENE(test_wake),           IN_SCENE(test_rest_is_dropped),
+        IN_SCENE(test_slots),           IN_SCENE(test_refused_rounds), cmocka_unit_test(test_register_engine),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

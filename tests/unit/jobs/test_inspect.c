@@ -113,6 +113,15 @@ static void test_refusals(void **state)
         assert_contains(err.message, cases[i].cause);
     }
     assert_int_equal(pst_inspect(files_path("nothing"), NULL, &inspection, &err), -ENOENT);
+    assert_int_equal(mkfifo(files_path("pipe"), 0600), 0);
+    const char *const special[] = {files_path("pipe"), "/dev/zero"};
+    for (size_t i = 0; i < 2; i++) {
+        assert_int_equal(pst_inspect(special[i], NULL, &inspection, &err), PST_E_FORMAT);
+        assert_string_equal(err.path, special[i]);
+        assert_string_equal(err.message, "is not a regular file");
+    }
+    assert_int_equal(symlink("circle", files_path("circle")), 0);
+    assert_int_equal(pst_inspect(files_path("circle"), files_root, &inspection, &err), -ELOOP);
     assert_ptr_equal(inspection, (pst_inspection *)0x1);
     assert_int_equal(pst_heap_live_count(), live);
 }

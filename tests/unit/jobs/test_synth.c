@@ -496,6 +496,7 @@ static void test_faults(void **state)
             if (status < 0) {
                 assert_int_equal(status, -kinds[k].error);
                 assert_true(err.message[0] != '\0');
+                assert_null(strstr(err.path, ".tmp-")); /* a name of which no user knows */
             }
             size_t entries = count_entries(files_root);
             if (entries != 0) { /* a sync that failed after the rename: whole, but reported */

@@ -100,6 +100,12 @@ static void test_read(void **unused)
     uint64_t size = 0;
     assert_int_equal(pst_file_size(at("ten"), &size, &err), 0);
     assert_int_equal(size, 10);
+    const char *const special[] = {at("pipe"), root, "/dev/zero"};
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(pst_file_size(special[i], &size, &err), PST_E_FORMAT);
+        assert_string_equal(err.message, "is not a regular file");
+    }
+    assert_int_equal(size, 10);
     pst_fault_shorten(PST_FAULT_READ, 0, 100, 3); /* three bytes at a time */
     expect_content(at("ten"), "0123456789");
     pst_fault_fail(PST_FAULT_READ, 0, 2, EINTR);
@@ -145,6 +151,26 @@ static void test_folders(void **unused)
     assert_int_equal(pst_file_free_space("not-there-either", &space, &err), 0);
 }
 
+/* "Nothing there" is one answer, "cannot be told" another. */
+static void test_find(void **unused)
+{
+    (void)unused;
+    pst_error err = {0};
+    assert_int_equal(pst_file_publish(at("f"), "x", 1, &err), 0);
+    assert_int_equal(symlink(at("loop"), at("loop")), 0);
+    assert_int_equal(symlink(at("nowhere"), at("dangling")), 0);
+    assert_int_equal(pst_file_find(at("f"), &err), 1);
+    assert_int_equal(pst_file_find(root, &err), 1);
+    assert_int_equal(pst_file_find(at("none"), &err), 0);
+    assert_int_equal(pst_file_find(at("f/below"), &err), 0);
+    assert_int_equal(pst_file_find(at("dangling"), &err), 0);
+    assert_int_equal(err.code, 0);
+    assert_int_equal(pst_file_find(at("loop"), &err), -ELOOP);
+    assert_string_equal(err.path, at("loop"));
+    pst_fault_fail(PST_FAULT_STATX, 0, 1, EACCES);
+    assert_int_equal(pst_file_find(at("f"), &err), -EACCES);
+}
+
 static void test_publish(void **unused)
 {
     (void)unused;
@@ -162,9 +188,18 @@ static void test_publish(void **unused)
     assert_int_equal(pst_file_publish_rename(name, at("f"), &err), 0);
     expect_content(at("f"), "via");
     assert_int_equal(pst_file_publish_rename(other, at("f"), &err), -ENOENT);
+    assert_string_equal(err.path, at("f")); /* not the temporary one, of which no user knows */
+    pst_fault_fail(PST_FAULT_FDATASYNC, 0, 1, EIO);
+    assert_int_equal(pst_file_publish_rename(at("f"), at("g"), &err), -EIO);
+    assert_string_equal(err.path, at("g"));
+    pst_fault_reset();
     pst_heap_free(name);
     pst_heap_free(other);
     assert_int_equal(pst_folder_create(at("new"), &err), 0);
+    pst_fault_fail(PST_FAULT_FSYNC, 0, 1, EIO);
+    assert_int_equal(pst_folder_publish(at("new"), at("final"), &err), -EIO);
+    assert_string_equal(err.path, at("final"));
+    pst_fault_reset();
     assert_int_equal(pst_folder_publish(at("new"), at("final"), &err), 0);
     assert_int_equal(pst_folder_create(at("new"), &err), 0);
     assert_int_equal(pst_folder_publish(at("new"), at("final"), &err), -EEXIST);
@@ -197,6 +232,7 @@ static void test_publish_faults(void **unused)
             }
             assert_int_equal(status, -EIO);
             assert_true(err.path[0] != '\0' && err.message[0] != '\0');
+            assert_null(strstr(err.path, ".tmp-"));
             bool renamed = kinds[k] == PST_FAULT_FSYNC || (kinds[k] == PST_FAULT_OPEN && nth == 1);
             expect_content(at("f"), renamed ? "new" : "old");
             assert_true(nth < 10);
@@ -301,8 +337,8 @@ int main(void)
 {
 #define IN_FOLDER(test) cmocka_unit_test_setup_teardown(test, make_root, remove_root)
     const struct CMUnitTest tests[] = {
-        IN_FOLDER(test_read),           IN_FOLDER(test_folders),          IN_FOLDER(test_publish),
-        IN_FOLDER(test_publish_faults), IN_FOLDER(test_everything_fails),
+        IN_FOLDER(test_read),    IN_FOLDER(test_folders),        IN_FOLDER(test_find),
+        IN_FOLDER(test_publish), IN_FOLDER(test_publish_faults), IN_FOLDER(test_everything_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

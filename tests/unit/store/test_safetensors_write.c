@@ -4,10 +4,12 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <pthread.h>
 #include <time.h>
 
 #include "base/heap.h"
 #include "os/sys_fault.h"
+#include "penstock/io_engine.h"
 #include "store/folder.h"
 #include "store/safetensors_write.h"
 
@@ -214,22 +216,131 @@ static void test_round_trips(void **state)
     }
 }
 
-/* Larger than all buffers together, and ending at, just before and just behind a multiple of them. */
+/* Larger than all buffers together, and ending at, just before and behind a multiple of them. */
 static void test_ring(void **state)
 {
     (void)state;
     seed_random();
     pst_io *io = open_io("auto");
-    static const int ends[] = {0, -1, 1, 12345};
+    static const int ends[] = {0, -1, 12345};
     for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
         sample s = {.count = 1};
-        s.data_bytes = (uint64_t)((48 << 20) - 4096 + ends[i]);
+        s.data_bytes = (uint64_t)((80 << 20) - 4096 + ends[i]);
         s.tensors[0] = (pst_tensor){.name = "large", .dtype = PST_U8, .rank = 1, .shape = {s.data_bytes}};
         pst_error err = {0};
         if (write_sample(io, files_path("large.safetensors"), &s, &err) < 0)
             fail_msg("%s: %s", err.path, err.message);
         check_sample(files_path("large.safetensors"), &s);
     }
+    pst_io_close(io);
+}
+
+/* An engine that completes nothing for a second: so it is seen how deep a queue the writer can fill, however fast
+ * a drive is. It writes nothing. */
+enum { HOLD_MAX = 64, HOLD_MS = 1000 };
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    pst_io_request *held[HOLD_MAX];
+    uint32_t count, most;
+    bool woken, released;
+} hold = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+static int hold_open(const pst_io_queue_settings *settings, void **queue, pst_error *err)
+{
+    (void)err;
+    *queue = &hold;
+    return settings->depth <= HOLD_MAX ? 0 : -EINVAL;
+}
+
+static void hold_close(void *queue)
+{
+    (void)queue;
+}
+
+static void hold_submit(void *queue, pst_io_request *const *requests, uint32_t count)
+{
+    (void)queue;
+    pthread_mutex_lock(&hold.lock);
+    for (uint32_t i = 0; i < count; i++)
+        hold.held[hold.count++] = requests[i];
+    hold.most = hold.count > hold.most ? hold.count : hold.most;
+    pthread_cond_broadcast(&hold.changed);
+    pthread_mutex_unlock(&hold.lock);
+}
+
+static uint32_t hold_reap(void *queue, pst_io_request **done, uint32_t max, bool wait)
+{
+    (void)queue;
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += HOLD_MS * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    uint32_t given = 0;
+    pthread_mutex_lock(&hold.lock);
+    int status = 0;
+    while (wait && !hold.woken && status != ETIMEDOUT)
+        status = pthread_cond_timedwait(&hold.changed, &hold.lock, &until);
+    if (status == ETIMEDOUT) {
+        hold.released = true;
+        pthread_cond_broadcast(&hold.changed);
+        while (given < max && hold.count > 0) {
+            done[given] = hold.held[--hold.count];
+            done[given]->result = done[given]->bytes;
+            given++;
+        }
+    }
+    hold.woken = false;
+    pthread_mutex_unlock(&hold.lock);
+    return given;
+}
+
+static void hold_wake(void *queue)
+{
+    (void)queue;
+    pthread_mutex_lock(&hold.lock);
+    hold.woken = true;
+    pthread_cond_broadcast(&hold.changed);
+    pthread_mutex_unlock(&hold.lock);
+}
+
+/* While the writer's caller fills a buffer, the others keep the default queue of the I/O library full. */
+static void test_keeps_queue_full(void **state)
+{
+    (void)state;
+    static const pst_io_engine engine = {.version = PST_IO_ENGINE_VERSION,
+                                         .struct_size = sizeof engine,
+                                         .name = "hold",
+                                         .open_queue = hold_open,
+                                         .close_queue = hold_close,
+                                         .submit = hold_submit,
+                                         .reap = hold_reap,
+                                         .wake = hold_wake};
+    pst_error err = {0};
+    assert_int_equal(pst_io_engine_register(&engine, &err), 0);
+    pst_io *io = open_io("hold");
+    pst_tensor tensor = {.name = "t", .dtype = PST_U8, .rank = 1, .shape = {100 << 20}};
+    pst_safetensors_writer *writer;
+    assert_int_equal(pst_safetensors_writer_open(io, files_path("t.safetensors"), &tensor, 1, NULL, 0, &writer, &err),
+                     0);
+    void *memory;
+    size_t room;
+    for (int i = 0; i < HOLD_MAX / 8; i++) { /* buffers of 8 MiB */
+        assert_int_equal(pst_safetensors_writer_space(writer, &memory, &room, &err), 0);
+        assert_int_equal(pst_safetensors_writer_commit(writer, room, &err), 0);
+    }
+    assert_int_equal(pst_safetensors_writer_space(writer, &memory, &room, &err), 0);
+    assert_true(room > 0);
+    pthread_mutex_lock(&hold.lock);
+    while (hold.count < HOLD_MAX && !hold.released)
+        pthread_cond_wait(&hold.changed, &hold.lock);
+    bool waited = hold.released;
+    pthread_mutex_unlock(&hold.lock);
+    assert_false(waited); /* for a free buffer, while all of them were on their way */
+    pst_safetensors_writer_close(writer);
+    assert_int_equal(hold.most, HOLD_MAX);
     pst_io_close(io);
 }
 
@@ -320,6 +431,7 @@ static void sweep_faults(pst_fault_kind kind, int error)
             assert_true(err.message[0] != '\0');
             if (kind != PST_FAULT_MMAP)
                 assert_contains(err.path, files_root);
+            assert_null(strstr(err.path, ".tmp-")); /* a name of which no user knows */
         } else {
             check_sample(files_path("f.safetensors"), &s);
         }
@@ -414,13 +526,53 @@ static void test_folder(void **state)
     assert_int_equal(count_entries(files_root), 2);
 }
 
+/* Errors name the folder that was to appear, and its files, by the names that the user gave. */
+static void test_folder_error_names(void **state)
+{
+    (void)state;
+    pst_folder *folder;
+    pst_error err = {0};
+    pst_sys_replace(&pst_sys_fault);
+    pst_fault_reset();
+    pst_fault_fail(PST_FAULT_MKDIR, 0, 1, ENOSPC);
+    assert_int_equal(pst_folder_begin(files_path("out/"), &folder, &err), -ENOSPC);
+    assert_string_equal(err.path, files_path("out"));
+    assert_int_equal(symlink("circle", files_path("circle")), 0);
+    assert_int_equal(pst_folder_begin(files_path("circle/out"), &folder, &err), -ELOOP);
+    assert_int_equal(unlink(files_path("circle")), 0);
+    assert_int_equal(pst_folder_begin(files_path("out"), &folder, &err), 0);
+    char *path = pst_folder_file(folder, "x");
+    snprintf(err.path, sizeof err.path, "%s", path);
+    assert_int_equal(pst_folder_name_final(folder, -EIO, &err), -EIO);
+    assert_string_equal(err.path, files_path("out/x"));
+    assert_int_equal(pst_folder_name_final(folder, -EIO, &err), -EIO); /* once more: nothing to do */
+    assert_string_equal(err.path, files_path("out/x"));
+    assert_int_equal(pst_folder_name_final(folder, -EIO, NULL), -EIO);
+    pst_heap_free(path);
+    pst_fault_fail(PST_FAULT_FSYNC, 0, 1, EIO); /* of the temporary folder, before the rename */
+    assert_int_equal(pst_folder_finish(folder, &err), -EIO);
+    assert_string_equal(err.path, files_path("out"));
+    assert_int_equal(count_entries(files_root), 1);
+    /* After the rename: reported, but the folder is there and stays. */
+    pst_fault_fail(PST_FAULT_FSYNC, 1, 1, EIO);
+    assert_int_equal(pst_folder_finish(folder, &err), -EIO);
+    pst_fault_reset();
+    pst_sys_replace(NULL);
+    pst_folder_close(folder);
+    assert_int_equal(access(files_path("out"), F_OK), 0);
+    assert_int_equal(count_entries(files_root), 1);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, files_create, files_remove)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_round_trips),         TEST(test_ring),   TEST(test_misuse), TEST(test_index), TEST(test_faults),
-        TEST(test_allocation_failures), TEST(test_folder),
+        TEST(test_round_trips),      TEST(test_ring),
+        TEST(test_misuse),           TEST(test_index),
+        TEST(test_faults),           TEST(test_allocation_failures),
+        TEST(test_folder),           TEST(test_folder_error_names),
+        TEST(test_keeps_queue_full),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

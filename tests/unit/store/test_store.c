@@ -5,6 +5,7 @@
 #include <errno.h>
 
 #include "base/heap.h"
+#include "os/sys_fault.h"
 #include "store/store.h"
 
 #define A "{" HEADER("a", "F32", "[2,1]", 0, 8) ",\"__metadata__\":{\"format\":\"pt\"}}"
@@ -394,6 +395,44 @@ static void test_paths(void **state)
     assert_true(failures >= 4);
 }
 
+/* What stands in the way of a path is said; the cache is asked only for what is not there. */
+static void test_unreachable(void **state)
+{
+    (void)state;
+    files_folder("hub");
+    assert_int_equal(symlink(files_path("loop"), files_path("loop")), 0);
+    assert_not_located(files_path("loop"), files_path("hub"), -ELOOP, "Too many levels of symbolic links");
+    assert_refused(files_path("loop"), -ELOOP, "loop", "Too many levels of symbolic links");
+    assert_not_located("org/name", files_path("loop"), -ELOOP, "Too many levels of symbolic links");
+    const char *folder = files_folder("closed");
+    files_write_tensors(files_path("closed/model.safetensors"), A, 8);
+    pst_sys_replace(&pst_sys_fault);
+    pst_fault_reset();
+    pst_fault_fail(PST_FAULT_STATX, 0, 1, EACCES);
+    assert_not_located(folder, files_path("hub"), -EACCES, "Permission denied");
+    pst_fault_fail(PST_FAULT_STATX, 0, 1, EACCES);
+    assert_refused(folder, -EACCES, "closed", "Permission denied");
+    pst_fault_fail(PST_FAULT_STATX, 2, 1, EACCES); /* the index: not the same as none */
+    assert_refused(folder, -EACCES, "model.safetensors.index.json", "Permission denied");
+    pst_fault_reset();
+    pst_sys_replace(NULL);
+    assert_int_equal(unlink(files_path("closed/model.safetensors")), 0);
+    assert_int_equal(symlink("model.safetensors", files_path("closed/model.safetensors")), 0);
+    assert_refused(folder, -ELOOP, "closed/model.safetensors", "Too many levels of symbolic links");
+}
+
+/* Pipes, devices and folders in the place of a file: not waited for, not read without end. */
+static void test_special_files(void **state)
+{
+    (void)state;
+    assert_int_equal(mkfifo(files_path("pipe"), 0600), 0);
+    assert_refused(files_path("pipe"), PST_E_FORMAT, "pipe", "is not a regular file");
+    assert_refused("/dev/zero", PST_E_FORMAT, "/dev/zero", "is not a regular file");
+    const char *folder = files_folder("device");
+    assert_int_equal(symlink("/dev/zero", files_path("device/model.safetensors")), 0);
+    assert_refused(folder, PST_E_FORMAT, "device/model.safetensors", "is not a regular file");
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, files_create, files_remove)
 
 int main(void)
@@ -411,6 +450,8 @@ int main(void)
         TEST(test_allocation_failures),
         TEST(test_cache),
         TEST(test_paths),
+        TEST(test_unreachable),
+        TEST(test_special_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
