@@ -65,7 +65,7 @@ def run_penstock(binary: str, model: Path, arguments: argparse.Namespace) -> dic
 def machine() -> dict:
     """What the figures belong to."""
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown")
-    return {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release(), "load_before": os.getloadavg()[0]}
+    return {"cpu": cpu, "cores": os.cpu_count(), "kernel": ".".join(platform.release().split(".")[:2]), "load_before": os.getloadavg()[0]}
 
 
 def main() -> None:
@@ -82,7 +82,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     files = sorted(arguments.model.glob("*.safetensors"))
-    report: dict = {"machine": machine(), "settings": {k: str(v) for k, v in vars(arguments).items()}}
+    settings = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(arguments).items()}
+    report: dict = {"machine": machine(), "settings": settings | {"binary": Path(arguments.binary).name}}
     report["fio"] = subprocess.run(["fio", "--version"], capture_output=True, text=True).stdout.strip()
     report["choices"] = {choice: run_fio(files, choice, 4) for choice in CHOICES}
     choice = max(report["choices"], key=lambda k: report["choices"][k])

@@ -173,11 +173,11 @@ const cli_command cli_command_synth = {
              .min_operands = 2,
              .max_operands = 2,
              .summary = "a checkpoint of a known shape with random weights",
-             .description =
-                 "Writes a folder OUT in the Hugging Face layout whose weights have the shape of a known "
-                 "model and seeded random values, to measure with and without downloading: llama3-8b, "
-                 "llama3-70b, mistral-7b, qwen3-8b, tiny. OUT must not exist; it appears when it is complete "
-                 "and durable.",
+             .description = "Writes a folder OUT in the Hugging Face layout whose weights have the shape of a known "
+                            "model and seeded random values, to measure with and without downloading: llama3-8b, "
+                            "llama3-70b, llama3.1-8b, llama3.2-1b, llama2-7b, mistral-7b, qwen2-7b, qwen3-8b, tiny. "
+                            "OUT must not exist; it appears when it is complete "
+                            "and durable.",
              .example = "  penstock synth llama3-8b /mnt/nvme/llama3-8b\n"
                         "  penstock synth llama3-70b /mnt/nvme/cut --layers 8\n",
              .groups = groups,

@@ -35,7 +35,8 @@ const pst_option cli_lookup_rows[CLI_LOOKUP_ROWS] = {
      .type = PST_OPTION_STRING,
      .offset = offsetof(cli_lookup, hf_cache),
      .metavar = "DIR",
-     .help = "where org/name is looked up; without it $HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub"},
+     .help = "where org/name is looked up; without it $HF_HUB_CACHE, $HF_HOME/hub, "
+             "$XDG_CACHE_HOME/huggingface/hub or ~/.cache/huggingface/hub"},
 };
 
 const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {

@@ -20,8 +20,10 @@ static int read_file(const char *folder, const char *name, bool required, uint64
     *path = pst_heap_printf("%s/%s", folder, name);
     if (*path == NULL)
         return pst_fail_memory(err, "a path", strlen(folder));
-    if (!required && !pst_file_exists(*path))
-        return 0;
+    int found = pst_file_find(*path, err);
+    PST_TRY(found);
+    if (found == 0)
+        return required ? pst_fail(err, -ENOENT, folder, "is not a model folder: it has no %s", name) : 0;
     return pst_file_read_all(*path, max_bytes, text, bytes, err);
 }
 
@@ -30,6 +32,8 @@ static int read_transformer(pst_model *model, pst_error *err)
     char *config_path = NULL, *config = NULL, *generation_path = NULL, *generation = NULL;
     size_t config_bytes = 0, generation_bytes = 0;
     int status;
+    if (!pst_file_is_folder(model->folder))
+        return pst_fail(err, -ENOTDIR, model->folder, "is not a folder with a model");
     PST_TRY_GOTO(done, read_file(model->folder, "config.json", true, MAX_CONFIG_BYTES, &config_path, &config,
                                  &config_bytes, err));
     PST_TRY_GOTO(done, read_file(model->folder, "generation_config.json", false, MAX_CONFIG_BYTES, &generation_path,

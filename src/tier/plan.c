@@ -7,7 +7,8 @@
 
 enum {
     MIN_SLOTS = 2, /* one to compute with, one to read into */
-    MAX_SLOTS = 8
+    MAX_SLOTS = 8,
+    SLACK_MEBIBYTES = 2 /* rounding up, and what a process's own size varies by from one start to the next */
 };
 static const uint64_t MAX_SLOT_BYTES = 32ull << 20; /* a drive of 10 GB/s fills it in 3 ms: longer than any latency */
 static const uint64_t MIN_SLOT_BYTES = 1ull << 20;  /* below this, reads are too short to reach a drive's speed */
@@ -77,10 +78,10 @@ static int check_smallest(const pst_plan_request *request, plan_room *out, pst_e
     uint64_t smallest = needed + MIN_SLOTS * out->smallest_slot;
     if (smallest > request->budget_bytes)
         return pst_fail(err, PST_E_BUDGET, NULL,
-                        "a host memory budget of %.1f MiB is too small for this model and these lengths; the smallest "
+                        "a host memory budget of %.3g MiB is too small for this model and these lengths; the smallest "
                         "that works is %lluMi",
                         (double)request->budget_bytes / (double)MEBIBYTE,
-                        (unsigned long long)(smallest / MEBIBYTE + 4));
+                        (unsigned long long)(smallest / MEBIBYTE + SLACK_MEBIBYTES));
     out->free_bytes = request->budget_bytes - needed;
     return 0;
 }

@@ -72,12 +72,9 @@ static void collect(const program_setup *setup, pid_t pid, int out, int err, buf
     struct pollfd polled[2] = {{.fd = out, .events = POLLIN}, {.fd = err, .events = POLLIN}};
     buffer *to[2] = {outs, errs};
     bool sent = setup->signal == 0;
-    int open_ends = 2;
-    if (setup->output_broken) {
-        close(out);
+    int open_ends = setup->output_broken ? 1 : 2; /* a broken output was closed before the program began */
+    if (setup->output_broken)
         polled[0].fd = -1;
-        open_ends = 1;
-    }
     while (open_ends > 0) {
         bool again = sent && setup->signal_repeats;
         int ready = poll(polled, 2, again ? 2 : -1);
@@ -128,6 +125,8 @@ program_result program_run(const program_setup *setup, const char *const *argume
     assert_int_equal(pipe(in), 0);
     assert_int_equal(pipe(out), 0);
     assert_int_equal(pipe(err), 0);
+    if (setup->output_broken)
+        close(out[0]);
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0)
