@@ -27,7 +27,7 @@ test-peers: build
 	@scripts/setup.sh peers
 	@python3 tests/peers/run.py $(BUILD)/penstock
 
-# Minutes, not seconds: more random cases, the sanitizers' suites, longer fuzzing.
+# The suite, the sanitizers' suites, and ten minutes of fuzzing per target: about an hour.
 test-long: test asan ubsan tsan
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600
 
