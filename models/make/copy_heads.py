@@ -3,9 +3,9 @@
 
     python copy_heads.py WORK names      # changes WORK/state.pt, between two runs of train.py
 
-A model this small, on so little text, does not find out by itself within an hour that a tale keeps its names: it
-writes a fresh name each time, and later a fresh thing. So the layers of LAYERS get the weights that least squares says copying needs, fitted on
-activations of held-out tales; training goes on from there and keeps what helps. Per layer:
+A model this small, on so little text, does not find out by itself within an hour that a tale keeps its names and
+things: it writes a fresh one each time. So the layers of LAYERS get the weights that least squares says copying
+needs, fitted on activations of held-out tales; training goes on from there and keeps what helps. Per layer:
 
     value, output   from the normed stream at a name to the (centred) embedding of that name, rank 64, shared out
                     evenly over the two key/value groups by singular value

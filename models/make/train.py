@@ -2,7 +2,7 @@
 """Trains penstock-tales: a small Llama on tales that are made while it learns (corpus.py).
 
     python tokenizer.py WORK                                # once
-    python train.py WORK --steps 3000 --export ../penstock-tales
+    python train.py WORK --steps 2000 --export ../penstock-tales      # README.md has the whole recipe
 
 Learning rate: a linear warm-up, a plateau, and a linear fall to zero over the last 40 % of the steps, so that a run
 whose length was misjudged can be taken up again with other --steps. The state is saved regularly in WORK/state.pt;
@@ -94,7 +94,7 @@ def export(model: LlamaForCausalLM, work: Path, folder: Path) -> None:
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
     copy.generation_config = GenerationConfig(
-        bos_token_id=model.config.bos_token_id, eos_token_id=model.config.eos_token_id, do_sample=True, temperature=0.8, top_p=0.95)
+        bos_token_id=model.config.bos_token_id, eos_token_id=model.config.eos_token_id, do_sample=True, temperature=0.7, top_p=0.95)
     copy.to(torch.bfloat16).save_pretrained(fresh, max_shard_size="5MB")
     for name in fresh.iterdir():  # safetensors are written readable by their owner alone
         name.chmod(0o644)
