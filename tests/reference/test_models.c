@@ -183,8 +183,51 @@ static void test_every_case(void **state)
     pst_file_list_free(names, count);
 }
 
+/* The shipped model: its tokenizer and its greedy answers, as transformers gives them. */
+static void test_tales(void **state)
+{
+    (void)state;
+    json_error_t detail;
+    json_t *expected = json_load_file(PST_TEST_SOURCE_DIR "/tests/reference/tales_expected.json", 0, &detail);
+    assert_non_null(expected);
+    pst_model *model;
+    const pst_tokenizer *tokenizer;
+    pst_error err;
+    if (pst_model_open(PST_TEST_SOURCE_DIR "/models/penstock-tales", NULL, &model, &err) < 0 ||
+        pst_model_tokenizer(model, &tokenizer, &err) < 0)
+        fail_msg("%s: %s", err.path, err.message);
+    size_t index;
+    json_t *record;
+    json_array_foreach(json_object_get(expected, "prompts"), index, record)
+    {
+        const char *prompt = json_string_value(json_object_get(record, "prompt"));
+        uint32_t ids[64], greedy[64];
+        size_t id_count = read_ids(json_object_get(record, "token_ids"), ids, 64);
+        size_t count = read_ids(json_object_get(record, "greedy_token_ids"), greedy, 64);
+        pst_tokens tokens;
+        assert_int_equal(pst_tokenizer_encode(tokenizer, prompt, strlen(prompt), true, &tokens, &err), 0);
+        assert_int_equal(tokens.count, id_count);
+        assert_memory_equal(tokens.ids, ids, id_count * sizeof *ids);
+        pst_tokens_free(&tokens);
+        pst_session *session = open_session(model, (pst_session_options){.max_tokens = (uint32_t)(id_count + count),
+                                                                         .compute_type = PST_COMPUTE_F32,
+                                                                         .resident_set = true});
+        pst_request request = {
+            .prompt_ids = ids, .prompt_count = id_count, .max_new_tokens = (uint32_t)count, .ignore_end = true};
+        pst_result result;
+        assert_int_equal(pst_generate(session, &request, 1, NULL, NULL, &result, NULL, &err), 0);
+        assert_memory_equal(result.ids.ids, greedy, count * sizeof *greedy);
+        assert_string_equal(result.text, json_string_value(json_object_get(record, "greedy_text")));
+        pst_result_free(&result);
+        pst_session_close(session);
+    }
+    assert_true(index >= 4);
+    json_decref(expected);
+    pst_model_close(model);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_case)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_case), cmocka_unit_test(test_tales)};
     return cmocka_run_group_tests_name("reference models", tests, NULL, NULL);
 }
