@@ -57,7 +57,8 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .offset = offsetof(cli_runtime, compute_type),
      .choices = "auto|f32|bf16",
      .initial = "auto",
-     .help = "element type of the activations that are multiplied; sums are always f32"},
+     .help = "element type of the activations that are multiplied; sums are always f32; auto is bf16 where all "
+             "matrices of the checkpoint are, else f32"},
     {.name = "kv-bits",
      .type = PST_OPTION_CHOICE,
      .offset = offsetof(cli_runtime, kv_bits),

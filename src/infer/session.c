@@ -44,7 +44,10 @@ static int check_options(const pst_model *model, const pst_session_options *give
 static void choose_types(const pst_model *model, const pst_session_options *o, pst_forward_config *config)
 {
     bool is_f32 = model->program->weight_type == PST_F32;
-    config->compute_type = o->compute_type == PST_COMPUTE_BF16 ? PST_BF16 : PST_F32;
+    /* auto: bf16 where every matrix is bf16. Rounding the products' inputs then costs no likelihood that `score` could show
+     * (docs/benchmarks) and halves their time; f16 weights have more digits than bf16 and no products of their own. */
+    bool auto_bf16 = o->compute_type == PST_COMPUTE_AUTO && model->program->weight_type == PST_BF16;
+    config->compute_type = o->compute_type == PST_COMPUTE_BF16 || auto_bf16 ? PST_BF16 : PST_F32;
     bool wants_f32 = is_f32 || o->compute_type == PST_COMPUTE_F32;
     config->kv_type = o->kv_bits == 32 || (o->kv_bits == 0 && wants_f32) ? PST_F32 : PST_F16;
 }

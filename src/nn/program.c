@@ -77,15 +77,14 @@ static int find_tensor(const builder *b, const char *name, uint64_t rows, uint64
 static int add_tensor(const builder *b, pst_stage *stage, const char *name, uint64_t rows, uint64_t columns,
                       int32_t *number)
 {
-    const pst_tensor *tensor;
+    const pst_tensor *tensor = NULL;
     PST_TRY(find_tensor(b, name, rows, columns, &tensor));
     uint64_t count = rows ? rows : 1;
     *number = (int32_t)stage->tensor_count;
     stage->tensors[stage->tensor_count++] =
         (pst_stage_tensor){.tensor = tensor, .rows = count, .row_bytes = tensor->bytes / count};
-    if (rows && tensor->dtype == PST_F32)
-        b->program->weight_type = PST_F32;
-    else if (rows && b->program->weight_type != PST_F32)
+    bool is_wider = tensor->dtype == PST_F32 || (tensor->dtype == PST_F16 && b->program->weight_type == PST_BF16);
+    if (rows && is_wider)
         b->program->weight_type = tensor->dtype;
     return 0;
 }

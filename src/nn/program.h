@@ -30,7 +30,7 @@ typedef struct pst_program {
     uint32_t stage_count;
     pst_forward *forward; /* set by pst_forward_create */
     uint64_t weight_bytes, parameters;
-    pst_dtype weight_type; /* of the matrices: the widest one found */
+    pst_dtype weight_type; /* of the matrices: the one with most digits that was found */
 } pst_program;
 
 /* The description and the store outlive the program. The caller destroys *out. */
