@@ -6,6 +6,7 @@ PREFIX ?= /usr/local
 MODEL ?= models/penstock-tales
 PROMPT ?= Once upon a time, in the valley of
 CMAKE_FLAGS ?=
+TARGET ?= all
 
 .PHONY: build run test test-peers test-long asan ubsan tsan fuzz bench lint format install clean
 
@@ -13,7 +14,7 @@ build:
 	@scripts/setup.sh build
 	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_FLAGS) >$(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
 	@rm -f $(BUILD).log
-	@ninja -C $(BUILD) -j $(JOBS) --quiet all
+	@ninja -C $(BUILD) -j $(JOBS) --quiet $(TARGET)
 
 run: build
 	$(BUILD)/penstock generate $(MODEL) --resident 0 --max-new-tokens 200 --prompt "$(PROMPT)"
@@ -43,7 +44,7 @@ tsan:
 FUZZ_SECONDS ?= 60
 fuzz:
 	@scripts/setup.sh fuzz
-	@$(MAKE) --no-print-directory build BUILD=$(BUILD)-fuzz \
+	@$(MAKE) --no-print-directory build BUILD=$(BUILD)-fuzz TARGET=fuzzers \
 	    CMAKE_FLAGS="-DPST_FUZZ=ON -DPST_SANITIZE=address,undefined -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++"
 	@scripts/run_fuzz.sh $(BUILD)-fuzz $(FUZZ_SECONDS)
 

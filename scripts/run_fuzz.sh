@@ -11,7 +11,6 @@ status=0
 for target in "$build"/fuzz/fuzz_*; do
     [ -x "$target" ] && [ -f "$target" ] || continue
     name=$(basename "$target")
-    case $name in fuzz_brief_*) continue ;; esac
     mkdir -p "$work/$name" "$build/fuzz/findings"
     seeds="$root/fuzz/seeds/$name"
     [ -d "$seeds" ] || seeds=""
