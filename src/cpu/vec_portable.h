@@ -144,12 +144,13 @@ static inline vf vf_load_f16(const void *p)
     return vf_load_f16_n(p, 4);
 }
 
+/* For sums in which a NaN's bits may pass the largest positive number. */
+typedef uint32_t vu __attribute__((vector_size(16)));
+
 static inline void vf_store_bf16_n(void *p, vf a, size_t n)
 {
     vi u = (vi)a;
     vi odd = (u >> 16) & vi_set1(1);
-    /* Unsigned, as a NaN's bits may pass the largest positive number. */
-    typedef uint32_t vu __attribute__((vector_size(16)));
     vi rounded = (vi)((vu)u + (vu)odd + (vu)vi_set1(0x7fff));
     vi nan = a != a;
     vi bits = (nan & (u | vi_set1(0x400000))) | (~nan & rounded);
@@ -168,7 +169,8 @@ static inline void vf_store_f16_n(void *p, vf a, size_t n)
     vi size = u & vi_set1(0x7fffffff);
     vi nan = a != a;
     /* Normal: round the 13 bits that go, to even, and rebias the exponent by 112. */
-    vi normal = (size + vi_set1(0xfff) + ((size >> 13) & vi_set1(1)) - vi_set1(112 << 23)) >> 13;
+    vu rounded = (vu)size + (vu)vi_set1(0xfff) + (vu)((size >> 13) & vi_set1(1));
+    vi normal = (vi)(rounded - (vu)vi_set1(112 << 23)) >> 13;
     /* Below 2^-14: adding 1/2 leaves the rounded multiple of 2^-24 in the lowest bits. */
     vi tiny = (vi)((vf)size + vf_set1(0.5f)) - (vi)vf_set1(0.5f);
     vi is_tiny = size < vi_set1(113 << 23);
