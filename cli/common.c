@@ -58,13 +58,14 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .choices = "auto|f32|bf16",
      .initial = "auto",
      .help = "element type of the activations that are multiplied; sums are always f32; auto is bf16 where all "
-             "matrices of the checkpoint are, else f32"},
+             "matrices of the checkpoint are, from 100 million parameters on, else f32"},
     {.name = "kv-bits",
      .type = PST_OPTION_CHOICE,
      .offset = offsetof(cli_runtime, kv_bits),
      .choices = "auto|16|32",
      .initial = "auto",
-     .help = "bits of a cached key or value; auto is 32 for f32 checkpoints, else 16"},
+     .help =
+         "bits of a cached key or value; auto is 16 for 16-bit checkpoints from 100 million parameters on, else 32"},
     {.name = "io-engine",
      .type = PST_OPTION_CHOICE,
      .offset = offsetof(cli_runtime, io_engine),

@@ -61,16 +61,18 @@ typedef enum pst_compute_type { PST_COMPUTE_AUTO, PST_COMPUTE_F32, PST_COMPUTE_B
 /* Zero means the default of every field, unless it says otherwise. */
 typedef struct pst_session_options {
     size_t struct_size;
-    uint64_t host_memory_bytes;    /* bound of the whole process; 0: a sensible share of what is free */
-    double resident_share;         /* with resident_set: share of the weights to keep, 0 to 1 */
-    uint64_t resident_bytes;       /* with resident_set and resident_share < 0: bytes of weights to keep */
-    bool resident_set;             /* false: whatever fits */
-    uint32_t max_sequences;        /* in flight at once; default 1 */
-    uint32_t max_tokens;           /* positions per sequence, prompt and generated; required */
-    uint32_t max_prompt_tokens;    /* the longest prompt; default max_tokens */
-    bool all_logits;               /* logits of every prompt row will be asked for (scoring) */
-    pst_compute_type compute_type; /* auto: bf16 where all matrices of the checkpoint are bf16, else f32 */
-    uint32_t kv_bits;        /* 32 or 16; 0: 32 for f32 checkpoints and where f32 computing is asked for, else 16 */
+    uint64_t host_memory_bytes; /* bound of the whole process; 0: a sensible share of what is free */
+    double resident_share;      /* with resident_set: share of the weights to keep, 0 to 1 */
+    uint64_t resident_bytes;    /* with resident_set and resident_share < 0: bytes of weights to keep */
+    bool resident_set;          /* false: whatever fits */
+    uint32_t max_sequences;     /* in flight at once; default 1 */
+    uint32_t max_tokens;        /* positions per sequence, prompt and generated; required */
+    uint32_t max_prompt_tokens; /* the longest prompt; default max_tokens */
+    bool all_logits;            /* logits of every prompt row will be asked for (scoring) */
+    pst_compute_type
+        compute_type; /* auto: bf16 where all matrices of the checkpoint are, from 100 million parameters on; else f32 */
+    uint32_t
+        kv_bits; /* 32 or 16; 0: 16 for 16-bit checkpoints from 100 million parameters on unless f32 is asked for, else 32 */
     uint32_t threads;        /* compute threads; 0: all processors */
     uint64_t max_slot_bytes; /* no slot of the ring larger than this, as far as rows allow; 0: the planner's choice */
     const char *io_engine;   /* NULL or "auto", "io_uring", "threads" */

@@ -12,6 +12,8 @@
 #include "infer/internal.h"
 #include "os/memory.h"
 
+/* From this size on, `auto` trades digits that no likelihood shows for time and memory; below, they cost next to nothing. */
+static const uint64_t LARGE_PARAMETERS = 100 * 1000 * 1000;
 /* For what the plan cannot see: stacks, scratch of kernels, bounce buffers, the heap's own overhead. */
 static const uint64_t PROCESS_RESERVE_BYTES = 24ull << 20;
 /* More rows in a pass than this make it compute-bound on any processor, so they would buy nothing. */
@@ -44,11 +46,15 @@ static int check_options(const pst_model *model, const pst_session_options *give
 static void choose_types(const pst_model *model, const pst_session_options *o, pst_forward_config *config)
 {
     bool is_f32 = model->program->weight_type == PST_F32;
-    /* auto: bf16 where every matrix is bf16. Rounding the products' inputs then costs no likelihood that `score` could show
-     * (docs/benchmarks) and halves their time; f16 weights have more digits than bf16 and no products of their own. */
-    bool auto_bf16 = o->compute_type == PST_COMPUTE_AUTO && model->program->weight_type == PST_BF16;
+    /* auto: bf16 where every matrix is bf16 and there are so many that products take the time. Rounding their inputs costs no
+     * likelihood that `score` could show (docs/benchmarks) and halves the time; a small model can have its digits for nothing.
+     * f16 weights have more digits than bf16 and no products of their own. */
+    const pst_program *program = model->program;
+    bool is_large = program->parameters >= LARGE_PARAMETERS;
+    bool auto_bf16 = o->compute_type == PST_COMPUTE_AUTO && program->weight_type == PST_BF16 && is_large;
     config->compute_type = o->compute_type == PST_COMPUTE_BF16 || auto_bf16 ? PST_BF16 : PST_F32;
-    bool wants_f32 = is_f32 || o->compute_type == PST_COMPUTE_F32;
+    /* Likewise the cache: 16 bits where it is large. */
+    bool wants_f32 = is_f32 || o->compute_type == PST_COMPUTE_F32 || !is_large;
     config->kv_type = o->kv_bits == 32 || (o->kv_bits == 0 && wants_f32) ? PST_F32 : PST_F16;
 }
 
