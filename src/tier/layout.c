@@ -151,8 +151,6 @@ static int close_part(cutter *cut, const pst_stage *stage, pst_error *err)
     pst_heap_free(order);
     PST_TRY(status);
     layout->max_extents = part->extent_count > layout->max_extents ? part->extent_count : layout->max_extents;
-    if (part->memory_bytes > layout->max_memory_bytes)
-        layout->max_memory_bytes = part->memory_bytes;
     return 0;
 }
 

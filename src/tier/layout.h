@@ -31,7 +31,6 @@ typedef struct pst_layout {
     pst_extent *extents;
     uint32_t part_count, piece_count, extent_count;
     uint32_t max_extents; /* of one part */
-    uint64_t max_memory_bytes;
 } pst_layout;
 
 /* The smallest slot that every row of every stage fits in. */
