@@ -16,6 +16,7 @@ want() {
 want gcc sh -c 'command -v cc'
 want g++ sh -c 'command -v c++'
 want cmake sh -c 'command -v cmake'
+want libaio-dev sh -c 'ls /usr/include/libaio.h'
 want ninja-build sh -c 'command -v ninja'
 if command -v pkg-config >/dev/null 2>&1; then
     want liburing-dev pkg-config --exists liburing

@@ -27,8 +27,9 @@ enum {
     /* `submit` carries transfers out before it returns: a queue has one request at a time, and parallel
      * requests need as many workers. */
     PST_IO_ENGINE_SYNCHRONOUS = 1,
-    PST_IO_ENGINE_FILE_SLOTS = 2,  /* has set_file */
-    PST_IO_ENGINE_BUFFER_SLOTS = 4 /* has set_buffer */
+    PST_IO_ENGINE_FILE_SLOTS = 2,   /* has set_file */
+    PST_IO_ENGINE_BUFFER_SLOTS = 4, /* has set_buffer */
+    PST_IO_ENGINE_NO_DATA = 8       /* moves no bytes (null): "auto" never chooses it */
 };
 
 /* One raw transfer. It belongs to the library; an engine may use it from `submit` until it has handed it
@@ -52,15 +53,18 @@ typedef struct pst_io_queue_settings {
     uint32_t buffer_slots; /* the same for set_buffer */
 } pst_io_queue_settings;
 
-typedef struct pst_io_engine {
+typedef struct pst_io_engine pst_io_engine;
+
+struct pst_io_engine {
     uint32_t version;     /* PST_IO_ENGINE_VERSION */
     uint32_t struct_size; /* sizeof(pst_io_engine) of the engine */
     const char *name;     /* for options and reports */
     uint32_t flags;
+    const char *description; /* one line, for people */
 
     /* Opens a queue and proves that it works: an engine that cannot run here must say so now, with the
-     * reason. */
-    int (*open_queue)(const pst_io_queue_settings *settings, void **queue, pst_error *err);
+     * reason. `self` is this table: an engine that wraps another one keeps what it needs behind it. */
+    int (*open_queue)(const pst_io_engine *self, const pst_io_queue_settings *settings, void **queue, pst_error *err);
     /* Nothing is in flight any more. */
     void (*close_queue)(void *queue);
 
@@ -81,7 +85,7 @@ typedef struct pst_io_engine {
     /* The same for memory (NULL takes it out). At most 1 GiB per slot. Nothing is in flight there at removal.
      */
     int (*set_buffer)(void *queue, uint32_t slot, void *memory, uint64_t bytes);
-} pst_io_engine;
+};
 
 /* Makes an engine known by its name, for pst_io_options.engine; "auto" chooses among the built-in ones only.
  * The table must live as long as the process. PST_E_USAGE when version or size do not fit, an entry is

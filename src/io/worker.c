@@ -383,7 +383,7 @@ void *pst_io_worker_main(void *argument)
                                       .file_slots = PST_IO_FILE_SLOTS,
                                       .buffer_slots = PST_IO_BUFFER_SLOTS};
     /* Opened here and not by the creator: a ring belongs to the thread that made it. */
-    int status = io->engine->open_queue(&settings, &w->queue, &err);
+    int status = io->engine->open_queue(io->engine, &settings, &w->queue, &err);
     pthread_mutex_lock(&io->lock);
     io->ready++;
     if (status < 0 && io->open_status >= 0) {

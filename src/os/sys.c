@@ -5,10 +5,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -53,6 +56,20 @@ static int real_fsync(int fd)
 static int real_ftruncate(int fd, uint64_t bytes)
 {
     return checked(ftruncate(fd, (off_t)bytes));
+}
+
+static int real_open_flags(int fd)
+{
+    return checked(fcntl(fd, F_GETFL));
+}
+
+static int real_block_device(int fd, uint64_t *bytes, uint32_t *sector_bytes)
+{
+    int sector;
+    if (ioctl(fd, BLKGETSIZE64, bytes) < 0 || ioctl(fd, BLKSSZGET, &sector) < 0)
+        return -errno;
+    *sector_bytes = (uint32_t)sector;
+    return 0;
 }
 
 static int real_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes)
@@ -128,6 +145,36 @@ static int real_mmap(size_t bytes, void **out)
     return 0;
 }
 
+static int real_mmap_huge(size_t bytes, void **out)
+{
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+    if (memory == MAP_FAILED)
+        return -errno;
+    *out = memory;
+    return 0;
+}
+
+static int real_mlock(void *memory, size_t bytes)
+{
+    return checked(mlock(memory, bytes));
+}
+
+static int real_munlock(void *memory, size_t bytes)
+{
+    return checked(munlock(memory, bytes));
+}
+
+/* The system call itself: libnuma would be a dependency for this one line. */
+static int real_prefer_node(void *memory, size_t bytes, int node)
+{
+    enum { PREFERRED = 1, MAX_NODES = 1024, WORD_BITS = 8 * sizeof(unsigned long) }; /* MPOL_PREFERRED */
+    unsigned long mask[MAX_NODES / WORD_BITS] = {0};
+    if (node < 0 || node >= MAX_NODES)
+        return -EINVAL;
+    mask[node / WORD_BITS] = 1ul << (node % WORD_BITS);
+    return checked((int)syscall(SYS_mbind, memory, bytes, PREFERRED, mask, (unsigned long)MAX_NODES, 0u));
+}
+
 static int real_munmap(void *memory, size_t bytes)
 {
     return checked(munmap(memory, bytes));
@@ -198,9 +245,18 @@ static int real_uring_has_read_write(struct io_uring *ring)
     return has ? 0 : -ENOSYS;
 }
 
-static int real_uring_result(bool write, int result)
+static int real_aio_setup(unsigned entries, io_context_t *out)
 {
-    (void)write;
+    io_context_t context = NULL; /* the kernel refuses any other value */
+    int status = io_setup((int)entries, &context);
+    if (status >= 0)
+        *out = context;
+    return status;
+}
+
+static int64_t real_async_result(int fd, bool write, const void *address, size_t bytes, uint64_t offset, int64_t result)
+{
+    (void)fd, (void)write, (void)address, (void)bytes, (void)offset;
     return result;
 }
 
@@ -212,6 +268,8 @@ const pst_sys_table pst_sys_real = {
     .fdatasync = real_fdatasync,
     .fsync = real_fsync,
     .ftruncate = real_ftruncate,
+    .open_flags = real_open_flags,
+    .block_device = real_block_device,
     .fallocate = real_fallocate,
     .statx = real_statx,
     .statvfs = real_statvfs,
@@ -224,7 +282,11 @@ const pst_sys_table pst_sys_real = {
     .readdir = real_readdir,
     .closedir = real_closedir,
     .mmap = real_mmap,
+    .mmap_huge = real_mmap_huge,
     .munmap = real_munmap,
+    .mlock = real_mlock,
+    .munlock = real_munlock,
+    .prefer_node = real_prefer_node,
     .getrandom = real_getrandom,
     .eventfd = real_eventfd,
     .eventfd_write = real_eventfd_write,
@@ -238,7 +300,11 @@ const pst_sys_table pst_sys_real = {
     .uring_buffers_sparse = real_uring_buffers_sparse,
     .uring_buffers_update = real_uring_buffers_update,
     .uring_has_read_write = real_uring_has_read_write,
-    .uring_result = real_uring_result,
+    .aio_setup = real_aio_setup,
+    .aio_destroy = io_destroy,
+    .aio_submit = io_submit,
+    .aio_getevents = io_getevents,
+    .async_result = real_async_result,
 };
 
 const pst_sys_table *pst_sys = &pst_sys_real;

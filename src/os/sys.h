@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The one table of system calls behind which everything in os/ and io/ works, so that tests can put another
- * table in its place: one that fails the nth call of a kind (sys_fault.h), later one that forgets what was
- * not synced.
+ * table in its place: one that fails the nth call of a kind (sys_fault.h), one that forgets what was not synced
+ * when the power fails (sys_crash.h).
  *
  * Every entry returns what the call returns, or -errno: errno itself is never looked at by callers.
- * The io_uring entries are liburing's functions, which already answer that way.
+ * The io_uring and libaio entries are those libraries' functions, which already answer that way.
  */
 #ifndef PST_OS_SYS_H
 #define PST_OS_SYS_H
 
 #include <dirent.h>
+#include <libaio.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/stat.h>
@@ -29,6 +30,8 @@ typedef struct pst_sys_table {
     int (*fdatasync)(int fd);
     int (*fsync)(int fd);
     int (*ftruncate)(int fd, uint64_t bytes);
+    int (*open_flags)(int fd); /* F_GETFL */
+    int (*block_device)(int fd, uint64_t *bytes, uint32_t *sector_bytes); /* of a block device: size, logical sector */
     int (*fallocate)(int fd, int mode, uint64_t offset, uint64_t bytes);
     int (*statx)(int folder_fd, const char *path, int flags, unsigned mask, struct statx *out);
     int (*statvfs)(const char *path, struct statvfs *out);
@@ -41,7 +44,12 @@ typedef struct pst_sys_table {
     int (*readdir)(DIR *folder, struct dirent **out); /* *out is NULL at the end */
     int (*closedir)(DIR *folder);
     int (*mmap)(size_t bytes, void **out); /* private, anonymous, readable and writable */
+    int (*mmap_huge)(size_t bytes, void **out); /* the same in reserved huge pages */
     int (*munmap)(void *memory, size_t bytes);
+    int (*mlock)(void *memory, size_t bytes);
+    int (*munlock)(void *memory, size_t bytes);
+    /* Prefers this NUMA node for pages of the range that are not there yet. */
+    int (*prefer_node)(void *memory, size_t bytes, int node);
     int (*getrandom)(void *buffer, size_t bytes);
     int (*eventfd)(void);
     int (*eventfd_write)(int fd);
@@ -57,8 +65,16 @@ typedef struct pst_sys_table {
     int (*uring_buffers_update)(struct io_uring *ring, unsigned slot, const struct iovec *memory);
     /* Whether the ring knows plain reads and writes (5.6): 0, -ENOSYS, or another refusal. */
     int (*uring_has_read_write)(struct io_uring *ring);
-    /* Filters the result of one completed ring transfer; the real table returns it as it is. */
-    int (*uring_result)(bool write, int result);
+
+    /* libaio's functions, which answer with -errno. */
+    int (*aio_setup)(unsigned entries, io_context_t *out);
+    int (*aio_destroy)(io_context_t context);
+    int (*aio_submit)(io_context_t context, long count, struct iocb **requests);
+    int (*aio_getevents)(io_context_t context, long min, long max, struct io_event *events, struct timespec *timeout);
+
+    /* Every completed transfer that the table did not carry out itself (a ring's, libaio's) passes here with what it
+     * was and its result; the answer is what the engine takes for the result. The real table returns it as it is. */
+    int64_t (*async_result)(int fd, bool write, const void *address, size_t bytes, uint64_t offset, int64_t result);
 } pst_sys_table;
 
 /* The kernel's own. */

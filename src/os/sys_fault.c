@@ -23,7 +23,7 @@ static const char *const names[PST_FAULT_KINDS] = {
     "open",        "close",       "read",        "write",         "fdatasync", "fsync", "ftruncate",
     "fallocate",   "statx",       "statvfs",     "rename",        "unlink",    "mkdir", "rmdir",
     "opendir",     "readdir",     "mmap",        "getrandom",     "eventfd",   "sleep", "uring_init",
-    "uring_enter", "uring_probe", "uring_files", "uring_buffers",
+    "uring_enter", "uring_probe", "uring_files", "uring_buffers", "aio_setup", "aio_submit", "aio_getevents", "mlock",
 };
 
 void pst_fault_reset(void)
@@ -159,6 +159,17 @@ static int fault_ftruncate(int fd, uint64_t bytes)
     return pst_sys_real.ftruncate(fd, bytes);
 }
 
+static int fault_open_flags(int fd)
+{
+    return pst_sys_real.open_flags(fd);
+}
+
+static int fault_block_device(int fd, uint64_t *bytes, uint32_t *sector_bytes)
+{
+    FAULT_FIRST(PST_FAULT_STATX);
+    return pst_sys_real.block_device(fd, bytes, sector_bytes);
+}
+
 static int fault_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes)
 {
     FAULT_FIRST(PST_FAULT_FALLOCATE);
@@ -233,6 +244,28 @@ static int fault_mmap(size_t bytes, void **out)
 {
     FAULT_FIRST(PST_FAULT_MMAP);
     return pst_sys_real.mmap(bytes, out);
+}
+
+static int fault_mmap_huge(size_t bytes, void **out)
+{
+    FAULT_FIRST(PST_FAULT_MMAP);
+    return pst_sys_real.mmap_huge(bytes, out);
+}
+
+static int fault_mlock(void *memory, size_t bytes)
+{
+    FAULT_FIRST(PST_FAULT_MLOCK);
+    return pst_sys_real.mlock(memory, bytes);
+}
+
+static int fault_munlock(void *memory, size_t bytes)
+{
+    return pst_sys_real.munlock(memory, bytes);
+}
+
+static int fault_prefer_node(void *memory, size_t bytes, int node)
+{
+    return pst_sys_real.prefer_node(memory, bytes, node);
 }
 
 static int fault_munmap(void *memory, size_t bytes)
@@ -317,13 +350,39 @@ static int fault_uring_has_read_write(struct io_uring *ring)
     return pst_sys_real.uring_has_read_write(ring);
 }
 
-static int fault_uring_result(bool write, int result)
+static int fault_aio_setup(unsigned entries, io_context_t *out)
 {
+    FAULT_FIRST(PST_FAULT_AIO_SETUP);
+    return pst_sys_real.aio_setup(entries, out);
+}
+
+static int fault_aio_destroy(io_context_t context)
+{
+    return pst_sys_real.aio_destroy(context);
+}
+
+static int fault_aio_submit(io_context_t context, long count, struct iocb **requests)
+{
+    FAULT_FIRST(PST_FAULT_AIO_SUBMIT);
+    return pst_sys_real.aio_submit(context, count, requests);
+}
+
+static int fault_aio_getevents(io_context_t context, long min, long max, struct io_event *events,
+                               struct timespec *timeout)
+{
+    FAULT_FIRST(PST_FAULT_AIO_GETEVENTS);
+    return pst_sys_real.aio_getevents(context, min, max, events, timeout);
+}
+
+static int64_t fault_async_result(int fd, bool write, const void *address, size_t bytes, uint64_t offset,
+                                  int64_t result)
+{
+    (void)fd, (void)address, (void)bytes, (void)offset;
     size_t limit = result > 0 ? (size_t)result : 0;
     int f = transfer_fault(write ? PST_FAULT_WRITE : PST_FAULT_READ, &limit);
     if (f < 0)
         return f;
-    return result > (int)limit ? (int)limit : result;
+    return result > (int64_t)limit ? (int64_t)limit : result;
 }
 
 const pst_sys_table pst_sys_fault = {
@@ -334,6 +393,8 @@ const pst_sys_table pst_sys_fault = {
     .fdatasync = fault_fdatasync,
     .fsync = fault_fsync,
     .ftruncate = fault_ftruncate,
+    .open_flags = fault_open_flags,
+    .block_device = fault_block_device,
     .fallocate = fault_fallocate,
     .statx = fault_statx,
     .statvfs = fault_statvfs,
@@ -346,7 +407,11 @@ const pst_sys_table pst_sys_fault = {
     .readdir = fault_readdir,
     .closedir = fault_closedir,
     .mmap = fault_mmap,
+    .mmap_huge = fault_mmap_huge,
     .munmap = fault_munmap,
+    .mlock = fault_mlock,
+    .munlock = fault_munlock,
+    .prefer_node = fault_prefer_node,
     .getrandom = fault_getrandom,
     .eventfd = fault_eventfd,
     .eventfd_write = fault_eventfd_write,
@@ -360,5 +425,9 @@ const pst_sys_table pst_sys_fault = {
     .uring_buffers_sparse = fault_uring_buffers_sparse,
     .uring_buffers_update = fault_uring_buffers_update,
     .uring_has_read_write = fault_uring_has_read_write,
-    .uring_result = fault_uring_result,
+    .aio_setup = fault_aio_setup,
+    .aio_destroy = fault_aio_destroy,
+    .aio_submit = fault_aio_submit,
+    .aio_getevents = fault_aio_getevents,
+    .async_result = fault_async_result,
 };

@@ -10,7 +10,7 @@
 #include "os/sys.h"
 
 /* PST_FAULT_READ and PST_FAULT_WRITE are transfers, whether by pread/pwrite or as the result of a ring
- * completion. */
+ * or libaio completion. */
 typedef enum pst_fault_kind {
     PST_FAULT_OPEN,
     PST_FAULT_CLOSE,
@@ -37,6 +37,10 @@ typedef enum pst_fault_kind {
     PST_FAULT_URING_PROBE,
     PST_FAULT_URING_FILES,
     PST_FAULT_URING_BUFFERS,
+    PST_FAULT_AIO_SETUP,
+    PST_FAULT_AIO_SUBMIT,
+    PST_FAULT_AIO_GETEVENTS,
+    PST_FAULT_MLOCK,
     PST_FAULT_KINDS
 } pst_fault_kind;
 

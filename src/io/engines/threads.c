@@ -13,8 +13,9 @@ typedef struct queue {
     pst_io_request *ready[]; /* finished, not yet handed back; depth of them */
 } queue;
 
-static int open_queue(const pst_io_queue_settings *settings, void **out, pst_error *err)
+static int open_queue(const pst_io_engine *self, const pst_io_queue_settings *settings, void **out, pst_error *err)
 {
+    (void)self;
     queue *q = pst_heap_calloc(1, sizeof *q + settings->depth * sizeof q->ready[0]);
     if (q == NULL)
         return pst_fail_memory(err, "an I/O queue", sizeof *q);
@@ -55,6 +56,7 @@ const pst_io_engine pst_io_engine_threads = {
     .version = PST_IO_ENGINE_VERSION,
     .struct_size = sizeof(pst_io_engine),
     .name = "threads",
+    .description = "pread and pwrite in worker threads: works everywhere",
     .flags = PST_IO_ENGINE_SYNCHRONOUS,
     .open_queue = open_queue,
     .close_queue = close_queue,

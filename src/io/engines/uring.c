@@ -93,8 +93,9 @@ static int prove(queue *q)
     return status;
 }
 
-static int open_queue(const pst_io_queue_settings *settings, void **out, pst_error *err)
+static int open_queue(const pst_io_engine *self, const pst_io_queue_settings *settings, void **out, pst_error *err)
 {
+    (void)self;
     queue *q = pst_heap_calloc(1, sizeof *q + settings->depth * sizeof q->failed[0]);
     if (q == NULL)
         return pst_fail_memory(err, "an I/O queue", sizeof *q);
@@ -187,7 +188,7 @@ static uint32_t drain(queue *q, pst_io_request **done, uint32_t max)
             continue;
         }
         pst_io_request *r = data;
-        r->result = pst_sys->uring_result(r->write, cqe->res);
+        r->result = pst_sys->async_result(r->fd, r->write, r->address, r->bytes, r->offset, cqe->res);
         q->with_kernel--;
         done[count++] = r;
     }
@@ -263,6 +264,7 @@ const pst_io_engine pst_io_engine_uring = {
     .version = PST_IO_ENGINE_VERSION,
     .struct_size = sizeof(pst_io_engine),
     .name = "io_uring",
+    .description = "io_uring: one system call for many transfers",
     .flags = PST_IO_ENGINE_FILE_SLOTS | PST_IO_ENGINE_BUFFER_SLOTS,
     .open_queue = open_queue,
     .close_queue = close_queue,

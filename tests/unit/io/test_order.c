@@ -32,8 +32,9 @@ static struct {
     uint64_t random;
 } gate = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
-static int gate_open(const pst_io_queue_settings *settings, void **queue, pst_error *err)
+static int gate_open(const pst_io_engine *self, const pst_io_queue_settings *settings, void **queue, pst_error *err)
 {
+    (void)self;
     (void)err;
     assert_true(settings->depth <= HELD_MAX && settings->struct_size == sizeof *settings);
     *queue = &gate;

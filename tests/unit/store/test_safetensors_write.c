@@ -247,8 +247,9 @@ static struct {
     bool woken, released;
 } hold = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
-static int hold_open(const pst_io_queue_settings *settings, void **queue, pst_error *err)
+static int hold_open(const pst_io_engine *self, const pst_io_queue_settings *settings, void **queue, pst_error *err)
 {
+    (void)self;
     (void)err;
     *queue = &hold;
     return settings->depth <= HOLD_MAX ? 0 : -EINVAL;
