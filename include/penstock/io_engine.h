@@ -7,8 +7,16 @@
  * alignment. It does so through queues. Each worker thread of a handle opens one queue and is the only thread
  * that calls it, except for `wake`.
  *
- * An engine is one table of static storage. Optional entries are NULL; the flags say what is there. New
- * entries are only ever added at the end, and `struct_size` tells how many of them an engine knows.
+ * An engine is one table of static storage. Optional entries are NULL; the flags say what is there.
+ * examples/engine_skeleton.c is a whole engine with an explanation of every entry.
+ *
+ * Versions. `version` changes when something here changes its meaning; an engine of another version is refused.
+ * Otherwise entries are only ever added at the end of the table, and each is optional: `struct_size` says how far an
+ * engine's table goes, what lies beyond it is never read and counts as NULL. A table may end anywhere after `reap`. So
+ * an engine that was built with an older header works with a newer library; and one built with a newer header works
+ * with an older library, which does not call the entries that it does not know and ignores flags that it does not know.
+ * The structures that the library hands to an engine grow in the same way: pst_io_queue_settings has its own
+ * struct_size, and requests come one by one through pointers.
  */
 #ifndef PENSTOCK_IO_ENGINE_H
 #define PENSTOCK_IO_ENGINE_H
@@ -22,6 +30,8 @@ extern "C" {
 #endif
 
 #define PST_IO_ENGINE_VERSION 1u
+/* The least struct_size: a table that ends after `reap`. */
+#define PST_IO_ENGINE_MIN_SIZE (offsetof(pst_io_engine, reap) + sizeof(((pst_io_engine *)0)->reap))
 
 enum {
     /* `submit` carries transfers out before it returns: a queue has one request at a time, and parallel
@@ -57,7 +67,7 @@ typedef struct pst_io_engine pst_io_engine;
 
 struct pst_io_engine {
     uint32_t version;     /* PST_IO_ENGINE_VERSION */
-    uint32_t struct_size; /* sizeof(pst_io_engine) of the engine */
+    uint32_t struct_size; /* sizeof(pst_io_engine) when the engine was built */
     const char *name;     /* for options and reports */
     uint32_t flags;
     const char *description; /* one line, for people */
@@ -70,13 +80,18 @@ struct pst_io_engine {
 
     /* Takes `count` requests (never more than `depth` are with the queue). Does not wait for transfers,
      * unless the engine is synchronous. May leave the start to the next `reap`. There is no failure: what
-     * cannot be started comes back from `reap` with a negative result. */
+     * cannot be started comes back from `reap` with a negative result. Of these, -EINTR and -EAGAIN are tried again
+     * (a thousand times in a row, with pauses for -EAGAIN), and -EINVAL of a direct transfer once more without
+     * O_DIRECT; any other one is final. The array is the caller's and gone after the call; the requests stay. */
     void (*submit)(void *queue, pst_io_request *const *requests, uint32_t count);
     /* Starts what was left, and hands back up to `max` finished requests. When none is finished and `wait` is
-     * set, it waits until one is, or until `wake` is called. Returns how many it handed back. */
+     * set, it waits until one is, or until `wake` is called; it may go on waiting for more of them for a small part of
+     * the time that transfers take anyway. Returns how many it handed back. */
     uint32_t (*reap)(void *queue, pst_io_request **done, uint32_t max, bool wait);
-    /* Any thread: makes a `reap` that waits now, or else the next one, return. NULL for synchronous engines.
-     */
+
+    /* ---- struct_size may end here, or after any entry below ---- */
+
+    /* Any thread: makes a `reap` that waits now, or else the next one, return. Not needed by synchronous engines. */
     void (*wake)(void *queue);
 
     /* Puts a file into a slot, or takes it out (fd -1; cannot fail). Failure only means that requests will do
@@ -89,7 +104,7 @@ struct pst_io_engine {
 
 /* Makes an engine known by its name, for pst_io_options.engine; "auto" chooses among the built-in ones only.
  * The table must live as long as the process. PST_E_USAGE when version or size do not fit, an entry is
- * missing or the name is taken. Any thread. */
+ * missing that the flags promise, or the name is taken. Any thread. */
 PST_API int pst_io_engine_register(const pst_io_engine *engine, pst_error *err);
 
 #ifdef __cplusplus

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What direct I/O on a file demands: from statx where kernel and file system tell it (6.1), else found out by
- * reading, else 4096, which every drive takes.
+ * What direct I/O on a file demands: from statx where kernel and file system tell it (6.1), else from the block device's
+ * sector, else found out by reading, else 4096, which every drive takes.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -33,39 +33,45 @@ static int try_read(int fd, uint32_t unit, uint64_t offset)
     return got < 0 ? (int)got : 0;
 }
 
-static bool ask_statx(int fd, uint32_t *offset_align, uint32_t *memory_align)
+/* What statx said; false where it does not know. */
+static bool told(const struct statx *info, uint32_t *offset_align, uint32_t *memory_align)
 {
 #ifdef STATX_DIOALIGN
-    struct statx info;
-    if (pst_sys->statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) < 0 || (info.stx_mask & STATX_DIOALIGN) == 0)
+    if ((info->stx_mask & STATX_DIOALIGN) == 0)
         return false;
-    *offset_align = info.stx_dio_offset_align;
-    *memory_align = info.stx_dio_mem_align;
+    *offset_align = info->stx_dio_offset_align;
+    *memory_align = info->stx_dio_mem_align;
     return true;
 #else
-    (void)fd, (void)offset_align, (void)memory_align;
+    (void)info, (void)offset_align, (void)memory_align;
     return false;
 #endif
 }
 
-void pst_io_find_alignment(int direct_fd, bool readable, uint64_t bytes, uint32_t *offset_align, uint32_t *memory_align)
+void pst_io_find_alignment(const pst_io_file *file, const struct statx *info, uint32_t *offset_align,
+                           uint32_t *memory_align)
 {
     uint32_t unit, memory;
     *offset_align = *memory_align = SAFE_ALIGN;
-    if (ask_statx(direct_fd, &unit, &memory)) {
+    if (told(info, &unit, &memory)) {
         if (!power_of_two(unit) || !power_of_two(memory) || unit > MAX_ALIGN || memory > MAX_ALIGN)
             unit = memory = 0; /* zero is statx's word for "no direct I/O on this file" */
         *offset_align = unit > memory ? unit : memory;
         *memory_align = memory;
         return;
     }
-    if (!readable || bytes == 0)
+    if (file->block_device) {
+        bool sensible = power_of_two(file->sector_bytes) && file->sector_bytes <= MAX_ALIGN;
+        *offset_align = *memory_align = sensible ? file->sector_bytes : 0;
         return;
-    uint64_t offset = bytes >= 2 * SECTOR ? SECTOR : 0;
-    int status = try_read(direct_fd, SECTOR, offset);
+    }
+    if (file->access == O_WRONLY || file->bytes == 0)
+        return;
+    uint64_t offset = file->bytes >= 2 * SECTOR ? SECTOR : 0;
+    int status = try_read(file->direct_fd, SECTOR, offset);
     if (status >= 0) {
         *offset_align = *memory_align = SECTOR;
-    } else if (status == -EINVAL && try_read(direct_fd, SAFE_ALIGN, 0) == -EINVAL) {
+    } else if (status == -EINVAL && try_read(file->direct_fd, SAFE_ALIGN, 0) == -EINVAL) {
         *offset_align = *memory_align = 0;
     }
 }

@@ -9,10 +9,11 @@
 #include "os/sys.h"
 
 enum {
-    SHARED_GRAB = 4,     /* pieces that one of several workers takes at a time, so that the others get some too */
+    GRAB = 256,          /* pieces cut at a time: others want the lock too */
     MAX_REFUSALS = 1000, /* in a row, for EAGAIN, a pause apart after the first few: about a second */
     FREE_REFUSALS = 8,
-    PAUSE_NS = 1000000
+    PAUSE_NS = 1000000,
+    LOOKS = 32 /* at the doorbell between two looks at the clock */
 };
 
 /* ---- cutting; the lock is held ---- */
@@ -32,41 +33,46 @@ static pst_io_shape shape_of(const pst_io *io, const pst_io_file *file)
                           .block_bytes = block};
 }
 
-/* Moves the batch's cursor by `bytes` of its operation; takes the batch out of the list at its end. */
-static void move_cursor(pst_io *io, pst_io_batch *batch, uint64_t bytes)
-{
-    batch->cut_at += bytes;
-    /* Empty operations were finished at submission: there is nothing to cut in them. */
-    while (batch->op < batch->count && batch->cut_at == batch->ops[batch->op].bytes) {
-        batch->op++;
-        batch->cut_at = 0;
-    }
-    if (batch->op == batch->count) {
-        io->first = batch->next;
-        if (io->first == NULL)
-            io->last = &io->first;
-    }
-}
-
 static void cut_piece(worker *w, pst_io_batch *batch, piece *p)
 {
     pst_io *io = w->io;
     const pst_io_op *op = &batch->ops[batch->op];
-    pst_io_shape shape = shape_of(io, op->file);
-    bool write = op->kind == PST_IO_WRITE;
-    p->cut = pst_io_cut_next(&shape, write, op->offset, op->bytes, (uintptr_t)op->buffer, batch->cut_at);
+    pst_io_run run = pst_io_file_run(op->file, op->offset + batch->cut_at, op->bytes - batch->cut_at);
+    pst_io_shape shape = shape_of(io, run.file);
+    p->request.write = op->kind == PST_IO_WRITE;
+    p->cut = pst_io_cut_next(&shape, p->request.write, run.offset, run.bytes, &batch->spot);
     p->batch = batch;
-    p->file = op->file;
+    p->file = run.file;
     p->op = batch->op;
-    p->user = (char *)op->buffer + batch->cut_at;
-    p->memory = p->cut.bounce ? p->bounce : p->user;
+    p->at = batch->cut_at;
+    p->spot = batch->spot;
+    char *address = pst_io_spot_address(&batch->spot);
+    if (op->segment_count == 0) { /* the batch's own segment does not stay */
+        p->whole = (pst_io_segment){.memory = address, .bytes = p->cut.want};
+        p->spot = pst_io_spot_first(&p->whole, 1);
+    }
+    p->memory = p->cut.bounce ? p->bounce : address;
     p->done = 0;
     p->status = 0;
     p->retries = 0;
     p->doubted = false;
-    p->request.write = write;
-    p->request.buffer_slot = p->cut.bounce ? -1 : pst_io_region_slot(io, p->user, p->cut.span);
-    move_cursor(io, batch, p->cut.want);
+    p->request.buffer_slot = p->cut.bounce ? -1 : pst_io_region_slot(io, address, p->cut.span);
+    pst_io_batch_cut(batch, p->cut.want);
+}
+
+/* How many pieces this worker may take now. With several workers each takes its share of what there is, so that one
+ * large transfer is spread over all. */
+static uint32_t room_of(const worker *w)
+{
+    const pst_io *io = w->io;
+    if (!io->overlap && w->taken > 0)
+        return 0;
+    if (io->workers == 1)
+        return GRAB;
+    uint64_t share = (io->in_flight + io->queued_pieces + io->workers - 1) / io->workers;
+    if (share <= w->taken)
+        return w->taken == 0 ? 1 : 0;
+    return share - w->taken < GRAB ? (uint32_t)(share - w->taken) : GRAB;
 }
 
 /* Cuts pieces from the first batches while there is room; the list of them is returned. */
@@ -74,14 +80,12 @@ static piece *take_pieces(worker *w)
 {
     pst_io *io = w->io;
     piece *head = NULL, **tail = &head;
-    uint32_t room = io->workers > 1 ? SHARED_GRAB : UINT32_MAX;
-    while (w->free != NULL && io->first != NULL && room > 0) {
+    uint32_t room = room_of(w), count = 0;
+    while (w->free != NULL && io->first != NULL && count < room) {
         pst_io_batch *batch = io->first;
-        uint32_t op = batch->op;
-        if (pst_io_batch_drops(batch, op)) {
-            uint64_t rest = batch->ops[op].bytes - batch->cut_at;
-            move_cursor(io, batch, rest);
-            pst_io_batch_account(batch, op, rest);
+        if (pst_io_batch_drops(batch, batch->op)) {
+            pst_io_batch_drop(batch);
+            pst_io_batch_settle(batch);
             continue;
         }
         piece *p = w->free;
@@ -90,54 +94,28 @@ static piece *take_pieces(worker *w)
         p->next = NULL;
         *tail = p;
         tail = &p->next;
-        room--;
+        count++;
         if (io->in_flight++ == 0)
             io->busy_since_ns = pst_clock_ns();
     }
-    w->more = w->free != NULL && io->first != NULL;
+    w->taken += count;
+    w->more = w->free != NULL && io->first != NULL && room_of(w) > 0;
+    /* There were more than whoever submitted them thought. */
+    if (io->first != NULL && count > 0 && io->idle > 0)
+        pthread_cond_signal(&io->work);
     return head;
 }
 
 /* ---- transfers; without the lock ---- */
 
-static void prepare_request(piece *p)
+static void prepare_request(worker *w, piece *p)
 {
-    const pst_io_file *file = p->file;
+    pst_io_file *file = p->file;
     p->request.address = p->memory + p->done;
     p->request.offset = p->cut.start + p->done;
     p->request.bytes = (uint32_t)(p->cut.span - p->done);
     p->request.fd = p->cut.direct ? file->direct_fd : atomic_load(&file->buffered_fd);
-    p->request.file_slot = p->cut.direct ? file->direct_slot : file->buffered_slot;
-}
-
-static uint32_t gather(worker *w, piece *list, uint32_t count)
-{
-    for (; list != NULL; list = list->next) {
-        prepare_request(list);
-        w->requests[count++] = &list->request;
-    }
-    return count;
-}
-
-static void submit(worker *w, piece *fresh)
-{
-    for (piece *p = fresh; p != NULL; p = p->next) {
-        if (p->cut.bounce) {
-            w->gathered.bounced_bytes += p->cut.want;
-            if (p->request.write)
-                memcpy(p->bounce, p->user, p->cut.want);
-        }
-    }
-    if (w->pause) /* once for all that were refused, and after the others were accounted for */
-        pst_sys->sleep_ns(PAUSE_NS);
-    w->pause = false;
-    uint32_t count = gather(w, w->again, 0);
-    count = gather(w, fresh, count);
-    w->again = NULL;
-    w->with_engine += count;
-    w->gathered.pieces += count;
-    if (count > 0)
-        w->io->engine->submit(w->queue, w->requests, count);
+    p->request.file_slot = pst_io_slot_of(w, file, p->cut.direct);
 }
 
 /* The rest of the piece goes through the page cache. True when that cannot be: the piece has failed. */
@@ -212,18 +190,21 @@ static void deliver(piece *p)
     if (!p->cut.bounce || p->request.write || p->status < 0 || p->done <= p->cut.skip)
         return;
     uint64_t got = p->done - p->cut.skip;
-    memcpy(p->user, p->bounce + p->cut.skip, got < p->cut.want ? got : p->cut.want);
+    pst_io_spot_scatter(p->spot, p->bounce + p->cut.skip, got < p->cut.want ? got : p->cut.want);
 }
 
-/* Waits for the engine; the list of finished pieces is returned, the others stand in w->again. */
-static piece *reap(worker *w)
+/* Takes back what the engine has done, after waiting for some if asked to; what is finished is put before `finished`,
+ * the others stand in w->again. */
+static piece *reap(worker *w, bool wait, piece *finished)
 {
-    piece *finished = NULL;
-    uint32_t count = w->io->engine->reap(w->queue, w->requests, w->depth, !w->more);
+    uint32_t count = w->io->engine->reap(w->queue, w->requests, w->depth, wait);
+    uint64_t now = count > 0 && w->latencies != NULL ? pst_clock_ns() : 0;
     w->with_engine -= count;
     for (uint32_t i = 0; i < count; i++) {
         piece *p = (piece *)(void *)w->requests[i];
         piece **list = &w->again;
+        if (w->latencies != NULL)
+            w->latencies[w->latency_count++] = now - p->submitted_ns;
         if (advance(w, p)) {
             deliver(p);
             list = &finished;
@@ -234,31 +215,109 @@ static piece *reap(worker *w)
     return finished;
 }
 
+/* Makes fresh pieces ready; those that cannot be are put before `finished`, the others are returned. */
+static piece *prepare(worker *w, piece *fresh, piece **finished)
+{
+    piece *ready = NULL, **tail = &ready;
+    while (fresh != NULL) {
+        piece *p = fresh;
+        const pst_io_op *op = &p->batch->ops[p->op];
+        fresh = p->next;
+        p->next = NULL;
+        int status = pst_io_file_prepare(op->file, p->file, p->request.write, op->offset + op->bytes, p->cut.direct);
+        if (status < 0) {
+            p->status = status;
+            p->next = *finished;
+            *finished = p;
+            continue;
+        }
+        if (p->cut.bounce) {
+            w->gathered.bounced_bytes += p->cut.want;
+            if (p->request.write)
+                pst_io_spot_gather(p->spot, p->bounce, p->cut.want);
+        }
+        *tail = p;
+        tail = &p->next;
+    }
+    return ready;
+}
+
+static void submit(worker *w, piece *list)
+{
+    uint32_t count = 0;
+    uint64_t now = list != NULL && w->latencies != NULL ? pst_clock_ns() : 0;
+    for (; list != NULL; list = list->next) {
+        prepare_request(w, list);
+        list->submitted_ns = now;
+        w->requests[count++] = &list->request;
+    }
+    w->with_engine += count;
+    w->gathered.pieces += count;
+    if (count > 0)
+        w->io->engine->submit(w->queue, w->requests, count);
+}
+
+/* One after the other, each started before the next. */
+static piece *submit_singly(worker *w, piece *list, piece *finished)
+{
+    while (list != NULL) {
+        piece *p = list;
+        list = p->next;
+        p->next = NULL;
+        submit(w, p);
+        finished = reap(w, false, finished);
+    }
+    return finished;
+}
+
+/* One round with the engine; the list of finished pieces is returned. */
+static piece *transfer(worker *w, piece *fresh)
+{
+    piece *finished = NULL, *again = w->again;
+    piece *ready = prepare(w, fresh, &finished);
+    if (w->pause) /* once for all that were refused, and after the others were accounted for */
+        pst_sys->sleep_ns(PAUSE_NS);
+    w->pause = false;
+    w->again = NULL;
+    if (again != NULL) {
+        piece *last = again;
+        while (last->next != NULL)
+            last = last->next;
+        last->next = ready;
+        ready = again;
+    }
+    if (w->io->single_submit)
+        finished = submit_singly(w, ready, finished);
+    else
+        submit(w, ready);
+    if (w->with_engine == 0)
+        return finished;
+    return reap(w, !w->more && finished == NULL && w->again == NULL, finished);
+}
+
 /* ---- accounting; the lock is held ---- */
 
 static void account_piece(worker *w, piece *p)
 {
     pst_io *io = w->io;
     pst_io_batch *batch = p->batch;
-    const pst_io_op *op = &batch->ops[p->op];
     op_state *state = &batch->states[p->op];
-    uint64_t at = p->cut.start + p->cut.skip - op->offset; /* of the operation */
+    uint64_t got = p->done > p->cut.skip ? p->done - p->cut.skip : 0;
     if (p->status < 0) {
-        if (state->error == 0 || p->cut.start + p->done < state->error_at) {
+        uint64_t error_at = batch->ops[p->op].offset + p->at + got;
+        if (state->error == 0 || error_at < state->error_at) {
             state->error = p->status;
-            state->error_at = p->cut.start + p->done;
+            state->error_at = error_at;
+            state->error_file = p->file;
         }
-    } else if (p->done < p->cut.skip + p->cut.want) {
-        uint64_t got = p->done > p->cut.skip ? p->done - p->cut.skip : 0;
-        if (at + got < state->end)
-            state->end = at + got;
+    } else if (got < p->cut.want && p->at + got < state->end) {
+        state->end = p->at + got;
     }
-    if (--io->in_flight == 0) {
+    if (--io->in_flight == 0)
         io->stats.busy_ns += pst_clock_ns() - io->busy_since_ns;
-        if (io->first == NULL)
-            pthread_cond_broadcast(&io->drained);
-    }
+    w->taken--;
     pst_io_batch_account(batch, p->op, p->cut.want);
+    pst_io_batch_settle(batch);
     p->next = w->free;
     w->free = p;
 }
@@ -272,6 +331,9 @@ static void account(worker *w, piece *finished)
     total->bounced_bytes += mine->bounced_bytes;
     total->continued += mine->continued;
     *mine = (pst_io_stats){0};
+    for (uint32_t i = 0; i < w->latency_count; i++)
+        pst_io_histogram_add(w->io->histogram, w->latencies[i]);
+    w->latency_count = 0;
     while (finished != NULL) {
         piece *next = finished->next;
         account_piece(w, finished);
@@ -281,11 +343,11 @@ static void account(worker *w, piece *finished)
 
 /* ---- control ---- */
 
-static int carry_out(const pst_io_engine *engine, void *queue, const control *c)
+static int carry_out(worker *w, const control *c)
 {
     switch (c->kind) {
-    case CONTROL_FILE: return engine->set_file(queue, c->slot, c->fd);
-    case CONTROL_BUFFER: return engine->set_buffer(queue, c->slot, c->memory, c->bytes);
+    case CONTROL_FILE: pst_io_slot_forget(w, c->slot); return 0;
+    case CONTROL_BUFFER: return w->io->engine->set_buffer(w->queue, c->slot, c->memory, c->bytes);
     }
     return 0;
 }
@@ -296,7 +358,7 @@ static void follow_control(worker *w)
     control *c = io->control;
     w->control_seen = io->control_seq;
     pthread_mutex_unlock(&io->lock);
-    int status = carry_out(io->engine, w->queue, c);
+    int status = carry_out(w, c);
     pthread_mutex_lock(&io->lock);
     if (status < 0 && c->status >= 0)
         c->status = status;
@@ -332,41 +394,97 @@ int pst_io_control(pst_io *io, control *c)
     return c->status;
 }
 
-void pst_io_wake_workers(pst_io *io, uint32_t pieces)
+pst_io_wake pst_io_plan_wake(pst_io *io, uint64_t pieces)
 {
-    for (uint32_t i = 0; i < pieces && i < io->idle; i++)
-        pthread_cond_signal(&io->work);
+    pst_io_wake wake = {0};
+    if (io->spinning) {
+        /* It looks at the list before it sleeps. */
+        atomic_fetch_add_explicit(&io->doorbell, 1, memory_order_relaxed);
+        if (pieces <= 1)
+            return wake;
+        pieces--;
+    }
+    wake.idle = pieces < io->idle ? (uint32_t)pieces : io->idle;
     if (pieces <= io->idle)
-        return;
-    for (uint32_t i = 0; i < io->workers; i++)
-        wake_listening(&io->worker_list[i]);
+        return wake;
+    for (uint32_t i = 0; i < io->workers; i++) {
+        worker *w = &io->worker_list[i];
+        wake.listening |= (uint64_t)w->listening << i;
+        w->listening = false; /* one wake is enough */
+    }
+    return wake;
+}
+
+void pst_io_carry_out_wake(pst_io *io, const pst_io_wake *wake)
+{
+    for (uint32_t i = 0; i < wake->idle; i++)
+        pthread_cond_signal(&io->work);
+    for (uint64_t left = wake->listening; left != 0; left &= left - 1)
+        io->engine->wake(io->worker_list[__builtin_ctzll(left)].queue);
 }
 
 /* ---- the thread ---- */
 
+static bool rung(pst_io *io, unsigned seen)
+{
+    return atomic_load_explicit(&io->doorbell, memory_order_relaxed) != seen;
+}
+
+/* Looks out for work for `limit_ns`, without the lock. One worker at a time is enough. */
+static void look_out(pst_io *io, uint32_t limit_ns)
+{
+    unsigned seen = atomic_load_explicit(&io->doorbell, memory_order_relaxed);
+    io->spinning = true;
+    pthread_mutex_unlock(&io->lock);
+    uint64_t start = pst_clock_ns();
+    do {
+        for (int i = 0; i < LOOKS && !rung(io, seen); i++)
+            pst_io_relax();
+    } while (!rung(io, seen) && pst_clock_ns() - start < limit_ns);
+    pst_io_lookout_end(&io->work_lookout, rung(io, seen));
+    pthread_mutex_lock(&io->lock);
+    io->spinning = false;
+}
+
+/* Nothing is to be done. False when there never will be. */
+static bool rest(worker *w)
+{
+    pst_io *io = w->io;
+    if (io->stop)
+        return false;
+    if (!w->spun && !io->spinning && !io->closing) {
+        w->spun = true;
+        uint32_t limit_ns = pst_io_lookout_begin(&io->work_lookout);
+        if (limit_ns > 0) {
+            look_out(io, limit_ns);
+            return true;
+        }
+    }
+    io->idle++;
+    pthread_cond_wait(&io->work, &io->lock);
+    io->idle--;
+    return true;
+}
+
 static void run(worker *w)
 {
     pst_io *io = w->io;
+    bool can_listen = (io->engine->flags & PST_IO_ENGINE_SYNCHRONOUS) == 0;
     for (;;) {
         if (io->control != NULL && w->control_seen != io->control_seq) {
             follow_control(w);
             continue;
         }
         piece *fresh = take_pieces(w);
-        if (fresh == NULL && w->again == NULL && w->with_engine == 0) {
-            if (io->stop)
+        if (fresh == NULL && w->taken == 0) {
+            if (!rest(w))
                 return;
-            if (io->first == NULL && io->in_flight == 0)
-                pthread_cond_broadcast(&io->drained);
-            io->idle++;
-            pthread_cond_wait(&io->work, &io->lock);
-            io->idle--;
             continue;
         }
-        w->listening = w->free != NULL && io->engine->wake != NULL;
+        w->spun = false;
+        w->listening = can_listen && w->free != NULL && io->overlap;
         pthread_mutex_unlock(&io->lock);
-        submit(w, fresh);
-        piece *finished = reap(w);
+        piece *finished = transfer(w, fresh);
         pthread_mutex_lock(&io->lock);
         w->listening = false;
         account(w, finished);

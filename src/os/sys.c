@@ -6,8 +6,10 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <linux/fs.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -61,6 +63,22 @@ static int real_ftruncate(int fd, uint64_t bytes)
 static int real_open_flags(int fd)
 {
     return checked(fcntl(fd, F_GETFL));
+}
+
+static int real_dup(int fd)
+{
+    return checked(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+}
+
+static int real_readlink(const char *path, char *out, size_t out_bytes)
+{
+    ssize_t length = readlink(path, out, out_bytes);
+    if (length < 0)
+        return -errno;
+    if ((size_t)length >= out_bytes)
+        return -ENAMETOOLONG;
+    out[length] = '\0';
+    return 0;
 }
 
 static int real_block_device(int fd, uint64_t *bytes, uint32_t *sector_bytes)
@@ -180,6 +198,11 @@ static int real_munmap(void *memory, size_t bytes)
     return checked(munmap(memory, bytes));
 }
 
+static int real_flock(int fd, int operation)
+{
+    return checked(flock(fd, operation));
+}
+
 static int real_getrandom(void *buffer, size_t bytes)
 {
     ssize_t got = getrandom(buffer, bytes, 0);
@@ -209,9 +232,31 @@ static uint32_t real_page_bytes(void)
     return (uint32_t)sysconf(_SC_PAGESIZE);
 }
 
+/* liburing maps and unmaps ring memory with system calls of its own, which the thread sanitizer does not see: it takes
+ * a ring at an address where another thread had one before for the same memory. This counter orders the two. */
+static atomic_uint rings_ended;
+
+static int real_uring_init(unsigned entries, struct io_uring *ring, struct io_uring_params *parameters)
+{
+    int status = io_uring_queue_init_params(entries, ring, parameters);
+    atomic_load_explicit(&rings_ended, memory_order_acquire);
+    return status;
+}
+
 static void real_uring_exit(struct io_uring *ring)
 {
+    atomic_fetch_add_explicit(&rings_ended, 1, memory_order_release);
     io_uring_queue_exit(ring);
+}
+
+static int real_uring_enter(struct io_uring *ring, unsigned wait_for, uint64_t limit_ns)
+{
+    if (limit_ns == 0)
+        return io_uring_submit_and_wait(ring, wait_for);
+    struct io_uring_cqe *first;
+    struct __kernel_timespec limit = {.tv_sec = (long long)(limit_ns / 1000000000u),
+                                      .tv_nsec = (long long)(limit_ns % 1000000000u)};
+    return io_uring_submit_and_wait_timeout(ring, &first, wait_for, &limit, NULL);
 }
 
 static int real_uring_files_sparse(struct io_uring *ring, unsigned count)
@@ -269,6 +314,8 @@ const pst_sys_table pst_sys_real = {
     .fsync = real_fsync,
     .ftruncate = real_ftruncate,
     .open_flags = real_open_flags,
+    .dup = real_dup,
+    .readlink = real_readlink,
     .block_device = real_block_device,
     .fallocate = real_fallocate,
     .statx = real_statx,
@@ -287,14 +334,15 @@ const pst_sys_table pst_sys_real = {
     .mlock = real_mlock,
     .munlock = real_munlock,
     .prefer_node = real_prefer_node,
+    .flock = real_flock,
     .getrandom = real_getrandom,
     .eventfd = real_eventfd,
     .eventfd_write = real_eventfd_write,
     .sleep_ns = real_sleep_ns,
     .page_bytes = real_page_bytes,
-    .uring_init = io_uring_queue_init_params,
+    .uring_init = real_uring_init,
     .uring_exit = real_uring_exit,
-    .uring_enter = io_uring_submit_and_wait,
+    .uring_enter = real_uring_enter,
     .uring_files_sparse = real_uring_files_sparse,
     .uring_files_update = real_uring_files_update,
     .uring_buffers_sparse = real_uring_buffers_sparse,

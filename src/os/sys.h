@@ -31,6 +31,9 @@ typedef struct pst_sys_table {
     int (*fsync)(int fd);
     int (*ftruncate)(int fd, uint64_t bytes);
     int (*open_flags)(int fd); /* F_GETFL */
+    int (*dup)(int fd);        /* closed on exec */
+    /* The target, always terminated; -ENAMETOOLONG when it does not fit. */
+    int (*readlink)(const char *path, char *out, size_t out_bytes);
     int (*block_device)(int fd, uint64_t *bytes, uint32_t *sector_bytes); /* of a block device: size, logical sector */
     int (*fallocate)(int fd, int mode, uint64_t offset, uint64_t bytes);
     int (*statx)(int folder_fd, const char *path, int flags, unsigned mask, struct statx *out);
@@ -50,6 +53,7 @@ typedef struct pst_sys_table {
     int (*munlock)(void *memory, size_t bytes);
     /* Prefers this NUMA node for pages of the range that are not there yet. */
     int (*prefer_node)(void *memory, size_t bytes, int node);
+    int (*flock)(int fd, int operation); /* LOCK_EX and the like of sys/file.h */
     int (*getrandom)(void *buffer, size_t bytes);
     int (*eventfd)(void);
     int (*eventfd_write)(int fd);
@@ -58,7 +62,9 @@ typedef struct pst_sys_table {
 
     int (*uring_init)(unsigned entries, struct io_uring *ring, struct io_uring_params *parameters);
     void (*uring_exit)(struct io_uring *ring);
-    int (*uring_enter)(struct io_uring *ring, unsigned wait_for); /* submit and wait */
+    /* Submits, and waits for so many completions, at most limit_ns (0: for ever; other limits only where the ring has
+     * IORING_FEAT_EXT_ARG). -ETIME: there was no completion in time; what was to be submitted is. */
+    int (*uring_enter)(struct io_uring *ring, unsigned wait_for, uint64_t limit_ns);
     int (*uring_files_sparse)(struct io_uring *ring, unsigned count);
     int (*uring_files_update)(struct io_uring *ring, unsigned slot, int fd);
     int (*uring_buffers_sparse)(struct io_uring *ring, unsigned count);

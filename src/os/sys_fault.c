@@ -20,10 +20,11 @@ static atomic_llong counts[PST_FAULT_KINDS];
 static atomic_bool direct_refused, alignment_hidden;
 
 static const char *const names[PST_FAULT_KINDS] = {
-    "open",        "close",       "read",        "write",         "fdatasync", "fsync", "ftruncate",
-    "fallocate",   "statx",       "statvfs",     "rename",        "unlink",    "mkdir", "rmdir",
-    "opendir",     "readdir",     "mmap",        "getrandom",     "eventfd",   "sleep", "uring_init",
-    "uring_enter", "uring_probe", "uring_files", "uring_buffers", "aio_setup", "aio_submit", "aio_getevents", "mlock",
+    "open",        "close",       "read",        "write",         "fdatasync", "fsync",      "ftruncate",
+    "fallocate",   "statx",       "statvfs",     "rename",        "unlink",    "mkdir",      "rmdir",
+    "opendir",     "readdir",     "mmap",        "getrandom",     "eventfd",   "sleep",      "uring_init",
+    "uring_enter", "uring_probe", "uring_files", "uring_buffers", "aio_setup", "aio_submit", "aio_getevents",
+    "mlock",       "dup",         "readlink",    "flock",
 };
 
 void pst_fault_reset(void)
@@ -164,6 +165,18 @@ static int fault_open_flags(int fd)
     return pst_sys_real.open_flags(fd);
 }
 
+static int fault_dup(int fd)
+{
+    FAULT_FIRST(PST_FAULT_DUP);
+    return pst_sys_real.dup(fd);
+}
+
+static int fault_readlink(const char *path, char *out, size_t out_bytes)
+{
+    FAULT_FIRST(PST_FAULT_READLINK);
+    return pst_sys_real.readlink(path, out, out_bytes);
+}
+
 static int fault_block_device(int fd, uint64_t *bytes, uint32_t *sector_bytes)
 {
     FAULT_FIRST(PST_FAULT_STATX);
@@ -273,6 +286,12 @@ static int fault_munmap(void *memory, size_t bytes)
     return pst_sys_real.munmap(memory, bytes);
 }
 
+static int fault_flock(int fd, int operation)
+{
+    FAULT_FIRST(PST_FAULT_FLOCK);
+    return pst_sys_real.flock(fd, operation);
+}
+
 static int fault_getrandom(void *buffer, size_t bytes)
 {
     FAULT_FIRST(PST_FAULT_GETRANDOM);
@@ -312,10 +331,10 @@ static void fault_uring_exit(struct io_uring *ring)
     pst_sys_real.uring_exit(ring);
 }
 
-static int fault_uring_enter(struct io_uring *ring, unsigned wait_for)
+static int fault_uring_enter(struct io_uring *ring, unsigned wait_for, uint64_t limit_ns)
 {
     FAULT_FIRST(PST_FAULT_URING_ENTER);
-    return pst_sys_real.uring_enter(ring, wait_for);
+    return pst_sys_real.uring_enter(ring, wait_for, limit_ns);
 }
 
 static int fault_uring_files_sparse(struct io_uring *ring, unsigned count)
@@ -394,6 +413,8 @@ const pst_sys_table pst_sys_fault = {
     .fsync = fault_fsync,
     .ftruncate = fault_ftruncate,
     .open_flags = fault_open_flags,
+    .dup = fault_dup,
+    .readlink = fault_readlink,
     .block_device = fault_block_device,
     .fallocate = fault_fallocate,
     .statx = fault_statx,
@@ -412,6 +433,7 @@ const pst_sys_table pst_sys_fault = {
     .mlock = fault_mlock,
     .munlock = fault_munlock,
     .prefer_node = fault_prefer_node,
+    .flock = fault_flock,
     .getrandom = fault_getrandom,
     .eventfd = fault_eventfd,
     .eventfd_write = fault_eventfd_write,

@@ -41,6 +41,9 @@ typedef enum pst_fault_kind {
     PST_FAULT_AIO_SUBMIT,
     PST_FAULT_AIO_GETEVENTS,
     PST_FAULT_MLOCK,
+    PST_FAULT_DUP,
+    PST_FAULT_READLINK,
+    PST_FAULT_FLOCK,
     PST_FAULT_KINDS
 } pst_fault_kind;
 

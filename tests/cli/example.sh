@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Installs into a scratch folder, compiles the example program with what pkg-config says, and runs it and the installed
-# program, which must print the same text.
+# Installs into a scratch folder, compiles the example programs with what pkg-config says, and runs them: one brings an
+# I/O engine of its own; what the other one prints must be what the installed program prints.
 # Usage: example.sh SOURCE BUILD CC SANITIZE
 set -eu
 source=$1 build=$2 cc=$3 sanitize=${4:-}
@@ -29,6 +29,11 @@ set -- -std=c11 -Wall -Wextra -Werror -pedantic
 # shellcheck disable=SC2046 # the flags are words
 "$cc" "$@" "$source/examples/generate.c" -o "$work/generate" $($package --cflags --libs penstock) \
     "-Wl,-rpath,$libdir"
+
+# shellcheck disable=SC2046
+"$cc" "$@" "$source/examples/engine_skeleton.c" -o "$work/engine_skeleton" $($package --cflags --libs penstock) \
+    -pthread "-Wl,-rpath,$libdir"
+"$work/engine_skeleton" "$work/bytes" | grep -q '^engine skeleton: '
 
 model=$source/models/penstock-tales prompt="Once upon a time"
 "$work/generate" "$model" "$prompt" >"$work/text" || {

@@ -5,7 +5,8 @@
  * interrupt the compute threads. Files and buffers sit in registered tables where the kernel has them.
  *
  * submit fills the submission queue; reap makes the one system call of a round: it submits and waits for a
- * completion. A read of an eventfd is always under way, so that another thread can end the wait.
+ * completion, or for some at once when many transfers are under way (pace.h). A read of an eventfd is always under
+ * way, so that another thread can end the wait.
  *
  * When io_uring_enter fails, what the kernel has not consumed is taken back and comes out of reap with that
  * error. What it has consumed is waited for, however long that takes: until then the memory is the kernel's.
@@ -16,6 +17,8 @@
 #include "base/error.h"
 #include "base/heap.h"
 #include "io/engine.h"
+#include "io/engines/pace.h"
+#include "os/clock.h"
 #include "os/sys.h"
 
 /* user_data of the eventfd read; requests are aligned, so it is no request's address. */
@@ -29,6 +32,8 @@ typedef struct queue {
     uint64_t wake_value; /* the eventfd read's target */
     bool wake_armed, woken;
     bool files, buffers; /* the tables exist */
+    bool timed;          /* waits may have a limit */
+    pst_pace pace;
     uint32_t depth, with_kernel;
     uint32_t failed_count;
     pst_io_request *failed[]; /* taken back, not yet handed out; depth of them */
@@ -41,10 +46,10 @@ static int init_ring(queue *q, uint32_t entries)
 {
     static const unsigned flags[] = {
 #if defined(IORING_SETUP_SINGLE_ISSUER) && defined(IORING_SETUP_DEFER_TASKRUN)
-        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, /* 6.1 */
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG, /* 6.1 */
 #endif
 #ifdef IORING_SETUP_COOP_TASKRUN
-        IORING_SETUP_COOP_TASKRUN, /* 5.19 */
+        IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG, /* 5.19 */
 #endif
         0,
     };
@@ -67,13 +72,40 @@ static void arm_wake(queue *q)
     q->wake_armed = true;
 }
 
-static int enter(queue *q, unsigned wait_for)
+static int enter(queue *q, unsigned wait_for, uint64_t limit_ns)
 {
     int status;
     do {
-        status = pst_sys->uring_enter(&q->ring, wait_for);
+        status = pst_sys->uring_enter(&q->ring, wait_for, limit_ns);
     } while (status == -EINTR);
     return status;
+}
+
+/* Waits for one completion, or for some where that does not make the first of them late. */
+static int enter_and_wait(queue *q)
+{
+    uint64_t limit_ns = 0;
+    uint32_t count = q->timed ? pst_pace_count(&q->pace, q->with_kernel, q->depth, &limit_ns) : 1;
+    if (count > 1) {
+        int status = enter(q, count, limit_ns);
+        if (status != -ETIME)
+            return status;
+        if (io_uring_cq_ready(&q->ring) > 0) /* fewer than that */
+            return 0;
+    }
+    return enter(q, 1, 0);
+}
+
+/* Whether a call would bring completions that are not in the ring yet: with deferred or cooperative task work they
+ * come only with one, and the kernel says so in a flag. */
+static bool more_with_a_call(const queue *q)
+{
+    unsigned flags = __atomic_load_n(q->ring.sq.kflags, __ATOMIC_ACQUIRE);
+#ifdef IORING_SQ_TASKRUN
+    return (flags & (IORING_SQ_CQ_OVERFLOW | IORING_SQ_TASKRUN)) != 0;
+#else
+    return (flags & IORING_SQ_CQ_OVERFLOW) != 0;
+#endif
 }
 
 /* A no-operation there and back: containers may allow the set-up and refuse the rest. */
@@ -81,7 +113,7 @@ static int prove(queue *q)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&q->ring);
     io_uring_prep_nop(sqe);
-    int status = enter(q, 1);
+    int status = enter(q, 1, 0);
     if (status < 0)
         return status;
     struct io_uring_cqe *cqe;
@@ -91,6 +123,18 @@ static int prove(queue *q)
     status = cqe->res;
     io_uring_cqe_seen(&q->ring, cqe);
     return status;
+}
+
+static int fail_open(int status, pst_error *err)
+{
+    const char *hint = "";
+    if (status == -ENOSYS)
+        hint = "the kernel has none that reads and writes (5.6), or a container hides it: ";
+    else if (status == -EPERM || status == -EACCES)
+        hint = "it was forbidden (sysctl kernel.io_uring_disabled, or a container's rules): ";
+    else if (status == -ENOMEM)
+        hint = "there is no memory for it (before Linux 5.12, RLIMIT_MEMLOCK counts): ";
+    return pst_fail(err, status, NULL, "io_uring does not work here: %s%s", hint, pst_strerror(status));
 }
 
 static int open_queue(const pst_io_engine *self, const pst_io_queue_settings *settings, void **out, pst_error *err)
@@ -103,7 +147,7 @@ static int open_queue(const pst_io_engine *self, const pst_io_queue_settings *se
     int status = init_ring(q, settings->depth + 2);
     if (status < 0) {
         pst_heap_free(q);
-        return pst_fail(err, status, NULL, "io_uring does not work here: %s", pst_strerror(status));
+        return fail_open(status, err);
     }
     q->wake_fd = pst_sys->eventfd();
     status = q->wake_fd < 0 ? q->wake_fd : pst_sys->uring_has_read_write(&q->ring);
@@ -111,8 +155,9 @@ static int open_queue(const pst_io_engine *self, const pst_io_queue_settings *se
         status = prove(q);
     if (status < 0) {
         close_queue(q);
-        return pst_fail(err, status, NULL, "io_uring does not work here: %s", pst_strerror(status));
+        return fail_open(status, err);
     }
+    q->timed = (q->ring.features & IORING_FEAT_EXT_ARG) != 0; /* 5.11 */
     q->files = settings->file_slots > 0 && pst_sys->uring_files_sparse(&q->ring, settings->file_slots) >= 0;
     q->buffers = settings->buffer_slots > 0 && pst_sys->uring_buffers_sparse(&q->ring, settings->buffer_slots) >= 0;
     *out = q;
@@ -204,9 +249,13 @@ static uint32_t reap(void *handle, pst_io_request **done, uint32_t max, bool wai
         arm_wake(q);
         bool idle = io_uring_cq_ready(&q->ring) == 0 && q->failed_count == 0;
         int status = 0;
-        if (io_uring_sq_ready(&q->ring) > 0 || (wait && idle))
-            status = enter(q, wait && idle ? 1 : 0);
+        if (wait && idle)
+            status = enter_and_wait(q);
+        else if (io_uring_sq_ready(&q->ring) > 0 || more_with_a_call(q))
+            status = enter(q, 0, 0);
         uint32_t count = drain(q, done, max);
+        if (count > 0)
+            pst_pace_note(&q->pace, pst_clock_ns(), count, q->with_kernel);
         if (count > 0 || q->woken || (!wait && status >= 0))
             return count;
         if (status >= 0)
@@ -231,7 +280,7 @@ static void disarm_wake(queue *q)
     if (!q->wake_armed || pst_sys->eventfd_write(q->wake_fd) < 0)
         return;
     for (int tries = 0; q->wake_armed && tries < 1000; tries++) {
-        enter(q, 1);
+        enter(q, 1, 0);
         drain(q, &none, 1);
     }
 }

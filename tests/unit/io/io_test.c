@@ -140,26 +140,59 @@ pst_io *test_open(const char *engine, uint64_t block_size, uint32_t depth, uint3
     pst_io *io = NULL;
     pst_error err = {0};
     int status = pst_io_open(&options, &io, &err);
-    if (status < 0 && strcmp(engine, "io_uring") == 0 && (status == -EPERM || status == -ENOSYS || status == -EACCES))
+    bool refused = status == -EPERM || status == -ENOSYS || status == -EACCES;
+    if (status < 0 && ((strcmp(engine, "io_uring") == 0 && refused) ||
+                       (strcmp(engine, "libaio") == 0 && (refused || status == -EAGAIN))))
         return NULL;
     assert_ok(status, &err);
     return io;
 }
 
-bool test_try_uring(void)
+static const char *const moving[] = {"threads", "io_uring", "libaio"};
+enum { MOVING = sizeof moving / sizeof moving[0] };
+
+static bool try_engine(const char *engine)
 {
-    pst_io *io = test_open("io_uring", 0, 0, 0, false);
+    pst_io *io = test_open(engine, 0, 0, 0, false);
     bool works = io != NULL;
     pst_io_close(io);
     if (!works)
-        printf("SKIP: io_uring is refused here\n");
+        printf("SKIP: %s is refused here\n", engine);
     return works;
+}
+
+static bool known_to_work(unsigned i)
+{
+    static int known[MOVING]; /* 0: not tried yet */
+    if (known[i] == 0)
+        known[i] = try_engine(moving[i]) ? 1 : -1;
+    return known[i] > 0;
+}
+
+bool test_have_engine(const char *engine)
+{
+    for (unsigned i = 0; i < MOVING; i++) {
+        if (strcmp(moving[i], engine) == 0)
+            return known_to_work(i);
+    }
+    return false;
+}
+
+const char *test_engine(unsigned n)
+{
+    for (unsigned i = 0; i < MOVING; i++) {
+        if (known_to_work(i) && n-- == 0)
+            return moving[i];
+    }
+    return NULL;
+}
+
+bool test_try_uring(void)
+{
+    return try_engine("io_uring");
 }
 
 bool test_have_uring(void)
 {
-    static int known = -1;
-    if (known < 0)
-        known = test_try_uring();
-    return known > 0;
+    return test_have_engine("io_uring");
 }

@@ -35,14 +35,19 @@ uint8_t *test_read_file(const char *path, uint64_t *bytes);
 #define assert_ok(status, err) test_assert_ok((status), (err), __FILE__, __LINE__)
 void test_assert_ok(int status, const pst_error *err, const char *file, int line);
 
-/* Opens a handle with an engine; NULL when the engine does not work on this machine (only io_uring may be
- * refused, with EPERM, EACCES or ENOSYS). */
+/* Opens a handle with an engine; NULL when the engine does not work on this machine (only io_uring and libaio may be
+ * refused, with EPERM, EACCES or ENOSYS, libaio also with EAGAIN). */
 pst_io *test_open(const char *engine, uint64_t block_size, uint32_t depth, uint32_t workers, bool buffered);
 
-/* True when io_uring works here; when it does not, prints the line by which the suite's runner counts a
- * skipped test. */
+/* The nth of the engines that move bytes and work here ("threads", then "io_uring" and "libaio"); NULL after the last:
+ *     for (unsigned e = 0; (engine = test_engine(e)) != NULL; e++)
+ * For each that does not work, prints once the line by which the suite's runner counts a skipped test. */
+const char *test_engine(unsigned n);
+/* Whether one of them works, said in the same way. */
+bool test_have_engine(const char *engine);
+
+/* The same for io_uring. */
 bool test_try_uring(void);
-/* The same, found out and said once. */
 bool test_have_uring(void);
 
 #endif

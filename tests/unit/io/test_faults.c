@@ -20,7 +20,6 @@ enum { BYTES = 150000, OFFSET = 1000, PIECE = 16384, STRAIGHT = 32 * 4096 };
 static char *folder;
 static uint8_t *model, *target, *straight;
 static bool stayed_direct; /* the last life's file was as direct in the end as in the beginning */
-static const char *const engines[] = {"threads", "io_uring"};
 
 static int set_up(void **unused)
 {
@@ -165,17 +164,15 @@ static void fail_in_turn(const char *engine, pst_fault_kind kind, int error)
 static void test_calls_fail(void **unused)
 {
     (void)unused;
-    for (int e = 0; e < 2; e++) {
-        if (e == 1 && !test_have_uring())
-            break;
+    for (unsigned e = 0; test_engine(e) != NULL; e++) {
         for (int kind = 0; kind < PST_FAULT_KINDS; kind++)
-            fail_in_turn(engines[e], (pst_fault_kind)kind, kind == PST_FAULT_WRITE ? ENOSPC : EIO);
-        fail_in_turn(engines[e], PST_FAULT_READ, EINTR);
-        fail_in_turn(engines[e], PST_FAULT_WRITE, EINTR);
-        fail_in_turn(engines[e], PST_FAULT_READ, EAGAIN);
-        fail_in_turn(engines[e], PST_FAULT_WRITE, EAGAIN);
-        fail_in_turn(engines[e], PST_FAULT_OPEN, EINTR);
-        fail_in_turn(engines[e], PST_FAULT_OPEN, EMFILE);
+            fail_in_turn(test_engine(e), (pst_fault_kind)kind, kind == PST_FAULT_WRITE ? ENOSPC : EIO);
+        fail_in_turn(test_engine(e), PST_FAULT_READ, EINTR);
+        fail_in_turn(test_engine(e), PST_FAULT_WRITE, EINTR);
+        fail_in_turn(test_engine(e), PST_FAULT_READ, EAGAIN);
+        fail_in_turn(test_engine(e), PST_FAULT_WRITE, EAGAIN);
+        fail_in_turn(test_engine(e), PST_FAULT_OPEN, EINTR);
+        fail_in_turn(test_engine(e), PST_FAULT_OPEN, EMFILE);
     }
     fail_in_turn("auto", PST_FAULT_URING_INIT, EPERM);
 }
@@ -184,14 +181,12 @@ static void test_calls_fail(void **unused)
 static void test_lasting_failures(void **unused)
 {
     (void)unused;
-    for (int e = 0; e < 2; e++) {
+    for (unsigned e = 0; test_engine(e) != NULL; e++) {
         pst_error err = {0};
         bool verified = false;
-        if (e == 1 && !test_have_uring())
-            break;
         pst_fault_reset();
         pst_fault_fail(PST_FAULT_READ, 0, INT64_MAX, EIO);
-        assert_int_equal(life(engines[e], &verified, &err), -EIO);
+        assert_int_equal(life(test_engine(e), &verified, &err), -EIO);
         assert_false(verified);
     }
     if (!test_have_uring())
@@ -212,9 +207,7 @@ static void test_lasting_failures(void **unused)
 static void test_allocations_fail(void **unused)
 {
     (void)unused;
-    for (int e = 0; e < 2; e++) {
-        if (e == 1 && !test_have_uring())
-            break;
+    for (unsigned e = 0; test_engine(e) != NULL; e++) {
         int status = -1;
         for (int64_t nth = 0; status < 0; nth++) {
             pst_error err = {0};
@@ -223,7 +216,7 @@ static void test_allocations_fail(void **unused)
             unsigned descriptors = open_descriptors();
             pst_fault_reset();
             pst_heap_fail_after(nth, 0);
-            status = life(engines[e], &verified, &err);
+            status = life(test_engine(e), &verified, &err);
             pst_heap_fail_after(-1, 0);
             assert_int_equal(pst_heap_live_count(), alive);
             assert_int_equal(open_descriptors(), descriptors);
@@ -239,9 +232,7 @@ static void test_short_transfers(void **unused)
     (void)unused;
     static const int64_t lengths[] = {1, 511, 512, 1000, 4096, 5000, 8192, 12288, 16383};
     static const pst_fault_kind kinds[] = {PST_FAULT_READ, PST_FAULT_WRITE};
-    for (int e = 0; e < 2; e++) {
-        if (e == 1 && !test_have_uring())
-            break;
+    for (unsigned e = 0; test_engine(e) != NULL; e++) {
         for (size_t l = 0; l < sizeof lengths / sizeof lengths[0]; l++) {
             for (int k = 0; k < 2; k++) {
                 for (int64_t nth = 0; nth < 24; nth += 1 + nth / 8) {
@@ -249,7 +240,7 @@ static void test_short_transfers(void **unused)
                     bool verified = false;
                     pst_fault_reset();
                     pst_fault_shorten(kinds[k], nth, 1 + nth % 3, lengths[l]);
-                    assert_ok(life(engines[e], &verified, &err), &err);
+                    assert_ok(life(test_engine(e), &verified, &err), &err);
                     assert_true(verified && stayed_direct);
                 }
                 if (lengths[l] >= 511) {
@@ -257,7 +248,7 @@ static void test_short_transfers(void **unused)
                     bool verified = false;
                     pst_fault_reset();
                     pst_fault_shorten(kinds[k], 0, INT64_MAX, lengths[l]);
-                    assert_ok(life(engines[e], &verified, &err), &err);
+                    assert_ok(life(test_engine(e), &verified, &err), &err);
                     assert_true(verified && stayed_direct);
                 }
             }
@@ -269,17 +260,15 @@ static void test_short_transfers(void **unused)
 static void test_no_progress(void **unused)
 {
     (void)unused;
-    for (int e = 0; e < 2; e++) {
+    for (unsigned e = 0; test_engine(e) != NULL; e++) {
         pst_error err = {0};
         bool verified = false;
-        if (e == 1 && !test_have_uring())
-            break;
         pst_fault_reset();
         pst_fault_shorten(PST_FAULT_WRITE, 2, INT64_MAX, 0);
-        assert_int_equal(life(engines[e], &verified, &err), -EIO);
+        assert_int_equal(life(test_engine(e), &verified, &err), -EIO);
         pst_fault_reset();
         pst_fault_shorten(PST_FAULT_READ, 4, INT64_MAX, 0);
-        assert_int_equal(life(engines[e], &verified, &err), PST_E_SHORT);
+        assert_int_equal(life(test_engine(e), &verified, &err), PST_E_SHORT);
         assert_false(verified);
     }
 }
@@ -291,10 +280,8 @@ static void test_single_failure(void **unused)
     enum { OPS = 20 };
     const char *path = test_path(folder, "many");
     test_write_file(path, model, BYTES);
-    for (int e = 0; e < 2; e++) {
-        if (e == 1 && !test_have_uring())
-            break;
-        pst_io *io = test_open(engines[e], 4096, 8, 0, false);
+    for (unsigned e = 0; test_engine(e) != NULL; e++) {
+        pst_io *io = test_open(test_engine(e), 4096, 8, 0, false);
         pst_io_file *file;
         pst_io_batch *batch;
         pst_io_op ops[OPS];
@@ -375,13 +362,11 @@ static void test_late_descriptor(void **unused)
 {
     (void)unused;
     enum { FILES = 20, SMALL = 70001 };
-    for (int e = 0; e < 2; e++) {
-        if (e == 1 && !test_have_uring())
-            break;
+    for (unsigned e = 0; test_engine(e) != NULL; e++) {
         pst_fault_reset();
         const char *path = test_path(folder, "late");
         test_write_file(path, model, SMALL);
-        pst_io *io = test_open(engines[e], PIECE, 4, e == 0 ? 4 : 1, false);
+        pst_io *io = test_open(test_engine(e), PIECE, 4, e == 0 ? 4 : 1, false);
         pst_io_file *files[FILES];
         pst_error err = {0};
         int64_t got = 0;
@@ -435,11 +420,9 @@ static void test_doubtful_refusal(void **unused)
     (void)unused;
     const char *path = test_path(folder, "doubt");
     test_write_file(path, model, BYTES);
-    for (int e = 0; e < 2; e++) {
-        if (e == 1 && !test_have_uring())
-            break;
+    for (unsigned e = 0; test_engine(e) != NULL; e++) {
         pst_fault_reset();
-        pst_io *io = test_open(engines[e], 0, 4, 1, false);
+        pst_io *io = test_open(test_engine(e), 0, 4, 1, false);
         pst_io_file *file;
         pst_error err = {0};
         assert_ok(pst_io_file_open(io, path, PST_IO_OPEN_READ, &file, &err), &err);

@@ -1,9 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * What the library does around an engine, with an engine of the test's own: it holds requests back until the
- * test lets them go, one by one and in random order. So order, depth, cancelling, waiting and closing are
- * seen as they are, not as a drive happens to be fast.
- */
+/* What the library does around an engine: order, depth, cancelling, waiting, closing, slots. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -12,153 +8,13 @@
 #include <unistd.h>
 
 #include "base/heap.h"
+#include "io/internal.h"
 #include "os/sys_fault.h"
 #include "penstock/io_engine.h"
+#include "unit/io/gate.h"
 #include "unit/io/io_test.h"
 
-enum { BLOCK = 4096, HELD_MAX = 64, MAX_LOG = 4096 };
-
-/* One queue at a time is enough: the handles of this test have one worker. */
-static struct {
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    pst_io_request *held[HELD_MAX];
-    uint32_t held_count, most_held, allowance; /* requests that may go */
-    bool woken, free_running;
-    uint64_t started[MAX_LOG]; /* offsets in order of submission */
-    uint32_t started_count;
-    uint32_t files, buffers; /* slots in use */
-    uint32_t refusals;       /* rounds in which all that is held comes back with EAGAIN */
-    uint64_t random;
-} gate = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
-
-static int gate_open(const pst_io_engine *self, const pst_io_queue_settings *settings, void **queue, pst_error *err)
-{
-    (void)self;
-    (void)err;
-    assert_true(settings->depth <= HELD_MAX && settings->struct_size == sizeof *settings);
-    *queue = &gate;
-    return 0;
-}
-
-static void gate_close(void *queue)
-{
-    (void)queue;
-    assert_int_equal(gate.held_count, 0);
-}
-
-static void gate_submit(void *queue, pst_io_request *const *requests, uint32_t count)
-{
-    (void)queue;
-    pthread_mutex_lock(&gate.lock);
-    for (uint32_t i = 0; i < count; i++) {
-        assert_true(gate.held_count < HELD_MAX);
-        gate.held[gate.held_count++] = requests[i];
-        if (gate.started_count < MAX_LOG)
-            gate.started[gate.started_count++] = requests[i]->offset;
-    }
-    if (gate.held_count > gate.most_held)
-        gate.most_held = gate.held_count;
-    pthread_cond_broadcast(&gate.changed);
-    pthread_mutex_unlock(&gate.lock);
-}
-
-static uint32_t gate_reap(void *queue, pst_io_request **done, uint32_t max, bool wait)
-{
-    (void)queue;
-    uint32_t count = 0;
-    pthread_mutex_lock(&gate.lock);
-    while (wait && !gate.woken && (gate.held_count == 0 || (gate.allowance == 0 && !gate.free_running)))
-        pthread_cond_wait(&gate.changed, &gate.lock);
-    gate.woken = false;
-    if (gate.refusals > 0 && gate.held_count > 0) {
-        gate.refusals--;
-        while (count < max && gate.held_count > 0) {
-            done[count] = gate.held[--gate.held_count];
-            done[count++]->result = -EAGAIN;
-        }
-    }
-    while (count < max && gate.held_count > 0 && (gate.allowance > 0 || gate.free_running)) {
-        uint32_t pick = (uint32_t)test_below(&gate.random, gate.held_count);
-        pst_io_request *r = gate.held[pick];
-        gate.held[pick] = gate.held[--gate.held_count];
-        gate.allowance -= gate.allowance > 0;
-        r->result = r->write ? pwrite(r->fd, r->address, r->bytes, (off_t)r->offset)
-                             : pread(r->fd, r->address, r->bytes, (off_t)r->offset);
-        if (r->result < 0)
-            r->result = -errno;
-        done[count++] = r;
-        if (test_below(&gate.random, 3) == 0)
-            break;
-    }
-    pthread_cond_broadcast(&gate.changed);
-    pthread_mutex_unlock(&gate.lock);
-    return count;
-}
-
-static void gate_wake(void *queue)
-{
-    (void)queue;
-    pthread_mutex_lock(&gate.lock);
-    gate.woken = true;
-    pthread_cond_broadcast(&gate.changed);
-    pthread_mutex_unlock(&gate.lock);
-}
-
-static int gate_set_file(void *queue, uint32_t slot, int fd)
-{
-    (void)queue, (void)slot;
-    gate.files += fd >= 0 ? 1u : -1u;
-    return 0;
-}
-
-static int gate_set_buffer(void *queue, uint32_t slot, void *memory, uint64_t bytes)
-{
-    (void)queue, (void)slot, (void)bytes;
-    gate.buffers += memory != NULL ? 1u : -1u;
-    return 0;
-}
-
-static pst_io_engine gate_engine = {
-    .version = PST_IO_ENGINE_VERSION,
-    .struct_size = sizeof(pst_io_engine),
-    .name = "gate",
-    .flags = PST_IO_ENGINE_FILE_SLOTS | PST_IO_ENGINE_BUFFER_SLOTS,
-    .open_queue = gate_open,
-    .close_queue = gate_close,
-    .submit = gate_submit,
-    .reap = gate_reap,
-    .wake = gate_wake,
-    .set_file = gate_set_file,
-    .set_buffer = gate_set_buffer,
-};
-
-/* Lets `count` requests go. */
-static void allow(uint32_t count)
-{
-    pthread_mutex_lock(&gate.lock);
-    gate.allowance += count;
-    pthread_cond_broadcast(&gate.changed);
-    pthread_mutex_unlock(&gate.lock);
-}
-
-static void allow_all(bool all)
-{
-    pthread_mutex_lock(&gate.lock);
-    gate.free_running = all;
-    gate.allowance = 0;
-    pthread_cond_broadcast(&gate.changed);
-    pthread_mutex_unlock(&gate.lock);
-}
-
-/* Waits until the engine holds `count` requests. */
-static void await_held(uint32_t count)
-{
-    pthread_mutex_lock(&gate.lock);
-    while (gate.held_count != count)
-        pthread_cond_wait(&gate.changed, &gate.lock);
-    pthread_mutex_unlock(&gate.lock);
-}
+enum { BLOCK = 4096 };
 
 typedef struct scene {
     char *folder;
@@ -173,7 +29,7 @@ static int set_up(void **out)
 {
     scene *s = calloc(1, sizeof *s);
     pst_error err = {0};
-    allow_all(false);
+    gate_allow_all(false);
     gate.started_count = gate.most_held = 0;
     s->folder = test_folder_create(false);
     s->model = malloc(FILE_BYTES);
@@ -228,16 +84,16 @@ static void test_depth_and_order(void **in)
     pst_io_op a[2] = {read_op(s, 0, 20), read_op(s, 20, 4)}, b = read_op(s, 24, 40);
     pst_error err = {0};
     assert_ok(pst_io_submit(first, a, 2, &err), &err);
-    await_held(DEPTH);
+    gate_await_held(DEPTH);
     assert_ok(pst_io_submit(second, &b, 1, &err), &err);
     for (int i = 0; i < 56; i++) { /* one goes, one comes */
-        allow(1);
+        gate_allow(1);
         pthread_mutex_lock(&gate.lock);
         while (gate.allowance > 0 || gate.held_count != DEPTH)
             pthread_cond_wait(&gate.changed, &gate.lock);
         pthread_mutex_unlock(&gate.lock);
     }
-    allow_all(true);
+    gate_allow_all(true);
     assert_ok(pst_io_wait(second, UINT64_MAX, &err), &err);
     assert_ok(pst_io_wait(first, UINT64_MAX, &err), &err);
     assert_int_equal(gate.most_held, DEPTH);
@@ -274,15 +130,15 @@ static void test_wait(void **in)
     assert_int_equal(pst_io_wait(batch, 0, &err), 1);
     assert_int_equal(pst_io_wait(batch, 2000000, &err), 1);
     assert_int_equal(pst_io_submit(batch, &other, 1, &err), -EBUSY);
-    await_held(4);
-    allow(3);
-    await_held(1);
+    gate_await_held(4);
+    gate_allow(3);
+    gate_await_held(1);
     assert_int_equal(pst_io_wait(batch, 1000000, &err), 1);
-    allow(1);
+    gate_allow(1);
     assert_int_equal(pst_io_wait(batch, UINT64_MAX, &err), 0);
     assert_int_equal(pst_io_wait(batch, 0, &err), 0);
     /* and again, with the same batch: nothing on the way allocates */
-    allow_all(true);
+    gate_allow_all(true);
     pst_heap_fail_after(0, 1);
     for (int i = 0; i < 20; i++) {
         int status = pst_io_submit(batch, &op, 1, &err);
@@ -306,11 +162,11 @@ static void test_cancel(void **in)
     pst_io_cancel(batch); /* not in flight: nothing */
     assert_ok(pst_io_submit(batch, ops, 4, &err), &err);
     assert_ok(pst_io_submit(after, &next, 1, &err), &err);
-    await_held(DEPTH);
+    gate_await_held(DEPTH);
     pst_io_cancel(batch);
     pst_io_cancel(batch);
     assert_int_equal(pst_io_wait(batch, 0, &err), 1); /* what was started is still the kernel's */
-    allow_all(true);
+    gate_allow_all(true);
     assert_int_equal(pst_io_wait(batch, UINT64_MAX, &err), PST_E_CANCELLED);
     assert_string_equal(err.path, pst_io_file_path(s->file));
     assert_int_equal(err.offset, DEPTH * BLOCK);
@@ -323,18 +179,18 @@ static void test_cancel(void **in)
     assert_memory_equal(s->target + 30 * BLOCK, s->model + 30 * BLOCK, 2 * BLOCK);
     assert_int_equal(gate.started_count, DEPTH + 2);
     /* The last batch of the list, and one in the middle. */
-    allow_all(false);
+    gate_allow_all(false);
     pst_io_batch *middle = make_batch(s, 1);
     pst_io_op big = read_op(s, 0, 40), mid = read_op(s, 40, 1), end = read_op(s, 41, 1);
     assert_ok(pst_io_submit(batch, &big, 1, &err), &err);
     assert_ok(pst_io_submit(middle, &mid, 1, &err), &err);
     assert_ok(pst_io_submit(after, &end, 1, &err), &err);
-    await_held(DEPTH);
+    gate_await_held(DEPTH);
     pst_io_cancel(middle);
     assert_int_equal(pst_io_wait(middle, 0, &err), PST_E_CANCELLED);
     pst_io_cancel(after);
     assert_ok(pst_io_submit(middle, &mid, 1, &err), &err);
-    allow_all(true);
+    gate_allow_all(true);
     assert_ok(pst_io_wait(batch, UINT64_MAX, &err), &err);
     assert_ok(pst_io_wait(middle, UINT64_MAX, &err), &err);
     assert_int_equal(pst_io_wait(after, UINT64_MAX, &err), PST_E_CANCELLED);
@@ -347,7 +203,7 @@ static void *open_gate_later(void *unused)
 {
     (void)unused;
     nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-    allow_all(true);
+    gate_allow_all(true);
     return NULL;
 }
 
@@ -371,7 +227,7 @@ static void test_close_in_flight(void **in)
     uint32_t files = gate.files;
     assert_ok(pst_io_file_open(io, pst_io_file_path(s->file), PST_IO_OPEN_READ, &file, &err), &err);
     assert_ok(pst_io_batch_create(io, 1, &extra, &err), &err);
-    allow_all(false);
+    gate_allow_all(false);
     rest.file = file;
     assert_ok(pst_io_submit(extra, &rest, 1, &err), &err);
     assert_int_equal(pthread_create(&thread, NULL, open_gate_later, NULL), 0);
@@ -397,8 +253,8 @@ static void test_rest_is_dropped(void **in)
     ops[0].offset = FILE_BYTES;
     ops[0].may_be_short = true;
     assert_ok(pst_io_submit(batch, ops, 2, &err), &err);
-    await_held(DEPTH);
-    allow_all(true);
+    gate_await_held(DEPTH);
+    gate_allow_all(true);
     assert_ok(pst_io_wait(batch, UINT64_MAX, &err), &err);
     assert_int_equal(ops[0].result, 0);
     assert_int_equal(ops[1].result, 2 * BLOCK);
@@ -414,16 +270,16 @@ static void test_wake(void **in)
     pst_io_op a = read_op(s, 0, 2), b = read_op(s, 2, 3);
     pst_error err = {0};
     for (int round = 0; round < 20; round++) {
-        allow_all(false);
+        gate_allow_all(false);
         assert_ok(pst_io_submit(first, &a, 1, &err), &err);
-        await_held(2);
+        gate_await_held(2);
         if (round % 2 == 0) /* it has surely come to wait */
             nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
         assert_ok(pst_io_submit(second, &b, 1, &err), &err);
-        await_held(5);
+        gate_await_held(5);
         assert_ok(pst_io_register(s->io, s->target, BLOCK, &err), &err);
         pst_io_unregister(s->io, s->target);
-        allow_all(true);
+        gate_allow_all(true);
         assert_ok(pst_io_wait(first, UINT64_MAX, &err), &err);
         assert_ok(pst_io_wait(second, UINT64_MAX, &err), &err);
     }
@@ -438,17 +294,15 @@ static void test_slots(void **in)
     pst_error err = {0};
     pst_io_batch *batch = make_batch(s, 1);
     pst_io_op op = read_op(s, 0, 16);
-    uint32_t files = gate.files;
-    assert_true(files >= 1);
     assert_ok(pst_io_submit(batch, &op, 1, &err), &err);
-    await_held(DEPTH);
-    allow(1); /* a full queue looks at its orders when something comes back */
+    gate_await_held(DEPTH);
+    gate_allow(1); /* a full queue looks at its orders when something comes back */
     assert_ok(pst_io_register(s->io, s->target, FILE_BYTES, &err), &err);
     assert_int_equal(gate.buffers, 1);
     assert_int_equal(pst_io_register(s->io, s->target + BLOCK, BLOCK, &err), PST_E_USAGE);
     assert_int_equal(pst_io_register(s->io, s->target - 1, 2, &err), PST_E_USAGE);
     assert_int_equal(pst_io_register(s->io, NULL, 2, &err), PST_E_USAGE);
-    allow_all(true);
+    gate_allow_all(true);
     assert_ok(pst_io_wait(batch, UINT64_MAX, &err), &err);
     pst_io_unregister(s->io, s->target + BLOCK); /* nobody */
     assert_int_equal(gate.buffers, 1);
@@ -464,6 +318,30 @@ static void test_slots(void **in)
     pst_io_batch_destroy(batch);
 }
 
+/* A file gets its slot when it has been used for long enough to make up for it, and only then. */
+static void test_file_slots(void **in)
+{
+    scene *s = *in;
+    pst_error err = {0};
+    pst_io_file *file;
+    pst_io_op op = read_op(s, 0, 16);
+    gate_allow_all(true);
+    for (uint32_t pieces = 0; pieces + 16 <= PST_IO_SLOT_AFTER; pieces += 16) {
+        assert_ok(pst_io_transfer(s->io, &op, &err), &err);
+        assert_int_equal(gate.files, 0);
+    }
+    assert_ok(pst_io_transfer(s->io, &op, &err), &err);
+    assert_int_equal(gate.files, 1);
+    assert_ok(pst_io_file_open(s->io, pst_io_file_path(s->file), PST_IO_OPEN_READ, &file, &err), &err);
+    op.file = file;
+    assert_ok(pst_io_transfer(s->io, &op, &err), &err);
+    assert_ok(pst_io_file_close(file, &err), &err);
+    assert_int_equal(gate.files, 1);
+    assert_ok(pst_io_file_close(s->file, &err), &err);
+    s->file = NULL;
+    assert_int_equal(gate.files, 0);
+}
+
 /* Want of resources is waited out: one short sleep for all that was refused at once, not one each. */
 static void test_refused_rounds(void **in)
 {
@@ -474,7 +352,7 @@ static void test_refused_rounds(void **in)
     pst_fault_reset();
     pst_sys_replace(&pst_sys_fault);
     gate.refusals = ROUNDS;
-    allow_all(true);
+    gate_allow_all(true);
     assert_ok(pst_io_transfer(s->io, &op, &err), &err);
     assert_int_equal(gate.refusals, 0);
     assert_int_equal(gate.started_count, DEPTH * (ROUNDS + 1));
@@ -505,7 +383,7 @@ static void test_register_engine(void **unused)
     other.version--;
     other.set_file = NULL;
     assert_int_equal(pst_io_engine_register(&other, &err), PST_E_USAGE);
-    other.set_file = gate_set_file;
+    other.set_file = gate_engine.set_file;
     other.wake = NULL;
     assert_int_equal(pst_io_engine_register(&other, &err), PST_E_USAGE);
 }
@@ -518,9 +396,16 @@ int main(void)
         return 1;
 #define IN_SCENE(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        IN_SCENE(test_depth_and_order), IN_SCENE(test_wait),           IN_SCENE(test_cancel),
-        IN_SCENE(test_close_in_flight), IN_SCENE(test_wake),           IN_SCENE(test_rest_is_dropped),
-        IN_SCENE(test_slots),           IN_SCENE(test_refused_rounds), cmocka_unit_test(test_register_engine),
+        IN_SCENE(test_depth_and_order),
+        IN_SCENE(test_wait),
+        IN_SCENE(test_cancel),
+        IN_SCENE(test_close_in_flight),
+        IN_SCENE(test_wake),
+        IN_SCENE(test_rest_is_dropped),
+        IN_SCENE(test_slots),
+        IN_SCENE(test_file_slots),
+        IN_SCENE(test_refused_rounds),
+        cmocka_unit_test(test_register_engine),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
