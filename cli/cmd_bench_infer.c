@@ -148,6 +148,7 @@ static const pst_option_group groups[] = {
     CLI_OWN_GROUP("Work", work_rows),
     CLI_OWN_GROUP("Options of ZeRO-Inference", zero_rows),
     CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, bench_values, runtime),
+    CLI_SHARED_GROUP("Drives", cli_io_rows, bench_values, runtime.io),
     CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, bench_values, lookup),
     CLI_SHARED_GROUP("Output", cli_report_rows, bench_values, report),
 };
@@ -439,7 +440,7 @@ static int print_report(const bench_job *job, pst_error *err)
             results = NULL;
         }
     }
-    return cli_out_json(cli_json_document(results, cli_json_stats(&job->median)), err);
+    return cli_out_json(cli_json_document(results, cli_engine_stats(&job->engine, &job->median)), err);
 }
 
 static uint64_t needed_bytes(const void *user, uint32_t sequences)

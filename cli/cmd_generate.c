@@ -114,6 +114,7 @@ static const pst_option_group groups[] = {
     CLI_OWN_GROUP("Prompts", prompt_rows),
     CLI_OWN_GROUP("Choice of tokens", sampling_rows),
     CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, generate_values, runtime),
+    CLI_SHARED_GROUP("Drives", cli_io_rows, generate_values, runtime.io),
     CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, generate_values, lookup),
     CLI_SHARED_GROUP("Output", cli_report_rows, generate_values, report),
 };
@@ -435,7 +436,7 @@ static int run_windows(generate_job *job, pst_error *err)
         status = run_window(job, first, job->window < total - first ? job->window : total - first, err);
     cli_progress_end();
     PST_TRY(status);
-    return job->values->report.json ? cli_json_stream_end(&job->json, cli_json_stats(&job->stats), err) : 0;
+    return job->values->report.json ? cli_json_stream_end(&job->json, cli_engine_stats(&job->engine, &job->stats), err) : 0;
 }
 
 static int run_job(generate_job *job, const char *model, const pst_options_found *found, pst_error *err)

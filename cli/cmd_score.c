@@ -75,6 +75,7 @@ static const pst_option text_rows[] = {
 static const pst_option_group groups[] = {
     CLI_OWN_GROUP("Texts", text_rows),
     CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, score_values, runtime),
+    CLI_SHARED_GROUP("Drives", cli_io_rows, score_values, runtime.io),
     CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, score_values, lookup),
     CLI_SHARED_GROUP("Output", cli_report_rows, score_values, report),
 };
@@ -251,7 +252,7 @@ static int print_json(const score_job *job, pst_error *err)
     for (size_t i = 0; i < job->texts.count; i++)
         PST_TRY(print_text_json(job, i, err));
     PST_TRY(cli_out_text("], \"stats\": ", err));
-    PST_TRY(cli_out_json_value(cli_json_stats(&job->stats), err));
+    PST_TRY(cli_out_json_value(cli_engine_stats(&job->engine, &job->stats), err));
     PST_TRY(cli_out_text("}\n", err));
     return cli_out_flush(err);
 }

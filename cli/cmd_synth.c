@@ -11,8 +11,9 @@
 
 typedef struct synth_values {
     cli_report report;
-    uint64_t layers, seed, shard_size, block_size, queue_depth, threads;
-    const char *dtype, *io_engine;
+    cli_io_options io;
+    uint64_t layers, seed, shard_size, threads;
+    const char *dtype;
 } synth_values;
 
 #define AT(member) .offset = offsetof(synth_values, member)
@@ -48,27 +49,6 @@ static const pst_option shape_rows[] = {
 };
 
 static const pst_option writing_rows[] = {
-    {.name = "io-engine",
-     .type = PST_OPTION_CHOICE,
-     AT(io_engine),
-     .choices = "auto|io_uring|threads",
-     .initial = "auto",
-     .help = "how the drive is written"},
-    {.name = "block-size",
-     .type = PST_OPTION_SIZE,
-     AT(block_size),
-     .metavar = "SIZE",
-     .min = 4096,
-     .max = 1 << 30,
-     .multiple = 4096,
-     .help = "bytes of one write, a multiple of 4096; without it 1Mi"},
-    {.name = "queue-depth",
-     .type = PST_OPTION_U64,
-     AT(queue_depth),
-     .metavar = "N",
-     .min = 1,
-     .max = 4096,
-     .help = "writes in flight; without it 64"},
     {.name = "threads",
      .type = PST_OPTION_U64,
      AT(threads),
@@ -81,6 +61,7 @@ static const pst_option writing_rows[] = {
 static const pst_option_group groups[] = {
     CLI_OWN_GROUP("Shape and weights", shape_rows),
     CLI_OWN_GROUP("Writing", writing_rows),
+    CLI_SHARED_GROUP("Drives", cli_io_rows, synth_values, io),
     CLI_SHARED_GROUP("Output", cli_report_rows, synth_values, report),
 };
 
@@ -112,8 +93,13 @@ static int on_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
 }
 
 static int print_report(const synth_values *values, const char *shape, const char *folder,
-                        const pst_synth_report *report, pst_error *err)
+                        const pst_synth_report *report, const char *settings_from, pst_error *err)
 {
+    pst_io_options io = {.engine = report->io_engine,
+                         .block_size = report->block_size,
+                         .queue_depth = report->queue_depth,
+                         .workers = report->io_workers,
+                         .single_submit = report->io_single_submit};
     double rate = report->seconds > 0 ? (double)report->file_bytes / report->seconds : 0;
     if (values->report.json) {
         json_t *results =
@@ -121,7 +107,8 @@ static int print_report(const synth_values *values, const char *shape, const cha
                       (json_int_t)report->layers, "parameters", (json_int_t)report->parameters, "tensors",
                       (json_int_t)report->tensors, "files", (json_int_t)report->files, "data_bytes",
                       (json_int_t)report->data_bytes, "file_bytes", (json_int_t)report->file_bytes);
-        json_t *stats = json_pack("{s:f, s:f}", "total_seconds", report->seconds, "write_bytes_per_second", rate);
+        json_t *stats = json_pack("{s:f, s:f, s:o}", "total_seconds", report->seconds, "write_bytes_per_second", rate,
+                                  "io", cli_io_json(&io, settings_from));
         return cli_out_json(cli_json_document(results, stats), err);
     }
     char size[32], time[32], speed[32];
@@ -139,8 +126,10 @@ static int synth(const void *all_values, const pst_options_found *found, pst_err
 {
     const synth_values *values = all_values;
     const char *shape = found->operands[0], *folder = found->operands[1];
+    cli_io_choice io;
     cli_notes_start(&values->report);
     PST_TRY(check_shape(shape, err));
+    PST_TRY(cli_io_choose(&values->io, &folder, 1, &io, err));
     pst_synth_options options = {
         .struct_size = sizeof options,
         .shape = shape,
@@ -151,9 +140,11 @@ static int synth(const void *all_values, const pst_options_found *found, pst_err
                  : strcmp(values->dtype, "f16") == 0 ? PST_F16
                                                      : PST_BF16,
         .shard_bytes = values->shard_size,
-        .io_engine = values->io_engine,
-        .block_size = values->block_size,
-        .queue_depth = (uint32_t)values->queue_depth,
+        .io_engine = io.io.engine,
+        .block_size = io.io.block_size,
+        .queue_depth = io.io.queue_depth,
+        .io_workers = io.io.workers,
+        .io_single_submit = io.io.single_submit,
         .threads = (uint32_t)values->threads,
         .on_progress = on_progress,
         .user = (void *)folder,
@@ -164,7 +155,7 @@ static int synth(const void *all_values, const pst_options_found *found, pst_err
     cli_interrupt_polled(false);
     cli_progress_end();
     PST_TRY(status);
-    return print_report(values, shape, folder, &report, err);
+    return print_report(values, shape, folder, &report, io.from, err);
 }
 
 const cli_command cli_command_synth = {

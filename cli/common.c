@@ -66,27 +66,6 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .initial = "auto",
      .help =
          "bits of a cached key or value; auto is 16 for 16-bit checkpoints from 100 million parameters on, else 32"},
-    {.name = "io-engine",
-     .type = PST_OPTION_CHOICE,
-     .offset = offsetof(cli_runtime, io_engine),
-     .choices = "auto|io_uring|threads",
-     .initial = "auto",
-     .help = "how the drive is read; auto takes io_uring where the system allows it"},
-    {.name = "block-size",
-     .type = PST_OPTION_SIZE,
-     .offset = offsetof(cli_runtime, block_size),
-     .metavar = "SIZE",
-     .min = 4096,
-     .max = 1 << 30,
-     .multiple = 4096,
-     .help = "bytes of one read, a multiple of 4096; without it 1Mi"},
-    {.name = "queue-depth",
-     .type = PST_OPTION_U64,
-     .offset = offsetof(cli_runtime, queue_depth),
-     .metavar = "N",
-     .min = 1,
-     .max = 4096,
-     .help = "reads in flight; without it 64"},
     {.name = "threads",
      .type = PST_OPTION_U64,
      .offset = offsetof(cli_runtime, threads),
@@ -184,7 +163,8 @@ int cli_engine_open(cli_engine *engine, const char *model, const cli_lookup *loo
     return 0;
 }
 
-static void fill_options(const cli_runtime *runtime, bool resident_given, pst_session_options *out)
+static void fill_options(const cli_runtime *runtime, const pst_io_options *io, bool resident_given,
+                         pst_session_options *out)
 {
     out->struct_size = sizeof *out;
     out->host_memory_bytes = runtime->host_memory;
@@ -196,9 +176,11 @@ static void fill_options(const cli_runtime *runtime, bool resident_given, pst_se
                                                                      : PST_COMPUTE_AUTO;
     out->kv_bits = strcmp(runtime->kv_bits, "auto") == 0 ? 0 : (uint32_t)atoi(runtime->kv_bits);
     out->threads = (uint32_t)runtime->threads;
-    out->io_engine = runtime->io_engine;
-    out->block_size = runtime->block_size;
-    out->queue_depth = (uint32_t)runtime->queue_depth;
+    out->io_engine = io->engine;
+    out->block_size = io->block_size;
+    out->queue_depth = io->queue_depth;
+    out->io_workers = io->workers;
+    out->io_single_submit = io->single_submit;
     out->kernels = strcmp(runtime->kernels, "auto") == 0 ? NULL : runtime->kernels;
     out->measure_bound = true;
 }
@@ -244,7 +226,8 @@ int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool reside
                      bool shrink, const cli_needs *needs, pst_error *err)
 {
     enum { TRACE_EVENTS = 1 << 17 };
-    fill_options(runtime, resident_given, shape);
+    PST_TRY(cli_io_choose(&runtime->io, &engine->info.path, 1, &engine->io, err));
+    fill_options(runtime, &engine->io.io, resident_given, shape);
     if (runtime->trace != NULL && engine->trace == NULL) {
         PST_TRY(check_trace(runtime->trace, err));
         PST_TRY(pst_trace_open(TRACE_EVENTS, &engine->trace, err));
@@ -263,6 +246,26 @@ int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool reside
     }
     pst_session_get_plan(engine->session, &engine->plan);
     return 0;
+}
+
+static pst_io_options settings_in_use(const pst_plan_info *plan)
+{
+    return (pst_io_options){.engine = plan->io_engine,
+                            .block_size = plan->block_size,
+                            .queue_depth = plan->queue_depth,
+                            .workers = plan->io_workers,
+                            .single_submit = plan->io_single_submit};
+}
+
+json_t *cli_engine_stats(const cli_engine *engine, const pst_run_stats *stats)
+{
+    pst_io_options io = settings_in_use(&engine->plan);
+    json_t *object = cli_json_stats(stats);
+    if (object != NULL && json_object_set_new(object, "io", cli_io_json(&io, engine->io.from)) != 0) {
+        json_decref(object);
+        return NULL;
+    }
+    return object;
 }
 
 void cli_engine_run_begins(cli_engine *engine)

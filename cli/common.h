@@ -5,7 +5,10 @@
 #ifndef PENSTOCK_CLI_COMMON_H
 #define PENSTOCK_CLI_COMMON_H
 
+#include <jansson.h>
+
 #include "cli.h"
+#include "io_options.h"
 #include "penstock/model.h"
 
 /* How a command reports: every command has these. */
@@ -27,10 +30,11 @@ extern const pst_option cli_lookup_rows[CLI_LOOKUP_ROWS];
 typedef struct cli_runtime {
     uint64_t host_memory;
     pst_option_share resident;
-    const char *compute_type, *kv_bits, *io_engine, *kernels, *trace;
-    uint64_t block_size, queue_depth, threads;
+    const char *compute_type, *kv_bits, *kernels, *trace;
+    uint64_t threads;
+    cli_io_options io; /* with cli_io_rows, a group of their own */
 } cli_runtime;
-enum { CLI_RUNTIME_ROWS = 10 };
+enum { CLI_RUNTIME_ROWS = 7 };
 extern const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS];
 
 /* A command's groups: its own rows, whose offsets are those of its structure, and shared rows at a member of it. */
@@ -65,6 +69,7 @@ typedef struct cli_engine {
     const char *trace_path;
     pst_model_info info;
     pst_plan_info plan;
+    cli_io_choice io;
 } cli_engine;
 
 /* Opens the model alone. */
@@ -85,6 +90,8 @@ void cli_engine_run_begins(cli_engine *engine);
 int cli_engine_run_ended(int status, pst_error *err);
 /* Memory that one request takes from pst_generate and its result. */
 uint64_t cli_generation_bytes(uint64_t new_tokens);
+/* The figures of a run as JSON, with "io": the settings that its weights were read with. NULL: out of memory. */
+json_t *cli_engine_stats(const cli_engine *engine, const pst_run_stats *stats);
 /* Writes --trace, if asked for. */
 int cli_engine_write_trace(cli_engine *engine, pst_error *err);
 void cli_engine_close(cli_engine *engine);

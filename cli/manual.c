@@ -104,7 +104,8 @@ static void print_rows(const pst_option_group *group, FILE *to)
 
 static bool is_shared(const pst_option_group *group)
 {
-    return group->options == cli_runtime_rows || group->options == cli_lookup_rows || group->options == cli_report_rows;
+    return group->options == cli_runtime_rows || group->options == cli_io_rows || group->options == cli_lookup_rows ||
+           group->options == cli_report_rows;
 }
 
 static void print_command(const pst_command *spec, FILE *to)
@@ -116,18 +117,21 @@ static void print_command(const pst_command *spec, FILE *to)
         fprintf(to, " %s", spec->operands);
     fputc('\n', to);
     print_text(spec->description, to);
-    bool takes_runtime = false;
+    bool takes_runtime = false, takes_io = false;
     for (size_t i = 0; i < spec->group_count; i++) {
         takes_runtime |= spec->groups[i].options == cli_runtime_rows;
+        takes_io |= spec->groups[i].options == cli_io_rows;
         if (is_shared(&spec->groups[i]))
             continue;
         fputs(".Pp\n", to);
         print_text(spec->groups[i].title, to);
         print_rows(&spec->groups[i], to);
     }
-    if (takes_runtime) {
+    if (takes_runtime || takes_io) {
         fputs(".Pp\n", to);
-        print_text("It also takes the options of memory, streaming and compute.", to);
+        print_text(takes_runtime ? "It also takes the options of memory, streaming and compute, and those of drives."
+                                 : "It also takes the options of drives.",
+                   to);
     }
 }
 
@@ -138,6 +142,7 @@ static void print_shared(FILE *to)
         pst_option_group group;
     } shared[] = {
         {"Memory, streaming and compute", CLI_OWN_GROUP("", cli_runtime_rows)},
+        {"Drives", CLI_OWN_GROUP("", cli_io_rows)},
         {"Where models are looked up", CLI_OWN_GROUP("", cli_lookup_rows)},
         {"Output of every command", CLI_OWN_GROUP("", cli_report_rows)},
     };
@@ -198,7 +203,12 @@ void cli_manual(FILE *to)
           ".It Ev HF_HUB_CACHE , HF_HOME , XDG_CACHE_HOME , HOME\n"
           "Where the local Hugging Face cache lies:\n"
           ".Pa $HF_HUB_CACHE ,\n.Pa $HF_HOME/hub ,\n.Pa $XDG_CACHE_HOME/huggingface/hub\nor\n"
-          ".Pa ~/.cache/huggingface/hub ,\nthe first of them whose variable is set.\n.El\n"
+          ".Pa ~/.cache/huggingface/hub ,\nthe first of them whose variable is set.\n"
+          ".It Ev XDG_CONFIG_HOME , HOME\n"
+          "Where the settings of drives are kept.\n.El\n"
+          ".Sh FILES\n.Bl -tag -width Ds\n"
+          ".It Pa $XDG_CONFIG_HOME/penstock/drives.json , Pa ~/.config/penstock/drives.json\n"
+          "What\n.Cm tune\nfound best for each drive.\n.El\n"
           ".Sh EXIT STATUS\n",
           to);
     print_text("0 when done, 1 when failed (one line on standard error says why), 2 for wrong usage, 130 after an "

@@ -31,10 +31,12 @@ typedef struct pst_synth_options {
     uint64_t shard_bytes;  /* no file gets more tensor data, except for one larger tensor; default 5,000,000,000 */
     const char *io_engine; /* as in pst_io_options; NULL: "auto" */
     uint64_t block_size;   /* bytes of one write; default 1 MiB */
-    uint32_t queue_depth;  /* writes in flight; default 64 */
+    uint32_t queue_depth;  /* writes in flight for each worker; default 64 */
     uint32_t threads;      /* that make the numbers; default: all processors */
     pst_on_progress on_progress;
     void *user;
+    uint32_t io_workers;   /* threads that share every write; default as in pst_io_options */
+    bool io_single_submit; /* one system call per write */
 } pst_synth_options;
 
 typedef struct pst_synth_report {
@@ -45,6 +47,10 @@ typedef struct pst_synth_report {
     uint32_t files; /* safetensors files */
     uint32_t layers;
     double seconds; /* of writing, until it was durable */
+    const char *io_engine; /* how it was written; static storage */
+    uint64_t block_size;
+    uint32_t queue_depth, io_workers;
+    bool io_single_submit;
 } pst_synth_report;
 
 /* Names for `shape`, NULL-terminated, static storage. */

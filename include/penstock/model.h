@@ -75,12 +75,14 @@ typedef struct pst_session_options {
         kv_bits; /* 32 or 16; 0: 16 for 16-bit checkpoints from 100 million parameters on unless f32 is asked for, else 32 */
     uint32_t threads;        /* compute threads; 0: all processors */
     uint64_t max_slot_bytes; /* no slot of the ring larger than this, as far as rows allow; 0: the planner's choice */
-    const char *io_engine;   /* NULL or "auto", "io_uring", "threads" */
+    const char *io_engine;   /* as in pst_io_options, as the next two; NULL: "auto" */
     uint64_t block_size;     /* bytes of one read; 0: default */
-    uint32_t queue_depth;    /* reads in flight; 0: default */
+    uint32_t queue_depth;    /* reads in flight for each worker; 0: default */
     const char *kernels;     /* NULL: the best of this processor */
     bool measure_bound;      /* measure drive bandwidth and compute rate first (a second or less) for the bound */
     pst_trace *trace;        /* NULL: none; the caller's, outlives the session */
+    uint32_t io_workers;     /* threads that share every read; 0: default */
+    bool io_single_submit;   /* one system call per read */
 } pst_session_options;
 
 /* Plans, allocates and loads what stays resident. PST_E_BUDGET names the smallest budget that works. The caller owns *out. */
@@ -103,6 +105,9 @@ typedef struct pst_plan_info {
     pst_dtype compute_type, kv_type;
     double read_bytes_per_second, operations_per_second; /* measured beforehand; 0 when not */
     double pass_bound_seconds; /* what a pass with one row of every sequence takes at least; 0 when not measured */
+    uint64_t block_size;       /* of the reads by io_engine, as the next three */
+    uint32_t queue_depth, io_workers;
+    bool io_single_submit;
 } pst_plan_info;
 PST_API void pst_session_get_plan(const pst_session *session, pst_plan_info *out);
 

@@ -85,7 +85,7 @@ typedef struct pst_command {
     size_t values_bytes; /* of the command's value structure */
 } pst_command;
 
-enum { PST_OPTIONS_MAX = 128, PST_OPERANDS_MAX = 4 };
+enum { PST_OPTIONS_MAX = 128, PST_OPERANDS_MAX = 64 };
 
 /* What was found besides the values. */
 typedef struct pst_options_found {

@@ -111,6 +111,8 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
     PST_TRY(pst_plan_create(&request, &s->plan, err));
     config->max_rows = s->plan.rows_per_pass;
     config->max_logit_rows = o->all_logits ? s->plan.rows_per_pass : o->max_sequences;
+    pst_io_options io = {.struct_size = sizeof io};
+    pst_io_get_settings(s->io, &io);
     s->info = (pst_plan_info){
         .budget_bytes = request.budget_bytes,
         .resident_bytes = s->plan.resident_bytes,
@@ -123,6 +125,10 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
         .process_bytes = request.process_bytes,
         .rows_per_pass = s->plan.rows_per_pass,
         .io_engine = pst_io_engine_name(s->io),
+        .block_size = io.block_size,
+        .queue_depth = io.queue_depth,
+        .io_workers = io.workers,
+        .io_single_submit = io.single_submit,
         .kernels = pst_device_host_kernels(s->device),
         .compute_type = config->compute_type,
         .kv_type = config->kv_type,
@@ -153,8 +159,13 @@ static int make_sequences(pst_session *s, uint32_t max_logit_rows, pst_error *er
 static int make_engines(pst_session *s, pst_error *err)
 {
     const pst_session_options *o = &s->options;
-    pst_io_options io = {
-        .struct_size = sizeof io, .engine = o->io_engine, .block_size = o->block_size, .queue_depth = o->queue_depth};
+    pst_io_options io = {.struct_size = sizeof io,
+                         .engine = o->io_engine,
+                         .block_size = o->block_size,
+                         .queue_depth = o->queue_depth,
+                         .workers = o->io_workers,
+                         .single_submit = o->io_single_submit,
+                         .path = s->model->folder};
     PST_TRY(pst_pool_create(o->threads, &s->pool, err));
     PST_TRY(pst_device_host_create(s->pool, o->kernels, &s->device, err));
     PST_TRY(pst_io_open(&io, &s->io, err));

@@ -49,6 +49,7 @@ typedef struct synth {
     uint64_t total_bytes, done_bytes; /* of all files, for the progress */
     pst_folder *folder;
     pst_io *io;
+    pst_io_options settings; /* of io, as they are in use */
     pst_pool *pool;
 } synth;
 
@@ -293,8 +294,12 @@ static int write_files(synth *s, pst_error *err)
     pst_io_options io = {.struct_size = sizeof io,
                          .engine = s->options.io_engine,
                          .block_size = s->options.block_size,
-                         .queue_depth = s->options.queue_depth};
+                         .queue_depth = s->options.queue_depth,
+                         .workers = s->options.io_workers,
+                         .single_submit = s->options.io_single_submit};
     PST_TRY(pst_io_open(&io, &s->io, err));
+    s->settings.struct_size = sizeof s->settings;
+    pst_io_get_settings(s->io, &s->settings);
     PST_TRY(pst_pool_create(s->options.threads, &s->pool, err));
     for (size_t i = 0; i < s->shard_count; i++)
         PST_TRY(write_shard(s, &s->shards[i], err));
@@ -341,7 +346,12 @@ int pst_synth(const pst_synth_options *options, pst_synth_report *report, pst_er
                                      .tensors = s.tensors.count,
                                      .files = (uint32_t)s.shard_count,
                                      .layers = s.layers,
-                                     .seconds = (double)(pst_clock_ns() - begin_ns) * 1e-9};
+                                     .seconds = (double)(pst_clock_ns() - begin_ns) * 1e-9,
+                                     .io_engine = s.settings.engine,
+                                     .block_size = s.settings.block_size,
+                                     .queue_depth = s.settings.queue_depth,
+                                     .io_workers = s.settings.workers,
+                                     .io_single_submit = s.settings.single_submit};
 done:
     release(&s);
     return status;

@@ -47,8 +47,14 @@ static void child(const program_setup *setup, const char *const *arguments, cons
         dup2(out[1], 1);
     for (int fd = 3; fd < 64; fd++)
         close(fd);
+    /* Whatever the user of this machine has tuned, it is not to show here. */
+    setenv("XDG_CONFIG_HOME", "/nonexistent", 1);
     if (setup->environment != NULL)
         putenv((char *)setup->environment);
+    if (setup->homeless) {
+        unsetenv("XDG_CONFIG_HOME");
+        unsetenv("HOME");
+    }
     if (setup->file_limit != 0) {
         struct rlimit limit = {setup->file_limit, setup->file_limit};
         setrlimit(RLIMIT_FSIZE, &limit);

@@ -548,7 +548,7 @@ static void test_submission_fails(void **unused)
     }
 }
 
-/* libaio's EAGAIN: with something under way, the rest waits for it; with nothing, it comes back, at one call for all. */
+/* libaio's EAGAIN: with something under way, the rest waits for it; with nothing, it comes back, after one call. */
 static void test_libaio_without_room(void **unused)
 {
     (void)unused;
