@@ -66,8 +66,8 @@ static pst_io_request *take(queue *q, pst_io_request **ring, uint32_t *first, ui
  * `result` is the engine's answer: the bytes that were transferred, which may be fewer than were asked for (the library
  * asks for the rest; a read that answers 0 is at the end of the file), or -errno. It must be the truth: a request that
  * failed halfway may answer what was transferred before, but never more. -EAGAIN and -EINTR mean "try it again later";
- * -EINVAL of a file opened for direct I/O means "not in this way", and the library tries without. Anything else ends the
- * caller's operation with that error.
+ * -EINVAL of a file opened for direct I/O means "not in this way", and the library tries without. Anything else ends
+ * the caller's operation with that error.
  *
  * `engine_data` is two words in which an engine keeps what it likes while it has the request.
  *
@@ -186,7 +186,8 @@ static void submit(void *handle, pst_io_request *const *requests, uint32_t count
  * even if that was before this call; then it may return 0. It must not spin, and must not return early otherwise: the
  * worker would. With `wait` and nothing under way at all it waits for wake.
  *
- * When waiting itself fails (a system call is refused), the requests are still under way: go on waiting, with pauses. */
+ * When waiting itself fails (a system call is refused), the requests are still under way: go on waiting, with pauses.
+ */
 static uint32_t reap(void *handle, pst_io_request **done, uint32_t max, bool wait)
 {
     queue *q = handle;

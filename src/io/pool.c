@@ -269,10 +269,10 @@ void pst_io_pool_destroy(pst_io_pool *pool)
 
 int pst_io_pool_take(pst_io_pool *pool, uint64_t bytes, uint64_t alignment, void **out, pst_error *err)
 {
-    alignment = alignment > GRAIN ? alignment : GRAIN;
     if (bytes == 0 || bytes > (uint64_t)INT64_MAX / 2 || alignment > HUGE_BYTES || (alignment & (alignment - 1)) != 0)
         return pst_fail(err, PST_E_USAGE, NULL, "no I/O buffer has %" PRIu64 " bytes at a multiple of %" PRIu64, bytes,
                         alignment);
+    alignment = alignment > GRAIN ? alignment : GRAIN;
     pthread_mutex_lock(&pool->lock);
     void *memory = take_block(pool, bytes, alignment);
     int status = 0;

@@ -90,6 +90,7 @@ static void wrong_uses_are_refused(void **state)
     void *memory = NULL, *other = NULL;
     assert_int_equal(pst_io_pool_take(pool, 0, 0, &memory, NULL), PST_E_USAGE);
     assert_int_equal(pst_io_pool_take(pool, 1, 12288, &memory, NULL), PST_E_USAGE);
+    assert_int_equal(pst_io_pool_take(pool, 1, 3, &memory, NULL), PST_E_USAGE);
     assert_int_equal(pst_io_pool_take(pool, 1, 4 * MI, &memory, NULL), PST_E_USAGE);
     assert_int_equal(pst_io_pool_take(pool, UINT64_MAX, 0, &memory, NULL), PST_E_USAGE);
     pst_error err;
