@@ -3,7 +3,8 @@
 """Compares penstock with the Python libraries: `run.py PENSTOCK [--venv DIR] [pytest arguments]`.
 
 Makes a virtual environment from requirements.txt the first time (and again when that file changes), then runs
-every test of this folder in it. Needs Python 3.11 with venv and pip; nothing is installed outside --venv.
+every test of this folder in it, and the Python package's own (python/tests) on libpenstock.so beside PENSTOCK. Needs
+Python 3.11 with venv and pip; nothing is installed outside --venv.
 PST_TEST_SEED replays a run with the seed that it printed.
 """
 
@@ -19,6 +20,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "requirements.txt"
+PYTHON = HERE.parents[1] / "python"
+
+NO_TESTS = 5  # pytest's status where the arguments select none
 
 
 def prepare(folder: Path) -> Path:
@@ -50,8 +54,17 @@ def main() -> int:
     python = prepare(args.venv.resolve())
     environment = {**os.environ, "PENSTOCK": str(args.penstock.resolve()), "HF_HUB_OFFLINE": "1"}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs", HERE, *pytest_args]
-    return subprocess.run(command, env=environment, cwd=HERE).returncode
+    environment["PENSTOCK_LIBRARY"] = str(args.penstock.resolve().parent / "libpenstock.so")
+    environment["PYTHONPATH"] = str(PYTHON)
+    # Each folder by itself: they have modules of the same names.
+    folders = [HERE, *sorted(path.parent for path in (PYTHON / "tests").glob("*/conftest.py"))]
+    worst = 0
+    for folder in folders:
+        command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs", folder, *pytest_args]
+        status = subprocess.run(command, env=environment, cwd=folder).returncode
+        if status != NO_TESTS or not pytest_args:
+            worst = max(worst, status)
+    return worst
 
 
 if __name__ == "__main__":
