@@ -41,12 +41,12 @@ typedef struct pst_io_options {
     uint64_t block_size;  /* bytes of one submitted I/O; default 1 MiB; a multiple of 4096 */
     uint32_t queue_depth; /* I/Os in flight per worker; default 64 */
     uint32_t workers;     /* threads that drive the engine and share every transfer; default 1, or for an engine that
-                             carries out one I/O per thread queue_depth, at most 16 */
+                             carries out one I/O per thread queue_depth, at most 64 (16 where that is not given) */
     bool buffered;        /* go through the page cache even where direct I/O works */
     bool single_submit;   /* one system call per I/O, where otherwise one serves as many as there are */
-    pst_io_switch overlap_events; /* on (default): refill the queue as completions come; off: submit a queue, wait
+    pst_io_switch overlap_events;      /* on (default): refill the queue as completions come; off: submit a queue, wait
                                      for all of it, repeat */
-    bool measure_latency;         /* keep a histogram of the latency of I/Os (pst_io_get_latency) */
+    bool measure_latency;              /* keep a histogram of the latency of I/Os (pst_io_get_latency) */
     const pst_io_engine *engine_table; /* this engine, not one by name (a wrapper of io_fault.h); lives longer than
                                           the handle */
     const char *path; /* where the files will be: "auto" then chooses what works best on that file system; may be
@@ -98,7 +98,8 @@ PST_API int pst_io_file_open(pst_io *io, const char *path, unsigned flags, pst_i
  * PST_IO_OPEN_WRITE, which the descriptor must allow. `name` is for messages; NULL: the path that the system knows. The
  * file is opened again through /proc, so it may be renamed or removed; without /proc or the permission, a duplicate of
  * the descriptor serves, direct or not as it is. */
-PST_API int pst_io_file_open_fd(pst_io *io, int fd, unsigned flags, const char *name, pst_io_file **out, pst_error *err);
+PST_API int pst_io_file_open_fd(pst_io *io, int fd, unsigned flags, const char *name, pst_io_file **out,
+                                pst_error *err);
 /* No operation may be in flight. Returns the first error of closing (a delayed write error). */
 PST_API int pst_io_file_close(pst_io_file *file, pst_error *err);
 PST_API uint64_t pst_io_file_bytes(const pst_io_file *file); /* as of opening */
@@ -154,8 +155,8 @@ typedef struct pst_io_op {
 PST_API int pst_io_batch_create(pst_io *io, uint32_t max_ops, pst_io_batch **out, pst_error *err);
 /* Waits if it is in flight. */
 PST_API void pst_io_batch_destroy(pst_io_batch *batch);
-/* Submits ops[0..count) at once; the array stays the caller's and must live until the batch is done. The
- * batch must not be in flight. Never blocks on the transfers. Pieces of earlier batches are served first. */
+/* Submits ops[0..count) at once; the array stays the caller's and must live until the batch is done and nothing more
+ * is asked about its failures. The batch must not be in flight. Never blocks on the transfers. Pieces of earlier batches are served first. */
 PST_API int pst_io_submit(pst_io_batch *batch, pst_io_op *ops, uint32_t count, pst_error *err);
 /* Waits up to timeout_ns (0: polls; UINT64_MAX: for ever). 0: done, every operation succeeded; 1: not done in time;
  * negative: done, and the first failed operation's error with path and offset (ops[].result has each). */

@@ -194,6 +194,7 @@ static pst_io_place find_place(pst_io_batch *batch)
         if (state->finished)
             continue;
         if (pst_io_is_ordered(op->kind)) {
+            state->error_at = op->offset;
             if (batch->under_way > 0)
                 return PLACE_PARKED;
             state->error = batch->service_status;
@@ -369,11 +370,26 @@ static bool hand_over(pst_io_batch *batch, uint64_t pieces)
         pst_io_batch_advance(batch);
         if (batch->place == PLACE_LISTED)
             wake = pst_io_plan_wake(io, pieces);
+        if (wake.listening != 0)
+            atomic_fetch_add_explicit(&io->wakers, 1, memory_order_relaxed);
         pst_io_batch_settle(batch);
     }
     pthread_mutex_unlock(&io->lock);
     pst_io_carry_out_wake(io, &wake);
+    if (wake.listening != 0)
+        atomic_fetch_sub_explicit(&io->wakers, 1, memory_order_release);
     return !closed;
+}
+
+/* Who was told by the eventfd may be here before the last step of settling, which is done under the lock. */
+static bool still_in_flight(pst_io_batch *batch)
+{
+    if (!atomic_load_explicit(&batch->in_flight, memory_order_acquire))
+        return false;
+    pthread_mutex_lock(&batch->io->lock);
+    bool in_flight = atomic_load_explicit(&batch->in_flight, memory_order_relaxed);
+    pthread_mutex_unlock(&batch->io->lock);
+    return in_flight;
 }
 
 int pst_io_submit(pst_io_batch *batch, pst_io_op *ops, uint32_t count, pst_error *err)
@@ -382,7 +398,7 @@ int pst_io_submit(pst_io_batch *batch, pst_io_op *ops, uint32_t count, pst_error
     uint64_t pieces = 0;
     if (count > batch->max_ops)
         return pst_fail(err, PST_E_USAGE, NULL, "%u operations in an I/O batch of at most %u", count, batch->max_ops);
-    if (atomic_load_explicit(&batch->in_flight, memory_order_acquire))
+    if (still_in_flight(batch))
         return pst_fail(err, -EBUSY, NULL, "the I/O batch is in flight already");
     for (uint32_t i = 0; i < count; i++) {
         PST_TRY(check_op(io, &ops[i], i, err));

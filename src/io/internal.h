@@ -233,6 +233,7 @@ struct pst_io {
     int open_status;
     pst_error open_error;
     bool closing, stop;
+    atomic_uint wakers; /* submitters that are about to wake workers in their engine, outside of the lock */
     pst_io_stats stats;
     control *control;
     uint64_t control_seq;
@@ -247,6 +248,7 @@ struct pst_io {
 
     pthread_mutex_t control_lock; /* one control at a time; taken before `lock`; guards buffer_slots */
     pthread_mutex_t slot_lock;    /* guards file_slots; nothing is taken after it */
+    pthread_mutex_t stripe_lock;  /* one change of a striped file's length at a time; nothing is taken after it */
     bool file_slots[PST_IO_FILE_SLOTS];
     bool buffer_slots[PST_IO_BUFFER_SLOTS];
     worker *worker_list;

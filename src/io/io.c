@@ -14,9 +14,10 @@
 
 enum {
     DEFAULT_BLOCK_BYTES = 1 << 20,
-    DEFAULT_DEPTH = 64,           /* with 1 MiB blocks: less starves the drive while the worker waits for a processor */
-    MAX_SYNCHRONOUS_WORKERS = 16, /* by default */
+    DEFAULT_DEPTH = 64,       /* with 1 MiB blocks: less starves the drive while the worker waits for a processor */
+    SYNCHRONOUS_WORKERS = 16, /* by default */
     MAX_BLOCK_BYTES = 1 << 30,
+    WAKERS_PAUSE_NS = 100000,
     LOOKOUT_NS = 20000 /* about what it takes to put a thread to sleep and to wake it */
 };
 
@@ -90,6 +91,7 @@ void pst_io_release(pst_io *io)
     pthread_cond_destroy(&io->work);
     pthread_mutex_destroy(&io->control_lock);
     pthread_mutex_destroy(&io->slot_lock);
+    pthread_mutex_destroy(&io->stripe_lock);
     pthread_mutex_destroy(&io->service_lock);
     pthread_mutex_destroy(&io->lock);
     pst_heap_free(io->histogram);
@@ -174,6 +176,7 @@ static void make_locks(pst_io *io)
     pthread_mutex_init(&io->lock, NULL);
     pthread_mutex_init(&io->control_lock, NULL);
     pthread_mutex_init(&io->slot_lock, NULL);
+    pthread_mutex_init(&io->stripe_lock, NULL);
     pthread_mutex_init(&io->service_lock, NULL);
     pthread_cond_init(&io->work, NULL);
     pthread_cond_init(&io->control_done, NULL);
@@ -184,6 +187,14 @@ static void make_locks(pst_io *io)
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     pthread_cond_init(&io->any_done, &attributes);
     pthread_condattr_destroy(&attributes);
+}
+
+/* One thread has one I/O in flight: so many threads are the depth. */
+static uint32_t synchronous_workers(uint32_t depth)
+{
+    if (depth == 0)
+        return SYNCHRONOUS_WORKERS;
+    return depth < PST_IO_MAX_WORKERS ? depth : PST_IO_MAX_WORKERS;
 }
 
 static void configure(pst_io *io, const pst_io_options *options, const pst_io_engine *engine)
@@ -197,10 +208,8 @@ static void configure(pst_io *io, const pst_io_options *options, const pst_io_en
     io->buffered = options->buffered;
     io->depth = synchronous ? 1 : depth;
     io->workers = options->workers;
-    if (io->workers == 0 && synchronous)
-        io->workers = depth < MAX_SYNCHRONOUS_WORKERS ? depth : MAX_SYNCHRONOUS_WORKERS;
-    else if (io->workers == 0)
-        io->workers = 1;
+    if (io->workers == 0)
+        io->workers = synchronous ? synchronous_workers(options->queue_depth) : 1;
     io->single_submit = options->single_submit;
     io->overlap = options->overlap_events != PST_IO_OFF;
     io->wait_lookout.most_ns = io->work_lookout.most_ns = several_processors() ? LOOKOUT_NS : 0;
@@ -289,8 +298,16 @@ void pst_io_close(pst_io *io)
         return;
     pthread_mutex_lock(&io->lock);
     io->closing = true;
-    while (io->batches > 0)
-        pthread_cond_wait(&io->drained, &io->lock);
+    for (;;) {
+        while (io->batches > 0)
+            pthread_cond_wait(&io->drained, &io->lock);
+        /* A batch may be done before its submitter has waked all the workers that it meant to. */
+        if (atomic_load_explicit(&io->wakers, memory_order_acquire) == 0)
+            break;
+        pthread_mutex_unlock(&io->lock);
+        pst_sys->sleep_ns(WAKERS_PAUSE_NS);
+        pthread_mutex_lock(&io->lock);
+    }
     io->stop = true; /* under the same lock: no batch comes in between */
     pthread_mutex_unlock(&io->lock);
     stop_workers(io, io->workers);

@@ -29,9 +29,9 @@ int pst_io_region_slot(const pst_io *io, const char *memory, uint64_t bytes)
     return (int)(r->first_slot + at / PST_IO_CHUNK_BYTES);
 }
 
-static uint32_t chunks_of(uint64_t bytes)
+static uint64_t chunks_of(uint64_t bytes)
 {
-    return (uint32_t)((bytes + PST_IO_CHUNK_BYTES - 1) / PST_IO_CHUNK_BYTES);
+    return bytes / PST_IO_CHUNK_BYTES + (bytes % PST_IO_CHUNK_BYTES != 0);
 }
 
 /* `count` free slots in a row; -1 when there are none. The control lock is held. */

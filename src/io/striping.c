@@ -2,9 +2,10 @@
 /*
  * A striped file in use: how its offsets and lengths map to its members, and what is done on all of them.
  *
- * Every change of length is made under the file's lock and reaches every member before it counts, so the members' parts
- * always fit together, except while a change is under way and after a crash or an error in the middle of one; opening
- * finds that out.
+ * Every change of length is made under a lock of the handle and reaches every member before it counts, so the members'
+ * parts always fit together, except while a change is under way and after a crash or an error in the middle of one;
+ * opening finds that out. The lock is the handle's and not the file's: the same file may be open twice, and what one
+ * takes back of an extension that failed must not be what the other has written to meanwhile.
  */
 #include "io/striping.h"
 
@@ -38,6 +39,11 @@ pst_io_run pst_io_striping_run(const struct pst_io_striping *s, uint64_t offset,
                         .bytes = bytes < left ? bytes : left};
 }
 
+static pthread_mutex_t *length_lock(const struct pst_io_striping *s)
+{
+    return &s->members[0]->io->stripe_lock;
+}
+
 /* Takes the first `count` members back to the lengths that they had. */
 static void undo(struct pst_io_striping *s, uint32_t count, const uint64_t *before, const bool *grown)
 {
@@ -47,8 +53,8 @@ static void undo(struct pst_io_striping *s, uint32_t count, const uint64_t *befo
     }
 }
 
-/* Gives every member at least its part of `length`. All or none of them grow, as far as that can be had. The file's
- * lock is held. */
+/* Gives every member at least its part of `length`. All or none of them grow, as far as that can be had. The lock is
+ * held. */
 static int grow(struct pst_io_striping *s, uint64_t length, pst_error *err)
 {
     uint64_t before[PST_IO_MAX_STRIPES];
@@ -84,9 +90,9 @@ int pst_io_striping_reach(struct pst_io_striping *s, uint64_t end, pst_error *er
 {
     if (atomic_load_explicit(&s->length, memory_order_acquire) >= end)
         return 0;
-    pthread_mutex_lock(&s->lock);
+    pthread_mutex_lock(length_lock(s));
     int status = atomic_load(&s->length) >= end ? 0 : grow(s, end, err);
-    pthread_mutex_unlock(&s->lock);
+    pthread_mutex_unlock(length_lock(s));
     return status;
 }
 
@@ -108,7 +114,7 @@ int pst_io_striping_truncate(struct pst_io_striping *s, uint64_t bytes, pst_erro
         return pst_fail_at(err, -EFBIG, s->members[0]->path, bytes, "cannot set the length: %s", pst_strerror(-EFBIG));
     uint64_t now = 0;
     int status = 0;
-    pthread_mutex_lock(&s->lock);
+    pthread_mutex_lock(length_lock(s));
     status = pst_io_striping_get_bytes(s, &now, err);
     if (status >= 0 && now < bytes) {
         status = grow(s, bytes, err);
@@ -117,7 +123,7 @@ int pst_io_striping_truncate(struct pst_io_striping *s, uint64_t bytes, pst_erro
         for (uint32_t i = 0; i < s->count && status >= 0; i++)
             status = pst_io_file_truncate(s->members[i], part_of(s, i, bytes), err);
     }
-    pthread_mutex_unlock(&s->lock);
+    pthread_mutex_unlock(length_lock(s));
     return status;
 }
 
@@ -195,7 +201,6 @@ int pst_io_striping_create(uint64_t stripe_bytes, uint32_t count, struct pst_io_
         return -ENOMEM;
     s->stripe_bytes = stripe_bytes;
     s->count = count;
-    pthread_mutex_init(&s->lock, NULL);
     *out = s;
     return 0;
 }
@@ -210,7 +215,6 @@ int pst_io_striping_close(struct pst_io_striping *s, pst_error *err)
         if (status >= 0)
             status = closed;
     }
-    pthread_mutex_destroy(&s->lock);
     pst_heap_free(s);
     return status;
 }

@@ -17,7 +17,6 @@ enum { PST_IO_MAX_STRIPES = 64 };
 struct pst_io_striping {
     uint64_t stripe_bytes;
     uint32_t count;
-    pthread_mutex_t lock;   /* changes of length */
     atomic_ullong length;   /* every member has at least its part of this */
     pst_io_file *members[]; /* count; owned */
 };

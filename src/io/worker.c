@@ -67,12 +67,13 @@ static uint32_t room_of(const worker *w)
     const pst_io *io = w->io;
     if (!io->overlap && w->taken > 0)
         return 0;
+    uint32_t most = io->overlap ? GRAB : w->depth; /* without overlap this is the only time that the queue is filled */
     if (io->workers == 1)
-        return GRAB;
+        return most;
     uint64_t share = (io->in_flight + io->queued_pieces + io->workers - 1) / io->workers;
     if (share <= w->taken)
         return w->taken == 0 ? 1 : 0;
-    return share - w->taken < GRAB ? (uint32_t)(share - w->taken) : GRAB;
+    return share - w->taken < most ? (uint32_t)(share - w->taken) : most;
 }
 
 /* Cuts pieces from the first batches while there is room; the list of them is returned. */
@@ -146,6 +147,18 @@ static bool refused(worker *w, piece *p, int code)
     return true;
 }
 
+/* A direct write stopped after `moved` bytes: it goes on from the beginning of the page in which it stopped. That page may
+ * hold the end of the file, and a buffered write further behind then makes the kernel (ext4 of 6.18) bring it into the
+ * cache and write it back with what it held before. So pages are written whole; without a page of progress, through the
+ * cache. True when that cannot be. */
+static bool repeat_page(const pst_io *io, piece *p, uint64_t moved)
+{
+    uint32_t align = p->file->offset_align, unit = align > io->page_bytes ? align : io->page_bytes;
+    uint64_t stopped = p->done % unit; /* direct writes begin with a unit: a page, or a sector larger than that */
+    p->done -= stopped;
+    return stopped >= moved && go_buffered(p);
+}
+
 /* Takes the result of a transfer in. True when the piece is finished, well or not. */
 static bool advance(worker *w, piece *p)
 {
@@ -177,6 +190,8 @@ static bool advance(worker *w, piece *p)
             return true;
     }
     w->gathered.continued++;
+    if (p->request.write && p->cut.direct)
+        return repeat_page(w->io, p, (uint64_t)result);
     /* The rest of a direct transfer that stopped in the middle of a unit cannot be direct. Only a read that
      * answers 0 at exactly that place proves the end of the file. */
     if (p->cut.direct && p->done % p->file->offset_align != 0)
@@ -286,11 +301,13 @@ static piece *transfer(worker *w, piece *fresh)
         last->next = ready;
         ready = again;
     }
-    if (w->io->single_submit)
+    bool singly = w->io->single_submit && ready != NULL;
+    if (singly)
         finished = submit_singly(w, ready, finished);
     else
         submit(w, ready);
-    if (w->with_engine == 0)
+    /* A wake may have ended one of the rounds of submit_singly: what it was for is looked at before waiting. */
+    if (w->with_engine == 0 || singly)
         return finished;
     return reap(w, !w->more && finished == NULL && w->again == NULL, finished);
 }

@@ -19,11 +19,27 @@ static uint64_t round_to_huge(uint64_t bytes)
     return bytes == 0 ? HUGE_BYTES : (bytes + HUGE_BYTES - 1) / HUGE_BYTES * HUGE_BYTES;
 }
 
-/* Reserved huge pages that are not there are refused at once (ENOMEM): then transparent ones. */
-static int map_pages(uint64_t bytes, bool huge, pst_arena *arena, pst_error *err)
+/* In reserved huge pages; false where there are not enough. A control group may refuse them only when they are touched,
+ * with a signal, so they are brought in by a call that can fail. */
+static bool map_reserved(uint64_t bytes, int32_t node, void **out)
 {
     void *memory;
-    arena->huge = huge && pst_sys->mmap_huge(bytes, &memory) >= 0;
+    if (pst_sys->mmap_huge(bytes, &memory) < 0)
+        return false;
+    if (node >= 0)
+        pst_sys->prefer_node(memory, bytes, node);
+    if (pst_sys->populate(memory, bytes) < 0) {
+        pst_sys->munmap(memory, bytes);
+        return false;
+    }
+    *out = memory;
+    return true;
+}
+
+static int map_pages(uint64_t bytes, const pst_arena_wish *wish, pst_arena *arena, pst_error *err)
+{
+    void *memory;
+    arena->huge = wish->huge && map_reserved(bytes, wish->node, &memory);
     if (!arena->huge)
         PST_TRY(pst_memory_map(bytes, "I/O buffers", &memory, err));
     arena->memory = memory;
@@ -36,8 +52,8 @@ int pst_arena_map(uint64_t bytes, const pst_arena_wish *wish, pst_arena *out, ps
     pst_arena arena = {0};
     if (bytes > (uint64_t)INT64_MAX / 2)
         return pst_fail_memory(err, "I/O buffers", bytes);
-    PST_TRY(map_pages(round_to_huge(bytes), wish->huge, &arena, err));
-    if (wish->node >= 0)
+    PST_TRY(map_pages(round_to_huge(bytes), wish, &arena, err));
+    if (wish->node >= 0 && !arena.huge)
         pst_sys->prefer_node(arena.memory, arena.bytes, wish->node); /* a wish: elsewhere it is only slower */
     if (wish->lock) { /* after the node was named: locking brings the pages in */
         arena.lock_status = pst_sys->mlock(arena.memory, arena.bytes);

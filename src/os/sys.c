@@ -165,11 +165,19 @@ static int real_mmap(size_t bytes, void **out)
 
 static int real_mmap_huge(size_t bytes, void **out)
 {
-    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+    /* Of this size, whatever the system's default is: 1 GiB pages would take more than was asked for. */
+    enum { FLAGS = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | 21 << MAP_HUGE_SHIFT };
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, FLAGS, -1, 0);
     if (memory == MAP_FAILED)
         return -errno;
     *out = memory;
     return 0;
+}
+
+static int real_populate(void *memory, size_t bytes)
+{
+    enum { POPULATE_WRITE = 23 }; /* MADV_POPULATE_WRITE, which older headers lack */
+    return checked(madvise(memory, bytes, POPULATE_WRITE));
 }
 
 static int real_mlock(void *memory, size_t bytes)
@@ -330,6 +338,7 @@ const pst_sys_table pst_sys_real = {
     .closedir = real_closedir,
     .mmap = real_mmap,
     .mmap_huge = real_mmap_huge,
+    .populate = real_populate,
     .munmap = real_munmap,
     .mlock = real_mlock,
     .munlock = real_munlock,

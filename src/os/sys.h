@@ -46,8 +46,9 @@ typedef struct pst_sys_table {
     int (*opendir)(const char *path, DIR **out);
     int (*readdir)(DIR *folder, struct dirent **out); /* *out is NULL at the end */
     int (*closedir)(DIR *folder);
-    int (*mmap)(size_t bytes, void **out); /* private, anonymous, readable and writable */
-    int (*mmap_huge)(size_t bytes, void **out); /* the same in reserved huge pages */
+    int (*mmap)(size_t bytes, void **out);      /* private, anonymous, readable and writable */
+    int (*mmap_huge)(size_t bytes, void **out); /* the same in reserved huge pages of 2 MiB */
+    int (*populate)(void *memory, size_t bytes); /* brings its pages in, writable (5.14) */
     int (*munmap)(void *memory, size_t bytes);
     int (*mlock)(void *memory, size_t bytes);
     int (*munlock)(void *memory, size_t bytes);

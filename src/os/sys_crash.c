@@ -509,6 +509,7 @@ PASS(int, closedir, (DIR * folder), (folder))
 PASS(int, mmap, (size_t bytes, void **out), (bytes, out))
 PASS(int, mmap_huge, (size_t bytes, void **out), (bytes, out))
 PASS(int, munmap, (void *memory, size_t bytes), (memory, bytes))
+PASS(int, populate, (void *memory, size_t bytes), (memory, bytes))
 PASS(int, mlock, (void *memory, size_t bytes), (memory, bytes))
 PASS(int, munlock, (void *memory, size_t bytes), (memory, bytes))
 PASS(int, prefer_node, (void *memory, size_t bytes, int node), (memory, bytes, node))
@@ -517,7 +518,7 @@ PASS(int, eventfd, (void), ())
 PASS(int, eventfd_write, (int fd), (fd))
 PASS(uint32_t, page_bytes, (void), ())
 PASS(int, uring_init, (unsigned n, struct io_uring *ring, struct io_uring_params *p), (n, ring, p))
-PASS(int, uring_enter, (struct io_uring * ring, unsigned wait_for, uint64_t timeout_ns), (ring, wait_for, timeout_ns))
+PASS(int, uring_enter, (struct io_uring * ring, unsigned wait_for, uint64_t limit_ns), (ring, wait_for, limit_ns))
 PASS(int, uring_files_sparse, (struct io_uring * ring, unsigned count), (ring, count))
 PASS(int, uring_files_update, (struct io_uring * ring, unsigned slot, int fd), (ring, slot, fd))
 PASS(int, uring_buffers_sparse, (struct io_uring * ring, unsigned count), (ring, count))
@@ -566,6 +567,7 @@ const pst_sys_table pst_sys_crash = {
     ENTRY(mmap),
     ENTRY(mmap_huge),
     ENTRY(munmap),
+    ENTRY(populate),
     ENTRY(mlock),
     ENTRY(munlock),
     ENTRY(prefer_node),

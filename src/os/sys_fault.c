@@ -265,6 +265,12 @@ static int fault_mmap_huge(size_t bytes, void **out)
     return pst_sys_real.mmap_huge(bytes, out);
 }
 
+static int fault_populate(void *memory, size_t bytes)
+{
+    FAULT_FIRST(PST_FAULT_MLOCK);
+    return pst_sys_real.populate(memory, bytes);
+}
+
 static int fault_mlock(void *memory, size_t bytes)
 {
     FAULT_FIRST(PST_FAULT_MLOCK);
@@ -429,6 +435,7 @@ const pst_sys_table pst_sys_fault = {
     .closedir = fault_closedir,
     .mmap = fault_mmap,
     .mmap_huge = fault_mmap_huge,
+    .populate = fault_populate,
     .munmap = fault_munmap,
     .mlock = fault_mlock,
     .munlock = fault_munlock,

@@ -6,6 +6,7 @@
  */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -21,6 +22,7 @@
 #include "unit/io/io_test.h"
 
 enum {
+    PAGE = 4096,
     FILES = 3,
     FILE_BYTES = 150000,
     ROOM_BYTES = 2 * FILE_BYTES,
@@ -87,6 +89,10 @@ typedef struct scene {
     pst_io_op ops[MAX_OPS];
     pst_io_segment segments[MAX_OPS][3];
     uint32_t count, most; /* operations; at most */
+    /* When a direct write stops before the end of the file and a buffered one makes the file longer meanwhile, ext4
+     * cannot drop the page of the old end from its cache, and reports that as EIO of the next sync. The bytes are right
+     * all the same; only a short direct write, here a made one, can lead to it. */
+    bool sync_may_fail;
     pst_io_batch *batch;
 } scene;
 
@@ -216,12 +222,15 @@ static void check_op(scene *s, uint32_t index, int expected_error)
     pst_error err = {0};
     assert_int_equal(pst_io_op_error(s->batch, index, &err), op->result < 0 ? (int)op->result : 0);
     if (op->result < 0) {
-        if (expected_error < 0)
+        if (expected_error < 0 && op->kind != PST_IO_SYNC)
             assert_int_equal(op->result, expected_error);
         assert_true(op->result != PST_E_SHORT); /* nothing here goes past the end */
         assert_string_equal(err.path, pst_io_file_path(op->file));
-        if (op->kind == PST_IO_SYNC) /* nothing here befalls it */
-            fail_msg("a sync ended with %lld: %s", (long long)op->result, err.message);
+        if (op->kind == PST_IO_SYNC) { /* nothing here befalls it, but see sync_may_fail */
+            if (!s->sync_may_fail || op->result != -EIO)
+                fail_msg("a sync ended with %lld: %s", (long long)op->result, err.message);
+            return;
+        }
         assert_in_range(err.offset, op->offset, op->offset + op->bytes);
     } else {
         assert_int_equal(op->result, op->kind == PST_IO_SYNC ? 0 : op->bytes);
@@ -246,6 +255,10 @@ static void check_files(scene *s)
         uint8_t *found = test_read_file(file_name(f), &bytes);
         assert_in_range(bytes, FILE_BYTES, s->ends[f]);
         for (uint64_t i = 0; i < bytes; i++) {
+            if (i % PAGE == 0 && bytes - i >= PAGE && memcmp(found + i, s->after[f] + i, PAGE) == 0) {
+                i += PAGE - 1; /* quickly over what is right */
+                continue;
+            }
             if (!s->unsure[f][i] && found[i] != s->after[f][i])
                 fail_msg("byte %llu of file %d is %u, not %u", (unsigned long long)i, f, found[i], s->after[f][i]);
         }
@@ -260,12 +273,14 @@ static uint32_t carry_out(scene *s, int expected_error)
 {
     pst_error err = {0};
     uint32_t failed = 0;
+    bool sync_failed = false;
     take_files(s);
     make_ops(s);
     assert_ok(pst_io_submit(s->batch, s->ops, s->count, &err), &err);
     int status = pst_io_wait(s->batch, UINT64_MAX, &err);
     for (uint32_t i = 0; i < s->count; i++) {
-        failed += s->ops[i].result < 0;
+        failed += s->ops[i].result < 0 && s->ops[i].kind != PST_IO_SYNC;
+        sync_failed |= s->ops[i].result < 0 && s->ops[i].kind == PST_IO_SYNC;
         check_op(s, i, expected_error);
     }
     assert_int_equal(status<0, failed> 0);
@@ -286,6 +301,7 @@ static void open_scene(scene *s, const setting *c, const pst_io_engine *inner, c
     pst_error err = {0};
     memset(s, 0, sizeof *s);
     s->most = MAX_OPS;
+    s->sync_may_fail = inner != NULL || (faults->faults & (PST_IO_FAULT_SHORT | PST_IO_FAULT_TORN)) != 0;
     assert_ok(pst_io_fault_create(inner, c->engine, faults, &s->engine, &err), &err);
     pst_io_options options = {.struct_size = sizeof options,
                               .engine_table = s->engine,
@@ -531,6 +547,80 @@ static void test_stacked(void **unused)
     }
 }
 
+/* ---- a direct write that stops in the page of the file's end ---- */
+
+enum { END_PAGE = 1500, OLD_END = END_PAGE * PAGE + 2500, NEW_END = (END_PAGE + 1) * PAGE + 3500 };
+
+/* An engine that shortens each direct write over the old end of the file to some sectors of that page. The queues are
+ * the inner engine's own. */
+typedef struct stopper {
+    pst_io_engine table;
+    const pst_io_engine *inner;
+} stopper;
+
+static const pst_io_engine *stopped; /* the inner one: submit has no other way to it */
+
+static int stop_open(const pst_io_engine *self, const pst_io_queue_settings *settings, void **queue, pst_error *err)
+{
+    const stopper *s = (const stopper *)(const void *)self;
+    return s->inner->open_queue(s->inner, settings, queue, err);
+}
+
+static void stop_submit(void *queue, pst_io_request *const *requests, uint32_t count)
+{
+    enum { STOP = END_PAGE * PAGE + 1024 };
+    for (uint32_t i = 0; i < count; i++) {
+        pst_io_request *r = requests[i];
+        if (r->write && r->offset < END_PAGE * PAGE && r->offset + r->bytes > OLD_END)
+            r->bytes = (uint32_t)(STOP - r->offset);
+    }
+    stopped->submit(queue, requests, count);
+}
+
+/* A write over the end of the file whose direct part stops inside the page of the old end, while its ragged tail makes
+ * the file longer. The kernel reads that page into the cache for the tail's sake, maybe before the direct write has
+ * reached the drive, and writes it back: it must be written again as a whole. */
+static void test_end_of_file(void **unused)
+{
+    (void)unused;
+    enum { ROUNDS = 40, FIRST = (END_PAGE - 1) * PAGE };
+    uint8_t found[NEW_END - FIRST], *content = aligned_alloc(PAGE, (END_PAGE + 2) * PAGE);
+    const char *path = test_path(folder, "end");
+    test_fill(content, OLD_END, 1, 0);
+    for (unsigned e = 0; test_engine(e) != NULL; e++) {
+        pst_error err = {0};
+        pst_io_engine *wrapper; /* by which the test has the inner table */
+        assert_ok(pst_io_fault_create(NULL, test_engine(e), NULL, &wrapper, &err), &err);
+        stopper s = {.table = *wrapper, .inner = wrapper};
+        stopped = wrapper;
+        s.table.open_queue = stop_open;
+        s.table.submit = stop_submit;
+        const pst_io_options options = {
+            .struct_size = sizeof options, .engine_table = &s.table, .block_size = 16 << 20, .workers = 1};
+        pst_io *io;
+        assert_ok(pst_io_open(&options, &io, &err), &err);
+        test_write_file(path, content, OLD_END);
+        for (uint64_t round = 0; round < ROUNDS; round++) {
+            pst_io_file *file;
+            assert_int_equal(truncate(path, OLD_END), 0);
+            test_fill(content, NEW_END, 1000 * e + round, 0);
+            assert_ok(pst_io_file_open(io, path, PST_IO_OPEN_WRITE, &file, &err), &err);
+            pst_io_op op = {.file = file, .buffer = content, .bytes = NEW_END, .kind = PST_IO_WRITE};
+            assert_ok(pst_io_transfer(io, &op, &err), &err);
+            pst_io_file_sync(file, NULL); /* EIO: see sync_may_fail */
+            assert_ok(pst_io_file_close(file, &err), &err);
+            int fd = open(path, O_RDONLY | O_CLOEXEC); /* not the whole file: it shall not lie in the cache */
+            assert_int_equal(pread(fd, found, sizeof found, FIRST), sizeof found);
+            close(fd);
+            if (memcmp(found, content + FIRST, sizeof found) != 0)
+                fail_msg("%s: what was written is not there in round %u", test_engine(e), (unsigned)round);
+        }
+        pst_io_close(io);
+        pst_io_fault_destroy(wrapper);
+    }
+    free(content);
+}
+
 /* ---- while results are held back ---- */
 
 static uint64_t processor_ns(void)
@@ -587,7 +677,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         IN_FOLDER(test_each_threads),   IN_FOLDER(test_each_libaio),   IN_FOLDER(test_each_uring),
         IN_FOLDER(test_chance_threads), IN_FOLDER(test_chance_libaio), IN_FOLDER(test_chance_uring),
-        IN_FOLDER(test_stacked),        IN_FOLDER(test_waiting),
+        IN_FOLDER(test_stacked),        IN_FOLDER(test_end_of_file),   IN_FOLDER(test_waiting),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

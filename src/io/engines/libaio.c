@@ -23,7 +23,6 @@
 #include "base/heap.h"
 #include "io/engine.h"
 #include "io/engines/pace.h"
-#include "os/clock.h"
 #include "os/sys.h"
 
 enum {
@@ -36,7 +35,6 @@ typedef struct queue {
     int null_fd;
     uint32_t depth, with_kernel;
     uint32_t waiting_count, failed_count;
-    pst_pace pace;
     atomic_bool wake_asked;  /* its completion is on its way, or the mark below is set */
     atomic_bool wake_marked; /* the kernel refused it */
     /* depth of each */
@@ -227,17 +225,14 @@ static int collect(queue *q, pst_io_request **done, uint32_t max, uint32_t least
         q->with_kernel--;
         done[count++] = r;
     }
-    if (count > 0)
-        pst_pace_note(&q->pace, pst_clock_ns(), (uint32_t)count, q->with_kernel);
     return count;
 }
 
-/* The same, waiting for one, or for some where that does not make the first of them late. */
+/* The same, waiting for one, or for some while the queue is full. */
 static int collect_waiting(queue *q, pst_io_request **done, uint32_t max, bool *woken)
 {
-    uint64_t limit_ns;
-    uint32_t least = pst_pace_count(&q->pace, q->with_kernel, q->depth, &limit_ns);
-    int got = least > 1 ? collect(q, done, max, least, limit_ns, woken) : 0;
+    uint32_t least = pst_pace_count(q->with_kernel, q->depth);
+    int got = least > 1 ? collect(q, done, max, least, PST_PACE_LIMIT_NS, woken) : 0;
     return got != 0 || *woken ? got : collect(q, done, max, 1, WAIT_LIMIT_NS, woken);
 }
 

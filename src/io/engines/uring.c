@@ -5,7 +5,7 @@
  * interrupt the compute threads. Files and buffers sit in registered tables where the kernel has them.
  *
  * submit fills the submission queue; reap makes the one system call of a round: it submits and waits for a
- * completion, or for some at once when many transfers are under way (pace.h). A read of an eventfd is always under
+ * completion, or for some at once while the queue is full (pace.h). A read of an eventfd is always under
  * way, so that another thread can end the wait.
  *
  * When io_uring_enter fails, what the kernel has not consumed is taken back and comes out of reap with that
@@ -18,7 +18,6 @@
 #include "base/heap.h"
 #include "io/engine.h"
 #include "io/engines/pace.h"
-#include "os/clock.h"
 #include "os/sys.h"
 
 /* user_data of the eventfd read; requests are aligned, so it is no request's address. */
@@ -31,9 +30,8 @@ typedef struct queue {
     int wake_fd;
     uint64_t wake_value; /* the eventfd read's target */
     bool wake_armed, woken;
-    bool files, buffers; /* the tables exist */
     bool timed;          /* waits may have a limit */
-    pst_pace pace;
+    bool files, buffers; /* the tables exist */
     uint32_t depth, with_kernel;
     uint32_t failed_count;
     pst_io_request *failed[]; /* taken back, not yet handed out; depth of them */
@@ -81,13 +79,12 @@ static int enter(queue *q, unsigned wait_for, uint64_t limit_ns)
     return status;
 }
 
-/* Waits for one completion, or for some where that does not make the first of them late. */
+/* Waits for one completion, or for some while the queue is full. */
 static int enter_and_wait(queue *q)
 {
-    uint64_t limit_ns = 0;
-    uint32_t count = q->timed ? pst_pace_count(&q->pace, q->with_kernel, q->depth, &limit_ns) : 1;
+    uint32_t count = q->timed ? pst_pace_count(q->with_kernel, q->depth) : 1;
     if (count > 1) {
-        int status = enter(q, count, limit_ns);
+        int status = enter(q, count, PST_PACE_LIMIT_NS);
         if (status != -ETIME)
             return status;
         if (io_uring_cq_ready(&q->ring) > 0) /* fewer than that */
@@ -254,8 +251,6 @@ static uint32_t reap(void *handle, pst_io_request **done, uint32_t max, bool wai
         else if (io_uring_sq_ready(&q->ring) > 0 || more_with_a_call(q))
             status = enter(q, 0, 0);
         uint32_t count = drain(q, done, max);
-        if (count > 0)
-            pst_pace_note(&q->pace, pst_clock_ns(), count, q->with_kernel);
         if (count > 0 || q->woken || (!wait && status >= 0))
             return count;
         if (status >= 0)

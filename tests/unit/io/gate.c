@@ -2,6 +2,7 @@
 #include "unit/io/gate.h"
 
 #include <errno.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "unit/io/io_test.h"
@@ -37,8 +38,12 @@ static void gate_submit(void *queue, pst_io_request *const *requests, uint32_t c
         gate.most_held = gate.held_count;
     if (count > gate.most_submitted)
         gate.most_submitted = count;
+    void (*hook)(void) = gate.on_submit;
+    gate.on_submit = NULL;
     pthread_cond_broadcast(&gate.changed);
     pthread_mutex_unlock(&gate.lock);
+    if (hook != NULL)
+        hook();
 }
 
 static uint32_t gate_reap(void *queue, pst_io_request **done, uint32_t max, bool wait)
@@ -134,4 +139,18 @@ void gate_await_held(uint32_t count)
     while (gate.held_count != count)
         pthread_cond_wait(&gate.changed, &gate.lock);
     pthread_mutex_unlock(&gate.lock);
+}
+
+bool gate_comes_to_hold(uint32_t count)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 10;
+    int late = 0;
+    pthread_mutex_lock(&gate.lock);
+    while (gate.held_count != count && late == 0)
+        late = pthread_cond_timedwait(&gate.changed, &gate.lock, &until);
+    bool holds = gate.held_count == count;
+    pthread_mutex_unlock(&gate.lock);
+    return holds;
 }

@@ -12,7 +12,7 @@
 
 #include "penstock/io_engine.h"
 
-enum { HELD_MAX = 64, MAX_LOG = 4096 };
+enum { HELD_MAX = 512, MAX_LOG = 4096 };
 
 typedef struct gate_state {
     pthread_mutex_t lock;
@@ -26,6 +26,7 @@ typedef struct gate_state {
     uint32_t refusals;       /* rounds in which all that is held comes back with EAGAIN */
     uint64_t random;
     uint32_t most_submitted; /* requests in one call of submit */
+    void (*on_submit)(void); /* called once, by the worker, at the end of the next submit; NULL: nothing */
 } gate_state;
 
 extern gate_state gate;
@@ -37,5 +38,7 @@ void gate_allow(uint32_t count);
 void gate_allow_all(bool all);
 /* Waits until the engine holds `count` requests. */
 void gate_await_held(uint32_t count);
+/* The same for ten seconds at most; whether it does. */
+bool gate_comes_to_hold(uint32_t count);
 
 #endif

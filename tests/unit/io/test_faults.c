@@ -6,13 +6,16 @@
  */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/heap.h"
+#include "io/internal.h"
 #include "os/sys_fault.h"
+#include "penstock/io_engine.h"
 #include "unit/io/io_test.h"
 
 enum { BYTES = 150000, OFFSET = 1000, PIECE = 16384, STRAIGHT = 32 * 4096 };
@@ -460,15 +463,90 @@ static void test_exclusive_cleanup(void **unused)
     pst_io_close(io);
 }
 
+/* A drive with sectors of two pages that stops a direct write after three pages: what follows is a multiple of its
+ * sectors again, and the drive is not taken for one that refuses direct I/O. */
+enum { LARGE_SECTOR = 2 * 4096, STOPS_AFTER = 3 * 4096 };
+
+typedef struct large_queue {
+    pst_io_request *done;
+    bool stopped;
+} large_queue;
+
+static int large_open(const pst_io_engine *self, const pst_io_queue_settings *settings, void **out, pst_error *err)
+{
+    (void)self, (void)settings, (void)err;
+    *out = calloc(1, sizeof(large_queue));
+    return 0;
+}
+
+static void large_submit(void *queue, pst_io_request *const *requests, uint32_t count)
+{
+    large_queue *q = queue;
+    pst_io_request *r = requests[0];
+    assert_int_equal(count, 1);
+    bool direct = (fcntl(r->fd, F_GETFL) & O_DIRECT) != 0;
+    uint32_t bytes = direct && !q->stopped && r->bytes > STOPS_AFTER ? STOPS_AFTER : r->bytes;
+    q->stopped = q->stopped || bytes < r->bytes;
+    r->result = -EINVAL;
+    if (!direct || (r->offset % LARGE_SECTOR == 0 && r->bytes % LARGE_SECTOR == 0))
+        r->result = pwrite(r->fd, r->address, bytes, (off_t)r->offset);
+    q->done = r;
+}
+
+static uint32_t large_reap(void *queue, pst_io_request **done, uint32_t max, bool wait)
+{
+    (void)max, (void)wait;
+    large_queue *q = queue;
+    uint32_t count = q->done != NULL;
+    done[0] = q->done;
+    q->done = NULL;
+    return count;
+}
+
+static void test_large_sectors_stop(void **unused)
+{
+    (void)unused;
+    static const pst_io_engine engine = {.version = PST_IO_ENGINE_VERSION,
+                                         .struct_size = sizeof engine,
+                                         .name = "large sectors",
+                                         .flags = PST_IO_ENGINE_SYNCHRONOUS,
+                                         .open_queue = large_open,
+                                         .close_queue = free,
+                                         .submit = large_submit,
+                                         .reap = large_reap};
+    pst_io_options options = {.struct_size = sizeof options, .engine_table = &engine, .workers = 1};
+    pst_error err = {0};
+    pst_io *io;
+    pst_io_file *file;
+    uint64_t bytes;
+    const char *path = test_path(folder, "large");
+    assert_ok(pst_io_open(&options, &io, &err), &err);
+    assert_ok(pst_io_file_open(io, path, PST_IO_OPEN_WRITE | PST_IO_OPEN_CREATE, &file, &err), &err);
+    if (pst_io_file_is_direct(file)) {
+        file->offset_align = LARGE_SECTOR;
+        memcpy(straight, model, STRAIGHT);
+        pst_io_op op = {.file = file, .buffer = straight, .bytes = STRAIGHT, .kind = PST_IO_WRITE};
+        assert_ok(pst_io_transfer(io, &op, &err), &err);
+        assert_true(pst_io_file_is_direct(file));
+        uint8_t *now = test_read_file(path, &bytes);
+        assert_int_equal(bytes, STRAIGHT);
+        assert_memory_equal(now, model, STRAIGHT);
+        free(now);
+    }
+    assert_ok(pst_io_file_close(file, &err), &err);
+    pst_io_close(io);
+}
+
 int main(void)
 {
 #define IN_FOLDER(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        IN_FOLDER(test_calls_fail),        IN_FOLDER(test_lasting_failures),
-        IN_FOLDER(test_allocations_fail),  IN_FOLDER(test_short_transfers),
-        IN_FOLDER(test_no_progress),       IN_FOLDER(test_single_failure),
-        IN_FOLDER(test_exclusive_cleanup), IN_FOLDER(test_ring_without_resources),
-        IN_FOLDER(test_late_descriptor),   IN_FOLDER(test_doubtful_refusal),
+        IN_FOLDER(test_calls_fail),         IN_FOLDER(test_lasting_failures),
+        IN_FOLDER(test_allocations_fail),   IN_FOLDER(test_short_transfers),
+        IN_FOLDER(test_no_progress),        IN_FOLDER(test_single_failure),
+        IN_FOLDER(test_exclusive_cleanup),  IN_FOLDER(test_ring_without_resources),
+        IN_FOLDER(test_late_descriptor),    IN_FOLDER(test_doubtful_refusal),
+        IN_FOLDER(test_large_sectors_stop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

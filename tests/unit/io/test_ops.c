@@ -539,6 +539,59 @@ static void test_many_segments(void **in)
     free(parts);
 }
 
+/* The event may be seen before the last step of the batch's end: whoever was told may submit it again at once. */
+static int write_and_linger(int fd)
+{
+    int status = pst_sys_real.eventfd_write(fd);
+    pause_ms(50);
+    return status;
+}
+
+static void test_notify_and_resubmit(void **in)
+{
+    scene *s = *in;
+    pst_error err = {0};
+    pst_io_batch *batch = make_batch(s, 1);
+    pst_io_op op = op_of(s, PST_IO_READ, 0, 1);
+    int fd = eventfd(0, EFD_CLOEXEC);
+    pst_sys_table table = pst_sys_real;
+    table.eventfd_write = write_and_linger;
+    uint64_t times;
+    gate_allow_all(true);
+    assert_ok(pst_io_batch_notify(batch, fd, &err), &err);
+    pst_sys_replace(&table);
+    int first = pst_io_submit(batch, &op, 1, &err);
+    ssize_t got = read(fd, &times, sizeof times);
+    int second = pst_io_submit(batch, &op, 1, &err);
+    int waited = pst_io_wait(batch, UINT64_MAX, &err);
+    pst_sys_replace(&pst_sys_fault);
+    assert_ok(first, &err);
+    assert_int_equal(got, sizeof times);
+    assert_ok(second, &err);
+    assert_ok(waited, &err);
+    pst_io_batch_destroy(batch);
+    close(fd);
+}
+
+/* Not only the first ordered operation that fails has its offset in its error. */
+static void test_ordered_error_offsets(void **in)
+{
+    scene *s = *in;
+    pst_error err = {0};
+    pst_io_batch *batch = make_batch(s, 3);
+    pst_io_op ops[3] = {op_of(s, PST_IO_TRUNCATE, 3, 0), op_of(s, PST_IO_TRUNCATE, 5, 0),
+                        op_of(s, PST_IO_PREALLOCATE, 7, 1)};
+    pst_fault_fail(PST_FAULT_FTRUNCATE, 0, 2, EIO);
+    assert_ok(pst_io_submit(batch, ops, 3, &err), &err);
+    assert_int_equal(pst_io_wait(batch, UINT64_MAX, &err), -EIO);
+    assert_int_equal(err.offset, 3 * BLOCK);
+    assert_int_equal(pst_io_op_error(batch, 1, &err), -EIO);
+    assert_string_equal(err.path, pst_io_file_path(s->file));
+    assert_int_equal(err.offset, 5 * BLOCK);
+    assert_ok(pst_io_op_error(batch, 2, &err), &err);
+    pst_io_batch_destroy(batch);
+}
+
 int main(void)
 {
     pst_error err = {0};
@@ -546,11 +599,21 @@ int main(void)
     if (pst_io_engine_register(&gate_engine, &err) < 0)
         return 1;
     const struct CMUnitTest tests[] = {
-        IN_SCENE(test_barrier),        IN_SCENE(test_ordered_kinds),    IN_SCENE(test_ordered_errors),
-        IN_SCENE(test_cancel_ordered), IN_SCENE(test_no_thread),        IN_SCENE(test_wait_op),
-        IN_SCENE(test_next_done),      IN_SCENE(test_wait_any),         IN_SCENE(test_notify),
-        IN_SCENE(test_cancel_op),      IN_SCENE(test_cancel_elsewhere), IN_SCENE(test_segments_refused),
+        IN_SCENE(test_barrier),
+        IN_SCENE(test_ordered_kinds),
+        IN_SCENE(test_ordered_errors),
+        IN_SCENE(test_cancel_ordered),
+        IN_SCENE(test_no_thread),
+        IN_SCENE(test_wait_op),
+        IN_SCENE(test_next_done),
+        IN_SCENE(test_wait_any),
+        IN_SCENE(test_notify),
+        IN_SCENE(test_cancel_op),
+        IN_SCENE(test_cancel_elsewhere),
+        IN_SCENE(test_segments_refused),
         IN_SCENE(test_many_segments),
+        IN_SCENE(test_notify_and_resubmit),
+        IN_SCENE(test_ordered_error_offsets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

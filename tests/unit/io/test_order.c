@@ -388,6 +388,132 @@ static void test_register_engine(void **unused)
     assert_int_equal(pst_io_engine_register(&other, &err), PST_E_USAGE);
 }
 
+/* ---- closing while another thread is still in its submission ---- */
+
+/* An engine for several workers that holds everything back until `open`; its first wake after that was armed takes so
+ * long that the batch is done, and the handle all but closed, before the second. */
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool open, armed, stalled, closed;
+    uint32_t waiting; /* queues in a reap that waits */
+} pair = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+typedef struct pair_queue {
+    pst_io_request *held[DEPTH];
+    uint32_t count;
+    bool woken;
+} pair_queue;
+
+static int pair_open(const pst_io_engine *self, const pst_io_queue_settings *settings, void **out, pst_error *err)
+{
+    (void)self, (void)settings, (void)err;
+    *out = calloc(1, sizeof(pair_queue));
+    return 0;
+}
+
+static void pair_submit(void *queue, pst_io_request *const *requests, uint32_t count)
+{
+    pair_queue *q = queue;
+    for (uint32_t i = 0; i < count; i++)
+        q->held[q->count++] = requests[i];
+}
+
+static uint32_t pair_reap(void *queue, pst_io_request **done, uint32_t max, bool wait)
+{
+    pair_queue *q = queue;
+    uint32_t count = 0;
+    pthread_mutex_lock(&pair.lock);
+    pair.waiting += wait;
+    pthread_cond_broadcast(&pair.changed);
+    while (wait && !q->woken && !(pair.open && q->count > 0))
+        pthread_cond_wait(&pair.changed, &pair.lock);
+    pair.waiting -= wait;
+    q->woken = false;
+    for (; pair.open && count < max && q->count > 0; count++) {
+        done[count] = q->held[--q->count];
+        done[count]->result = done[count]->bytes;
+    }
+    pthread_mutex_unlock(&pair.lock);
+    return count;
+}
+
+static void pair_wake(void *queue)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 1; /* where closing waits for this, it ends by itself */
+    pthread_mutex_lock(&pair.lock);
+    ((pair_queue *)queue)->woken = true;
+    if (pair.armed) {
+        pair.armed = false;
+        pair.open = pair.stalled = true;
+        pthread_cond_broadcast(&pair.changed);
+        for (int late = 0; !pair.closed && late == 0;)
+            late = pthread_cond_timedwait(&pair.changed, &pair.lock, &until);
+    }
+    pthread_cond_broadcast(&pair.changed);
+    pthread_mutex_unlock(&pair.lock);
+}
+
+static void *close_when_stalled(void *io)
+{
+    pthread_mutex_lock(&pair.lock);
+    while (!pair.stalled)
+        pthread_cond_wait(&pair.changed, &pair.lock);
+    pthread_mutex_unlock(&pair.lock);
+    pst_io_close(io);
+    pthread_mutex_lock(&pair.lock);
+    pair.closed = true;
+    pthread_cond_broadcast(&pair.changed);
+    pthread_mutex_unlock(&pair.lock);
+    return NULL;
+}
+
+static void test_close_during_submit(void **in)
+{
+    scene *s = *in;
+    static const pst_io_engine engine = {.version = PST_IO_ENGINE_VERSION,
+                                         .struct_size = sizeof engine,
+                                         .name = "pair",
+                                         .open_queue = pair_open,
+                                         .close_queue = free,
+                                         .submit = pair_submit,
+                                         .reap = pair_reap,
+                                         .wake = pair_wake};
+    pst_io_options options = {.struct_size = sizeof options,
+                              .engine_table = &engine,
+                              .block_size = BLOCK,
+                              .queue_depth = DEPTH,
+                              .workers = 2};
+    pst_error err = {0};
+    pst_io *io;
+    pst_io_file *file;
+    pst_io_batch *first, *second;
+    pthread_t thread;
+    assert_ok(pst_io_open(&options, &io, &err), &err);
+    assert_ok(pst_io_file_open(io, pst_io_file_path(s->file), PST_IO_OPEN_READ, &file, &err), &err);
+    assert_ok(pst_io_batch_create(io, 1, &first, &err), &err);
+    assert_ok(pst_io_batch_create(io, 1, &second, &err), &err);
+    pst_io_op a = read_op(s, 0, 2), b = read_op(s, 2, 2);
+    a.file = b.file = file;
+    assert_ok(pst_io_submit(first, &a, 1, &err), &err);
+    pthread_mutex_lock(&pair.lock);
+    while (pair.waiting < 2) /* both listen */
+        pthread_cond_wait(&pair.changed, &pair.lock);
+    pair.armed = true;
+    pthread_mutex_unlock(&pair.lock);
+    assert_int_equal(pthread_create(&thread, NULL, close_when_stalled, io), 0);
+    assert_ok(pst_io_submit(second, &b, 1, &err), &err); /* wakes both */
+    pthread_join(thread, NULL);
+    assert_true(pair.stalled);
+    assert_ok(pst_io_wait(first, 0, &err), &err);
+    assert_ok(pst_io_wait(second, 0, &err), &err);
+    pst_io_batch_destroy(second);
+    pst_io_batch_destroy(first);
+    assert_ok(pst_io_file_close(file, &err), &err);
+}
+
 int main(void)
 {
     pst_error err = {0};
@@ -400,6 +526,7 @@ int main(void)
         IN_SCENE(test_wait),
         IN_SCENE(test_cancel),
         IN_SCENE(test_close_in_flight),
+        IN_SCENE(test_close_during_submit),
         IN_SCENE(test_wake),
         IN_SCENE(test_rest_is_dropped),
         IN_SCENE(test_slots),

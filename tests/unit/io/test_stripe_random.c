@@ -1,9 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Striped files: random operations against a model in memory, and threads that make a file longer at once. */
+/* Striped files: random operations against a model in memory, and threads that make a file longer at once, also where
+ * one of them fails. */
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
+#include "io/internal.h"
+#include "os/sys.h"
 #include "unit/io/stripe_test.h"
 
 enum { CREATE = PST_IO_OPEN_WRITE | PST_IO_OPEN_CREATE };
@@ -181,10 +186,10 @@ static void *writer_main(void *argument)
     writer *w = argument;
     uint8_t *data = malloc(PIECE_BYTES);
     for (uint32_t i = 0; i < PIECES; i++) {
-        uint32_t piece = i * WRITERS + w->index;
-        test_fill(data, PIECE_BYTES, piece, 0);
+        uint32_t number = i * WRITERS + w->index;
+        test_fill(data, PIECE_BYTES, number, 0);
         w->failures +=
-            stripe_transfer(w->io, w->file, PST_IO_WRITE, (uint64_t)piece * PIECE_BYTES, data, PIECE_BYTES, NULL) < 0;
+            stripe_transfer(w->io, w->file, PST_IO_WRITE, (uint64_t)number * PIECE_BYTES, data, PIECE_BYTES, NULL) < 0;
     }
     free(data);
     return NULL;
@@ -227,12 +232,96 @@ static void test_extend_in_parallel(void **unused)
     free(all);
 }
 
+/* ---- an extension that fails beside one that succeeds ---- */
+
+enum { UNIT = 4096, FIRST_END = 3 * UNIT, OTHER_END = 6 * UNIT };
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool failing, extended;
+    unsigned calls;
+} beside = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+/* The second call, for the second member of the first extension, fails; before that, the other extension may go on for
+ * a while. */
+static int fail_second(int fd, uint64_t bytes)
+{
+    pthread_mutex_lock(&beside.lock);
+    bool fails = beside.calls++ == 1;
+    if (fails) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_sec += 1;
+        beside.failing = true;
+        pthread_cond_broadcast(&beside.changed);
+        for (int late = 0; !beside.extended && late == 0;)
+            late = pthread_cond_timedwait(&beside.changed, &beside.lock, &until);
+    }
+    pthread_mutex_unlock(&beside.lock);
+    return fails ? -EFBIG : pst_sys_real.ftruncate(fd, bytes);
+}
+
+static void *write_beside(void *file)
+{
+    static uint8_t data[OTHER_END];
+    test_fill(data, OTHER_END, 5, 0);
+    pthread_mutex_lock(&beside.lock);
+    while (!beside.failing)
+        pthread_cond_wait(&beside.changed, &beside.lock);
+    pthread_mutex_unlock(&beside.lock);
+    pst_io_op op = {.file = file, .buffer = data, .bytes = OTHER_END, .kind = PST_IO_WRITE};
+    int status = pst_io_transfer(((pst_io_file *)file)->io, &op, NULL);
+    pthread_mutex_lock(&beside.lock);
+    beside.extended = true;
+    pthread_cond_broadcast(&beside.changed);
+    pthread_mutex_unlock(&beside.lock);
+    return (void *)(intptr_t)status;
+}
+
+/* What is taken back of an extension that failed is nothing that another open file of the same handle relies on. */
+static void test_failed_extension_beside(void **unused)
+{
+    (void)unused;
+    pst_error err = {0};
+    pst_stripe_set *set = stripe_make_set(3, UNIT);
+    pst_io *io = test_open("threads", UNIT, 1, 2, false);
+    pst_io_file *files[2];
+    pthread_t thread;
+    void *written;
+    uint64_t bytes;
+    static uint8_t back[OTHER_END], expected[OTHER_END];
+    for (int i = 0; i < 2; i++)
+        assert_ok(pst_stripe_file_open(set, io, "f", CREATE, &files[i], &err), &err);
+    pst_sys_table table = pst_sys_real;
+    table.ftruncate = fail_second;
+    pst_sys_replace(&table);
+    assert_int_equal(pthread_create(&thread, NULL, write_beside, files[1]), 0);
+    int failed = pst_io_file_truncate(files[0], FIRST_END, &err);
+    pthread_join(thread, &written);
+    pst_sys_replace(NULL);
+    assert_int_equal(failed, -EFBIG);
+    assert_int_equal((intptr_t)written, 0);
+    for (int i = 0; i < 2; i++)
+        assert_ok(pst_io_file_close(files[i], &err), &err);
+    assert_ok(pst_stripe_file_open(set, io, "f", PST_IO_OPEN_READ, &files[0], &err), &err);
+    assert_ok(pst_io_file_get_bytes(files[0], &bytes, &err), &err);
+    assert_int_equal(bytes, OTHER_END);
+    assert_ok(stripe_transfer(io, files[0], PST_IO_READ, 0, back, OTHER_END, &err), &err);
+    test_fill(expected, OTHER_END, 5, 0);
+    assert_memory_equal(back, expected, OTHER_END);
+    assert_ok(pst_io_file_close(files[0], &err), &err);
+    pst_io_close(io);
+    pst_stripe_close(set);
+}
+
 int main(void)
 {
     state = test_seed();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_random_operations, stripe_set_up, stripe_tear_down),
         cmocka_unit_test_setup_teardown(test_extend_in_parallel, stripe_set_up, stripe_tear_down),
+        cmocka_unit_test_setup_teardown(test_failed_extension_beside, stripe_set_up, stripe_tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
