@@ -35,10 +35,10 @@ static const pst_option work_rows[] = {
      .type = PST_OPTION_U64,
      AT(transfers),
      .metavar = "N",
-     .initial = "1",
      .min = 1,
      .max = PST_IO_BENCH_MAX_TRANSFERS,
-     .help = "transfers of --io-size in each process, all at once"},
+     .help = "transfers of --io-size in each process, all at once, which take the DIRs in turns; without it 1, or as "
+             "many as give every DIR one"},
     {.name = "sequential-requests",
      .type = PST_OPTION_FLAG,
      AT(sequential_requests),
@@ -187,10 +187,27 @@ static const pst_option report_rows[] = {
      .help = "with --against: so many pairs; without it --loops"},
 };
 
+static const pst_option ds_rows[] = {
+    {.name = "engine",
+     .type = PST_OPTION_STRING,
+     AT(ds_engine),
+     .metavar = "NAME",
+     .help = "aio_handle and aio_basic: this library, as without it; the name of an engine is the same as with "
+             "--io-engine"},
+    {.name = "folder-to-device-mapping",
+     .type = PST_OPTION_STRINGS,
+     AT(mappings),
+     .metavar = "DIR:N",
+     .help = "one more DIR; the number of the device says nothing here. Repeatable, and further DIR:N may follow"},
+    {.name = "gpu", .type = PST_OPTION_FLAG, AT(gpu), .help = "refused: not yet"},
+    {.name = "use-gds", .type = PST_OPTION_FLAG, AT(use_gds), .help = "refused: not yet"},
+};
+
 static const pst_option_group groups[] = {
     CLI_OWN_GROUP("Work", work_rows),
     CLI_OWN_GROUP("How it is done", how_rows),
     CLI_OWN_GROUP("Report", report_rows),
+    CLI_OWN_GROUP("Options of ds_io", ds_rows),
     CLI_SHARED_GROUP("Output", cli_report_rows, io_values, report),
 };
 
@@ -204,14 +221,31 @@ typedef struct io_lists {
     io_list sizes, blocks, depths, workers, buffer;
 } io_lists;
 
-static int split_engines(const char *text, io_lists *lists, pst_error *err)
+/* ds_io's --engine names one of DeepSpeed's ways to the drive, of which one is what this library stands in for. */
+static int choose_engines(const io_values *values, const char **out, pst_error *err)
+{
+    const char *name = values->ds_engine;
+    bool is_automatic = strcmp(values->io_engine, "auto") == 0;
+    *out = values->io_engine;
+    if (name == NULL || strcmp(name, "aio_handle") == 0 || strcmp(name, "aio_basic") == 0)
+        return 0;
+    if (strncmp(name, "torch_", 6) == 0 || strncmp(name, "gds", 3) == 0)
+        return pst_fail(err, PST_E_UNSUPPORTED, NULL, "--engine %.40s: not here; this library is measured (aio_handle)",
+                        name);
+    if (!is_automatic && strcmp(name, values->io_engine) != 0)
+        return cli_usage(err, "--engine %.40s and --io-engine %.40s contradict each other", name, values->io_engine);
+    *out = name;
+    return 0;
+}
+
+static int split_engines(const char *text, bool validate, io_lists *lists, pst_error *err)
 {
     if (strlen(text) >= sizeof lists->engine_text)
         return cli_usage(err, "--io-engine: the list is too long");
     strcpy(lists->engine_text, text);
     char *rest = lists->engine_text;
     for (char *name; (name = strsep(&rest, ",")) != NULL;) {
-        PST_TRY(io_check_engine(name, err));
+        PST_TRY(io_check_engine(name, validate, err));
         for (size_t i = 0; i < lists->engine_count; i++) {
             if (strcmp(lists->engines[i], name) == 0)
                 return cli_usage(err, "--io-engine: %s stands there twice", name);
@@ -259,11 +293,17 @@ static int parse_lists(const io_values *values, io_lists *lists, pst_error *err)
     if (lists->buffer.count > 1)
         return cli_usage(err, "--buffer-size: one size only");
     PST_TRY(parse_workers(values, &lists->workers, err));
-    return split_engines(values->io_engine, lists, err);
+    const char *engines;
+    PST_TRY(choose_engines(values, &engines, err));
+    return split_engines(engines, values->validate, lists, err);
 }
 
 static int check_values(const io_values *values, pst_error *err)
 {
+    if (values->gpu || values->use_gds)
+        return pst_fail(err, PST_E_UNSUPPORTED, NULL,
+                        "--%s: not yet; transfers are measured between drives and host memory",
+                        values->gpu ? "gpu" : "use-gds");
     if (values->overlap_events && values->no_overlap_events)
         return cli_usage(err, "--overlap-events and --no-overlap-events contradict each other");
     if (values->pairs != 0 && values->against == NULL)
@@ -275,28 +315,67 @@ static int check_values(const io_values *values, pst_error *err)
     return 0;
 }
 
-static int gather_folders(io_job *job, const pst_options_found *found, const char **folders, pst_error *err)
+/* "DIR:N", as ds_io maps folders to GPUs. */
+static int mapped_folder(const char *text, char **out, pst_error *err)
 {
-    uint32_t count = 0;
-    for (size_t i = 0; i < found->operand_count; i++)
-        folders[count++] = found->operands[i];
-    for (size_t i = 0; i < job->values->folders.count; i++)
-        folders[count++] = job->values->folders.items[i];
-    for (uint32_t i = 0; i < count; i++) {
-        struct stat about;
-        if (folders[i][0] == '\0')
-            return cli_usage(err, "a DIR is empty");
-        if (job->values->write && stat(folders[i], &about) == 0 && !S_ISDIR(about.st_mode))
-            return pst_fail(err, -EEXIST, folders[i], "--write: what exists already is read, never written");
-        for (uint32_t k = 0; k < i; k++) {
-            if (strcmp(folders[i], folders[k]) == 0)
-                return cli_usage(err, "%.200s is named twice", folders[i]);
-        }
-    }
+    const char *colon = strrchr(text, ':');
+    if (colon == NULL || colon == text || colon[1] == '\0' || colon[1 + strspn(colon + 1, "0123456789")] != '\0')
+        return cli_usage(err, "--folder-to-device-mapping: \"%.200s\" is not of the form DIR:N, such as /mnt/nvme0:0",
+                         text);
+    *out = pst_heap_printf("%.*s", (int)(colon - text), text);
+    return *out != NULL ? 0 : pst_fail_memory(err, "a folder name", strlen(text));
+}
+
+/* Copies of all names, so that they can be freed alike. */
+static int copy_folders(io_job *job, const pst_options_found *found, pst_error *err)
+{
+    const io_values *values = job->values;
+    const struct {
+        const char *const *items;
+        size_t count;
+        bool mapped;
+    } sources[] = {{found->operands, found->operand_count, values->mappings.count > 0},
+                   {values->folders.items, values->folders.count, false},
+                   {values->mappings.items, values->mappings.count, true}};
+    size_t count = found->operand_count + values->folders.count + values->mappings.count;
     if (count == 0)
         return cli_usage(err, "'penstock bench io' needs a DIR to measure, or --list-engines");
-    job->folders = folders;
-    job->folder_count = count;
+    job->folders = pst_heap_calloc(count, sizeof *job->folders);
+    if (job->folders == NULL)
+        return pst_fail_memory(err, "a list of folders", count * sizeof *job->folders);
+    for (size_t s = 0; s < CLI_COUNT(sources); s++) {
+        for (size_t i = 0; i < sources[s].count; i++) {
+            const char *name = sources[s].items[i];
+            char **to = &job->folders[job->folder_count];
+            if (sources[s].mapped)
+                PST_TRY(mapped_folder(name, to, err));
+            else if ((*to = pst_heap_strdup(name)) == NULL)
+                return pst_fail_memory(err, "a folder name", strlen(name));
+            job->folder_count++;
+        }
+    }
+    return 0;
+}
+
+static int gather_folders(io_job *job, const pst_options_found *found, pst_error *err)
+{
+    const io_values *values = job->values;
+    PST_TRY(copy_folders(job, found, err));
+    for (uint32_t i = 0; i < job->folder_count; i++) {
+        const char *path = job->folders[i];
+        struct stat about;
+        if (path[0] == '\0')
+            return cli_usage(err, "a DIR is empty");
+        if (values->write && stat(path, &about) == 0 && !S_ISDIR(about.st_mode))
+            return pst_fail(err, -EEXIST, path, "--write: what exists already is read, never written");
+        for (uint32_t k = 0; k < i; k++) {
+            if (strcmp(path, job->folders[k]) == 0)
+                return cli_usage(err, "%.200s is named twice", path);
+        }
+    }
+    job->transfers = values->transfers;
+    if (job->transfers == 0) /* no DIR without one */
+        job->transfers = values->stripe ? 1 : (job->folder_count + values->multi_process - 1) / values->multi_process;
     return 0;
 }
 
@@ -382,7 +461,7 @@ static int fill_options(io_job *job, io_config *config, pst_io_bench_options *ou
     const io_values *values = job->values;
     *out = (pst_io_bench_options){
         .struct_size = sizeof *out,
-        .folders = job->folders,
+        .folders = (const char *const *)job->folders,
         .folder_count = job->folder_count,
         .stripe = values->stripe,
         .io_size = config->io_size,
@@ -401,7 +480,7 @@ static int fill_options(io_job *job, io_config *config, pst_io_bench_options *ou
         .loops = (uint32_t)job->loops,
         .warmup_loops = (uint32_t)job->warmup_loops,
         .sequential_requests = values->sequential_requests,
-        .transfers = (uint32_t)values->transfers,
+        .transfers = (uint32_t)job->transfers,
         .different_file_each_loop = values->different_file,
         .validate = values->validate,
         .sync = values->sync,
@@ -411,7 +490,7 @@ static int fill_options(io_job *job, io_config *config, pst_io_bench_options *ou
         .user = job,
     };
     if (!config->chosen) {
-        int known = cli_io_apply_profile(values->io_profile, job->folders, job->folder_count, &out->io,
+        int known = cli_io_apply_profile(values->io_profile, out->folders, job->folder_count, &out->io,
                                          config->engine_text, err);
         PST_TRY(known);
         config->from_profile = known > 0;
@@ -582,6 +661,9 @@ static void release(io_job *job)
     }
     pst_heap_free(job->cells);
     pst_heap_free(job->configs);
+    for (uint32_t i = 0; i < job->folder_count; i++)
+        pst_heap_free(job->folders[i]);
+    pst_heap_free(job->folders);
 }
 
 static int bench_io(const void *all_values, const pst_options_found *found, pst_error *err)
@@ -591,17 +673,12 @@ static int bench_io(const void *all_values, const pst_options_found *found, pst_
     cli_notes_start(&job.values->report);
     PST_TRY(check_values(job.values, err));
     PST_TRY(parse_lists(job.values, &lists, err));
-    size_t named = found->operand_count + job.values->folders.count;
     if (job.values->list_engines)
         return io_list_engines(job.values, found->operand_count > 0 ? found->operands[0] : NULL, err);
-    const char **folders = pst_heap_calloc(named + 1, sizeof *folders);
-    if (folders == NULL)
-        return pst_fail_memory(err, "a list of folders", named * sizeof *folders);
-    int status = gather_folders(&job, found, folders, err);
+    int status = gather_folders(&job, found, err);
     if (status >= 0)
         status = run_job(&job, &lists, err);
     release(&job);
-    pst_heap_free(folders);
     return status;
 }
 

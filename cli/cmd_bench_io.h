@@ -14,14 +14,14 @@ enum { IO_LIST_MAX = 32, IO_CELLS_MAX = 4096 };
 
 typedef struct io_values {
     cli_report report;
-    pst_option_strings folders;
+    pst_option_strings folders, mappings;
     bool read, write;
     const char *io_size, *buffer_size, *block_size, *queue_depth, *io_engine;
     const char *workers, *intra_op_parallelism, *io_parallel;
     uint64_t multi_process, transfers, loops, warmup_loops, pairs, seed;
     bool single_submit, overlap_events, no_overlap_events, sequential_requests, different_file, validate, sync;
-    bool unlocked, buffered, stripe, list_engines;
-    const char *plot, *against, *fio_setting, *io_profile;
+    bool unlocked, buffered, stripe, list_engines, gpu, use_gds;
+    const char *plot, *against, *fio_setting, *io_profile, *ds_engine;
 } io_values;
 
 /* A setting's values; 0 is the default. */
@@ -66,8 +66,9 @@ typedef struct io_cell {
 
 typedef struct io_job {
     const io_values *values;
-    const char *const *folders;
+    char **folders;
     uint32_t folder_count;
+    uint64_t transfers; /* of each process */
     io_config *configs;
     size_t config_count;
     io_cell *cells;
@@ -89,8 +90,8 @@ int io_parse_counts(const char *option, const char *text, uint64_t max, io_list 
 char *io_size_text(uint64_t bytes, char *text, size_t text_bytes);
 
 /* cmd_bench_io_engines.c */
-/* 0 when the name is "auto" or one of the engines there are. */
-int io_check_engine(const char *name, pst_error *err);
+/* 0 when the name is "auto" or one of the engines there are. `validate`: it must move data. */
+int io_check_engine(const char *name, bool validate, pst_error *err);
 int io_list_engines(const io_values *values, const char *path, pst_error *err);
 
 /* cmd_bench_io_fio.c */

@@ -16,13 +16,15 @@ static const struct {
     {PST_IO_ENGINE_NO_DATA, "no_data", "moves no data"},
 };
 
-int io_check_engine(const char *name, pst_error *err)
+int io_check_engine(const char *name, bool validate, pst_error *err)
 {
     char names[256] = "auto";
     if (strcmp(name, "auto") == 0)
         return 0;
     pst_io_engine_info info = {.struct_size = sizeof info};
     for (uint32_t n = 0; pst_io_engine_at(n, &info) > 0; n++) {
+        if (strcmp(info.name, name) == 0 && validate && (info.flags & PST_IO_ENGINE_NO_DATA) != 0)
+            return cli_usage(err, "--validate: the engine %s moves no data that could be compared", name);
         if (strcmp(info.name, name) == 0)
             return 0;
         size_t used = strlen(names);

@@ -134,7 +134,8 @@ static void add_common(words *list, const io_job *job, const io_cell *cell, cons
     add(list, "--direct=%d", info->direct ? 1 : 0);
     if (!info->direct)
         add(list, "--invalidate=0");
-    add(list, "--bs=%" PRIu64, info->io.block_size);
+    /* A transfer that is smaller than a block is one I/O here; fio refuses it. */
+    add(list, "--bs=%" PRIu64, info->io.block_size < info->io_size ? info->io.block_size : info->io_size);
     add(list, "--iodepth=%u", variant->one_per_job ? 1 : info->io.queue_depth);
     add(list, "--allow_file_create=0");
     add(list, "--fallocate=none");
@@ -431,6 +432,9 @@ int io_fio_check(const io_job *job, pst_error *err)
     if (values->transfers > 1)
         return cli_usage(err, "--against fio compares one transfer per process, so not --transfers %" PRIu64,
                          values->transfers);
+    if (job->transfers > 1 && !values->stripe)
+        return cli_usage(err, "--against fio compares one transfer per process, so %u DIRs need --multi-process %u",
+                         job->folder_count, job->folder_count);
     if (values->stripe)
         return cli_usage(err, "--against fio: fio knows nothing of stripe sets, so not --stripe");
     if (values->different_file)

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Settings of bench io that may be lists, and sizes as people of storage write them. */
-#include <ctype.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -8,18 +7,6 @@
 #include "cmd_bench_io.h"
 
 enum { ITEM_BYTES = 40 };
-
-/* "1M" and "1MB" as "1Mi" and "1MiB": fio and ds_io mean powers of 1024, and blocks of 10^6 bytes are no blocks. */
-static int parse_binary_size(const char *text, uint64_t *out, pst_error *err)
-{
-    char binary[ITEM_BYTES + 4];
-    size_t number = strspn(text, "0123456789.");
-    if (text[number] != '\0' && strchr("kKmMgGtT", text[number]) != NULL && text[number + 1] != 'i')
-        snprintf(binary, sizeof binary, "%.*si%s", (int)number + 1, text, text + number + 1);
-    else
-        snprintf(binary, sizeof binary, "%s", text);
-    return pst_parse_size(binary, out, err);
-}
 
 typedef int parse_item(const char *text, uint64_t *out, pst_error *err);
 
@@ -60,7 +47,7 @@ static int parse_list(const char *option, const char *text, parse_item *parse, u
 int io_parse_sizes(const char *option, const char *text, uint64_t min, uint64_t max, uint64_t multiple, io_list *out,
                    pst_error *err)
 {
-    return parse_list(option, text, parse_binary_size, min, max, multiple, out, err);
+    return parse_list(option, text, pst_parse_binary_size, min, max, multiple, out, err);
 }
 
 int io_parse_counts(const char *option, const char *text, uint64_t max, io_list *out, pst_error *err)

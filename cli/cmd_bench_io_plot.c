@@ -312,8 +312,14 @@ static int draw(const io_job *job, FILE *to, pst_error *err)
 int io_plot_check(const char *path, pst_error *err)
 {
     struct stat about;
+    static const char *const others[] = {".png", ".jpg", ".jpeg", ".pdf"};
+    const char *end = strrchr(path, '.');
     if (path[0] == '\0')
         return cli_usage(err, "--plot needs the name of a file");
+    for (size_t i = 0; end != NULL && i < CLI_COUNT(others); i++) {
+        if (strcasecmp(end, others[i]) == 0)
+            return cli_usage(err, "--plot: %.200s: charts are SVG, so name it FILE.svg", path);
+    }
     if (stat(path, &about) == 0 && !S_ISREG(about.st_mode))
         return pst_fail(err, -EINVAL, path, "it exists and is no regular file");
     char *probe = pst_heap_printf("%s.tmp-XXXXXX", path);

@@ -137,7 +137,7 @@ static json_t *settings_json(const io_job *job)
     const io_values *v = job->values;
     return json_pack("{s:I, s:I, s:I, s:I, s:I, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b}", "loops",
                      (json_int_t)job->loops, "warmup_loops", (json_int_t)job->warmup_loops, "processes",
-                     (json_int_t)v->multi_process, "transfers", (json_int_t)v->transfers, "seed", (json_int_t)v->seed,
+                     (json_int_t)v->multi_process, "transfers", (json_int_t)job->transfers, "seed", (json_int_t)v->seed,
                      "sequential_requests", v->sequential_requests, "single_submit", v->single_submit, "overlap_events",
                      !v->no_overlap_events, "different_file_each_iteration", v->different_file, "validate", v->validate,
                      "sync", v->sync, "buffered", v->buffered, "unlocked", v->unlocked, "stripe", v->stripe);
@@ -193,6 +193,14 @@ static json_t *against_json(const io_cell *cell, const io_summary *s)
                      s->fio_cpu_per_gb, "pairs", pairs);
 }
 
+/* As cli_io_choice has it. */
+static const char *settings_from(const io_config *config)
+{
+    bool given = strcmp(config->engine, "auto") != 0 || config->block_size != 0 || config->queue_depth != 0 ||
+                 config->workers != 0;
+    return config->from_profile ? "profile" : given ? "options" : "defaults";
+}
+
 static json_t *cell_json(const io_cell *cell)
 {
     const pst_io_bench_info *info = &cell->config->info;
@@ -209,14 +217,14 @@ static json_t *cell_json(const io_cell *cell)
                                "max_bytes_per_second", s.max, "cpu_seconds_per_gb", s.cpu_per_gb);
     json_t *settings =
         json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:b, s:b, s:I, s:I, s:I, s:I, s:I}", "engine",
-                  cell->config->engine_name, "from", cell->config->from_profile ? "profile" : "options", "io_size",
-                  (json_int_t)info->io_size, "block_size", (json_int_t)info->io.block_size, "queue_depth",
-                  (json_int_t)info->io.queue_depth, "workers", (json_int_t)info->io.workers, "processes",
-                  (json_int_t)info->processes, "transfers", (json_int_t)info->transfers, "buffer_size",
-                  (json_int_t)info->buffer_bytes, "direct", info->direct, "single_submit", info->io.single_submit,
-                  "overlap_events", info->io.overlap_events != PST_IO_OFF, "alignment", (json_int_t)info->alignment,
-                  "memory_bytes", (json_int_t)info->memory_bytes, "locked_bytes", (json_int_t)info->locked_bytes,
-                  "huge_bytes", (json_int_t)info->huge_bytes, "registered_bytes", (json_int_t)info->registered_bytes);
+                  cell->config->engine_name, "from", settings_from(cell->config), "io_size", (json_int_t)info->io_size,
+                  "block_size", (json_int_t)info->io.block_size, "queue_depth", (json_int_t)info->io.queue_depth,
+                  "workers", (json_int_t)info->io.workers, "processes", (json_int_t)info->processes, "transfers",
+                  (json_int_t)info->transfers, "buffer_size", (json_int_t)info->buffer_bytes, "direct", info->direct,
+                  "single_submit", info->io.single_submit, "overlap_events", info->io.overlap_events != PST_IO_OFF,
+                  "alignment", (json_int_t)info->alignment, "memory_bytes", (json_int_t)info->memory_bytes,
+                  "locked_bytes", (json_int_t)info->locked_bytes, "huge_bytes", (json_int_t)info->huge_bytes,
+                  "registered_bytes", (json_int_t)info->registered_bytes);
     if (object == NULL || settings == NULL || json_object_update(object, settings) != 0 ||
         json_object_set_new(object, "repetitions", repetitions) != 0 ||
         (cell->fio != NULL && json_object_set_new(object, "against", against_json(cell, &s)) != 0)) {
@@ -266,7 +274,7 @@ static int print_heading(const io_job *job, pst_error *err)
         PST_TRY(cli_out_safe(job->folders[i], err));
         PST_TRY(cli_out_printf(err, ": %s on ", mount.type[0] != '\0' ? mount.type : "unknown file system"));
         PST_TRY(cli_out_safe(mount.source[0] != '\0' ? mount.source : "an unknown device", err));
-        PST_TRY(cli_out_text("\n", err));
+        PST_TRY(cli_out_text(strcmp(mount.type, "tmpfs") == 0 ? " (memory, no drive)\n" : "\n", err));
     }
     bool locked = info->locked_bytes > 0, registered = info->registered_bytes > 0;
     return cli_out_printf(err, "%s I/O; %s%s memory; %zu repetition%s after %zu; %u process%s\n\n",

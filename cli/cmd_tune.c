@@ -7,6 +7,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/heap.h"
 #include "base/stats.h"
@@ -388,6 +390,31 @@ static int gather_folders(tune_job *job, const pst_options_found *found, pst_err
     return 0;
 }
 
+/* Whether a file could be made under this name, in a folder that itself may have to be made where `folders_too` is set.
+ * What is there and no regular file (a terminal, a pipe) is only written to. */
+static int check_place(const char *path, bool folders_too, pst_error *err)
+{
+    char folder[4096];
+    struct stat about;
+    bool exists = stat(path, &about) == 0;
+    if (path[0] == '\0')
+        return cli_usage(err, "a file to write has an empty name");
+    if (exists && S_ISDIR(about.st_mode))
+        return pst_fail(err, -EISDIR, path, "is a folder");
+    if (exists && !folders_too)
+        return access(path, W_OK) == 0 ? 0 : pst_fail(err, -errno, path, "cannot write: %s", strerror(errno));
+    if ((size_t)snprintf(folder, sizeof folder, "%s", path) >= sizeof folder)
+        return pst_fail(err, -ENAMETOOLONG, path, "cannot write: %s", strerror(ENAMETOOLONG));
+    do {
+        char *slash = strrchr(folder, '/');
+        if (slash == NULL)
+            strcpy(folder, ".");
+        else
+            slash[slash == folder] = '\0'; /* "/x" lies in "/" */
+    } while (folders_too && access(folder, F_OK) != 0 && errno == ENOENT && strchr(folder, '/') != NULL);
+    return access(folder, W_OK | X_OK) == 0 ? 0 : pst_fail(err, -errno, path, "cannot create: %s", strerror(errno));
+}
+
 /* What is wrong with the profile shows before a minute of measuring. */
 static int choose_profile(tune_job *job, pst_error *err)
 {
@@ -410,7 +437,7 @@ static int choose_profile(tune_job *job, pst_error *err)
                         why.message);
     if (status < 0)
         *err = why;
-    return status < 0 ? status : 0;
+    return status < 0 ? status : check_place(job->profile, true, err);
 }
 
 static int check_values(tune_job *job, const pst_options_found *found, pst_error *err)
@@ -424,6 +451,8 @@ static int check_values(tune_job *job, const pst_options_found *found, pst_error
         return cli_usage(err, "--no-read and --no-write leave nothing to tune");
     PST_TRY(gather_folders(job, found, err));
     PST_TRY(choose_profile(job, err));
+    if (values->deepspeed != NULL && strcmp(values->deepspeed, "-") != 0)
+        PST_TRY(check_place(values->deepspeed, false, err));
     return pst_tune_drive_id(job->folders, job->folder_count, job->drive, sizeof job->drive, err);
 }
 

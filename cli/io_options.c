@@ -23,7 +23,10 @@ const pst_option cli_io_rows[CLI_IO_ROWS] = {
      .min = 4096,
      .max = 1 << 30,
      .multiple = 4096,
-     .help = "bytes of one I/O, a multiple of 4096; without it as tuned, else 1Mi"},
+     .binary = true,
+     .help =
+         "bytes of one I/O, a multiple of 4096; K, M and G are powers of 1024 here, as in fio; without it as tuned, "
+         "else 1M"},
     {.name = "queue-depth",
      .type = PST_OPTION_U64,
      .offset = offsetof(cli_io_options, queue_depth),

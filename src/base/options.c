@@ -72,7 +72,7 @@ static int store_number(const pst_option *option, const char *text, uint64_t *to
 {
     uint64_t number;
     if (option->type == PST_OPTION_SIZE)
-        PST_TRY(pst_parse_size(text, &number, err));
+        PST_TRY((option->binary ? pst_parse_binary_size : pst_parse_size)(text, &number, err));
     else
         PST_TRY(pst_parse_u64(text, &number, err));
     PST_TRY(check_limits(option, (double)number, text, err));

@@ -64,6 +64,7 @@ typedef struct pst_option {
     uint64_t multiple;   /* sizes and counts: of what the value must be a multiple; 0: any */
     char short_name;     /* 0: none */
     bool hidden;         /* accepted, but not in the short help (it is in the manual) */
+    bool binary;         /* sizes: K M G T are powers of 1024, as Ki Mi Gi Ti; for blocks of I/O */
 } pst_option;
 
 typedef struct pst_option_group {
@@ -108,6 +109,8 @@ bool pst_options_given(const pst_command *command, const pst_options_found *foun
 /* Values by themselves. "1500M", "2Gi", "1.5G", "4096": K M G T are powers of 1000, Ki Mi Gi Ti of 1024, small letters
  * mean the same, a final B is allowed; fractions are rounded down to bytes. */
 int pst_parse_size(const char *text, uint64_t *out, pst_error *err);
+/* The same with K M G T as powers of 1024: tools of storage mean that, and blocks of 10^6 bytes are no blocks. */
+int pst_parse_binary_size(const char *text, uint64_t *out, pst_error *err);
 int pst_parse_u64(const char *text, uint64_t *out, pst_error *err);
 int pst_parse_double(const char *text, double *out, pst_error *err);
 int pst_parse_share(const char *text, pst_option_share *out, pst_error *err);

@@ -59,8 +59,9 @@ int pst_parse_double(const char *text, double *out, pst_error *err)
     return 0;
 }
 
-/* The bytes that a suffix stands for ("", "K", "Ki", "M", ... each with an optional B), or 0. */
-static uint64_t suffix_bytes(const char *suffix)
+/* The bytes that a suffix stands for ("", "K", "Ki", "M", ... each with an optional B), or 0. `binary`: without an i,
+ * too. */
+static uint64_t suffix_bytes(const char *suffix, bool binary)
 {
     static const char letters[] = "KMGT";
     if (*suffix == '\0' || strcmp(suffix, "B") == 0)
@@ -68,17 +69,17 @@ static uint64_t suffix_bytes(const char *suffix)
     const char *letter = strchr(letters, toupper((unsigned char)*suffix));
     if (letter == NULL)
         return 0;
-    bool binary = suffix[1] == 'i';
-    const char *rest = suffix + (binary ? 2 : 1);
+    bool marked = suffix[1] == 'i';
+    const char *rest = suffix + (marked ? 2 : 1);
     if (*rest != '\0' && strcmp(rest, "B") != 0)
         return 0;
     uint64_t bytes = 1;
     for (const char *at = letters; at <= letter; at++)
-        bytes *= binary ? 1024 : 1000;
+        bytes *= binary || marked ? 1024 : 1000;
     return bytes;
 }
 
-int pst_parse_size(const char *text, uint64_t *out, pst_error *err)
+static int parse_size(const char *text, bool binary, uint64_t *out, pst_error *err)
 {
     const char *at = text;
     uint64_t whole = 0, scale = 1, fraction = 0;
@@ -96,7 +97,7 @@ int pst_parse_size(const char *text, uint64_t *out, pst_error *err)
             }
         }
     }
-    uint64_t unit = suffix_bytes(at);
+    uint64_t unit = suffix_bytes(at, binary);
     if (unit == 0)
         goto malformed;
     unsigned __int128 bytes = (unsigned __int128)whole * unit + (unsigned __int128)fraction * unit / scale;
@@ -106,6 +107,16 @@ int pst_parse_size(const char *text, uint64_t *out, pst_error *err)
     return 0;
 malformed:
     return pst_fail(err, PST_E_USAGE, NULL, "\"%.80s\" is not a size such as 1500M, 2Gi or 4096", text);
+}
+
+int pst_parse_size(const char *text, uint64_t *out, pst_error *err)
+{
+    return parse_size(text, false, out, err);
+}
+
+int pst_parse_binary_size(const char *text, uint64_t *out, pst_error *err)
+{
+    return parse_size(text, true, out, err);
 }
 
 int pst_parse_share(const char *text, pst_option_share *out, pst_error *err)

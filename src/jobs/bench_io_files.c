@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/stats.h"
 #include "jobs/bench_io_internal.h"
 #include "os/file.h"
 #include "os/memory.h"
@@ -113,7 +114,9 @@ static int check_places(const pst_bench_plan *plan, const place *places, pst_err
         if (o->validate)
             return pst_fail(err, PST_E_USAGE, p->path,
                             "exists already, and only what this measurement wrote can be compared");
-        if (p->bytes == 0 || o->io_size > p->bytes)
+        if (p->bytes == 0)
+            return pst_fail(err, PST_E_USAGE, p->path, "is empty: there is nothing to read");
+        if (o->io_size > p->bytes)
             return pst_fail(err, PST_E_USAGE, p->path, "has %llu bytes only, fewer than a transfer of %llu",
                             (unsigned long long)p->bytes, (unsigned long long)o->io_size);
     }
@@ -130,8 +133,10 @@ static int check_memory(const pst_io_bench_options *o, pst_error *err)
     double wanted = (double)o->buffer_bytes * o->transfers * o->processes + MEMORY_SLACK_BYTES;
     if (wanted <= (double)info.available_bytes)
         return 0;
-    return pst_fail(err, -ENOMEM, NULL, "buffers need %.2f GB of memory, but only %.2f GB are available", wanted / 1e9,
-                    (double)info.available_bytes / 1e9);
+    char need[32], there[32];
+    return pst_fail(err, -ENOMEM, NULL, "buffers need %s of memory, but only %s are available",
+                    pst_format_bytes(wanted, need, sizeof need),
+                    pst_format_bytes((double)info.available_bytes, there, sizeof there));
 }
 
 /* The bytes that folder i gets. A striped file lies in all folders alike. */
@@ -158,12 +163,14 @@ static int check_space(const pst_bench_plan *plan, const place *places, pst_erro
             }
         }
         uint64_t space;
+        char need[32], there[32];
         if (seen)
             continue;
         PST_TRY(pst_file_free_space(places[i].path, &space, err));
         if (wanted > (double)space)
-            return pst_fail(err, -ENOSPC, places[i].path, "needs %.2f GB, but the file system has only %.2f GB free",
-                            wanted / 1e9, (double)space / 1e9);
+            return pst_fail(err, -ENOSPC, places[i].path, "needs %s, but the file system has only %s free",
+                            pst_format_bytes(wanted, need, sizeof need),
+                            pst_format_bytes((double)space, there, sizeof there));
     }
     return 0;
 }

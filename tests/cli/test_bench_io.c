@@ -164,6 +164,79 @@ static void test_every_option(void **state)
     expect_empty(three);
 }
 
+/* Without --transfers every folder has a part in it: one that is not touched would seem to be measured. */
+static void test_several_folders(void **state)
+{
+    (void)state;
+    const char *one = folder("one"), *two = folder("two"), *three = folder("three");
+    static const struct {
+        const char *processes;
+        uint64_t transfers;
+    } cases[] = {{"1", 3}, {"2", 4}, {"3", 3}, {"4", 4}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        json_t *document = expect_json(BENCH(one, two, three, "--io-size", "10001", "--loops", "1", "--multi-process",
+                                             cases[i].processes, "--validate", "--json"));
+        const json_t *results = json_object_get(document, "results");
+        check_result(json_array_get(results, 0), "write", (size_t)cases[i].transfers * 10001, 1);
+        check_result(json_array_get(results, 1), "read", (size_t)cases[i].transfers * 10001, 1);
+        assert_string_equal(text(json_array_get(results, 0), "from"), "defaults");
+        json_decref(document);
+    }
+    json_t *document = expect_json(BENCH(one, two, "--read", "--io-size", "5M", "--loops", "1", "--transfers", "1",
+                                         "--queue-depth", "3", "--json"));
+    check_result(json_array_get(json_object_get(document, "results"), 0), "read", 5 << 20, 1);
+    assert_string_equal(text(json_array_get(json_object_get(document, "results"), 0), "from"), "options");
+    json_decref(document);
+    EXPECT_ERROR(2, "need --multi-process 2", "bench", "io", one, two, "--against", "fio");
+    expect_empty(one);
+    expect_empty(two);
+    expect_empty(three);
+}
+
+/* What users of ds_io paste. */
+static void test_ds_io(void **state)
+{
+    (void)state;
+    const char *one = folder("one"), *two = folder("two");
+    json_t *document = expect_json(
+        BENCH("--folder", one, "--io_size", "4M", "--read", "--loops", "3", "--block_size", "1M", "--queue_depth", "32",
+              "--single_submit", "--sequential_requests", "--validate", "--engine", "aio_handle", "--io_parallel", "4",
+              "--multi_process", "1", "--warmup_loops", "1", "--different_file_each_iteration", "--json"));
+    const json_t *read = json_array_get(json_object_get(document, "results"), 0);
+    check_result(read, "read", 4 << 20, 3);
+    assert_true(number(read, "block_size") == 1 << 20 && number(read, "queue_depth") == 32);
+    assert_true(number(read, "workers") == 4 && json_is_true(json_object_get(read, "single_submit")));
+    json_decref(document);
+    char first[600], second[600];
+    snprintf(first, sizeof first, "%s:0", one);
+    snprintf(second, sizeof second, "%s:15", two);
+    document = expect_json(BENCH("--folder_to_device_mapping", first, second, "--io_size", "1M", "--read", "--json"));
+    check_result(json_array_get(json_object_get(document, "results"), 0), "read", 2 << 20, 3);
+    const json_t *folders = json_object_get(document, "folders");
+    assert_int_equal(json_array_size(folders), 2);
+    for (size_t i = 0; i < 2; i++) {
+        const char *path = text(json_array_get(folders, i), "path");
+        assert_true(strcmp(path, one) == 0 || strcmp(path, two) == 0);
+    }
+    json_decref(document);
+    document = expect_json(BENCH("--folder_to_device_mapping", first, "--folder_to_device_mapping", second,
+                                 "--multi_process", "2", "--engine", "threads", "--io_size", "1M", "--read", "--json"));
+    read = json_array_get(json_object_get(document, "results"), 0);
+    check_result(read, "read", 2 << 20, 3);
+    assert_string_equal(text(read, "engine"), "threads");
+    json_decref(document);
+    EXPECT_ERROR(1, "--gpu: not yet", "bench", "io", "--folder", one, "--gpu");
+    EXPECT_ERROR(1, "--use-gds: not yet", "bench", "io", one, "--use_gds");
+    EXPECT_ERROR(1, "--engine torch_io: not here", "bench", "io", one, "--engine", "torch_io");
+    EXPECT_ERROR(2, "contradict", "bench", "io", one, "--engine", "libaio", "--io-engine", "threads");
+    EXPECT_ERROR(2, "no engine \"abacus\"", "bench", "io", one, "--engine", "abacus");
+    EXPECT_ERROR(2, "of the form DIR:N", "bench", "io", "--folder_to_device_mapping", one);
+    EXPECT_ERROR(2, "of the form DIR:N", "bench", "io", "--folder_to_device_mapping", ":0");
+    EXPECT_ERROR(2, "of the form DIR:N", "bench", "io", "--folder_to_device_mapping", first, two);
+    expect_empty(one);
+    expect_empty(two);
+}
+
 static void test_null_engine(void **state)
 {
     (void)state;
@@ -270,12 +343,16 @@ static void test_refusals(void **state)
     EXPECT_ERROR(2, "--transfers", "bench", "io", dir, "--transfers", "0");
     EXPECT_ERROR(2, "named twice", "bench", "io", dir, "--folder", dir);
     EXPECT_ERROR(2, "--buffer-size", "bench", "io", dir, "--buffer-size", "1M", "--validate");
+    EXPECT_ERROR(2, "null moves no data", "bench", "io", dir, "--io-engine", "auto,null", "--validate");
+    EXPECT_ERROR(2, "charts are SVG", "bench", "io", dir, "--plot", "x.PNG");
+    write_text(scratch_path("nothing"), "");
+    EXPECT_ERROR(1, "is empty", "bench", "io", scratch_path("nothing"));
     EXPECT_ERROR(2, "--pairs", "bench", "io", dir, "--pairs", "3");
     EXPECT_ERROR(2, "--fio-setting", "bench", "io", dir, "--fio-setting", "libaio");
     EXPECT_ERROR(2, "--fio-setting", "bench", "io", dir, "--against", "fio", "--fio-setting", "abacus");
     EXPECT_ERROR(2, "--against", "bench", "io", dir, "--against", "dd");
     EXPECT_ERROR(1, "of memory", "bench", "io", dir, "--io-size", "100T");
-    EXPECT_ERROR(1, "GB free", "bench", "io", dir, "--io-size", "100T", "--buffer-size", "1M");
+    EXPECT_ERROR(1, "B free", "bench", "io", dir, "--io-size", "100T", "--buffer-size", "1M");
     EXPECT_ERROR(1, "x.svg", "bench", "io", dir, "--io-size", "1M", "--plot", scratch_path("missing/x.svg"));
     EXPECT_ERROR(1, "no regular file", "bench", "io", dir, "--io-size", "1M", "--plot", scratch());
     EXPECT_ERROR(2, "bench io", "bench");
@@ -554,6 +631,8 @@ int main(void)
         cmocka_unit_test(test_json),
         cmocka_unit_test(test_both_and_lists),
         cmocka_unit_test(test_every_option),
+        cmocka_unit_test(test_several_folders),
+        cmocka_unit_test(test_ds_io),
         cmocka_unit_test(test_null_engine),
         cmocka_unit_test(test_text),
         cmocka_unit_test(test_list_engines),

@@ -155,6 +155,9 @@ static void test_what_is_given_wins(void **state)
     assert_int_equal(integer(io, "block_size"), 65536);
     assert_int_equal(integer(io, "workers"), 2);
     json_decref(io);
+    io = stats_io(expect_json(GENERATE(NULL, "--io-profile", own, "--block_size", "1M"))); /* as bench io reads it */
+    assert_int_equal(integer(io, "block_size"), 1 << 20);
+    json_decref(io);
     write_profile(own, "{\"engine\": \"warp\", \"block_size\": 262144, \"queue_depth\": 1, \"workers\": 3}");
     io = stats_io(expect_json(GENERATE(NULL, "--io-profile", own, "--io-engine", "threads", "--queue-depth", "5")));
     assert_string_equal(json_string_value(member(io, "from")), "options"); /* tuned with another engine */
@@ -237,6 +240,14 @@ static void test_ds_nvme_tune(void **state)
     EXPECT_ERROR(2, "--seconds", "tune", folder, "--seconds", "0");
     EXPECT_ERROR(2, "exclude", "tune", folder, "--no-save", "--profile", "x");
     EXPECT_ERROR(1, "not a folder", "tune", scratch_path("missing"), "--no-save");
+    /* Before anything is measured: exactly one line on standard error. */
+    EXPECT_ERROR(1, "cannot create", "tune", folder, "--no-save", "--deepspeed", scratch_path("missing/aio.json"));
+    EXPECT_ERROR(1, "is a folder", "tune", folder, "--no-save", "--deepspeed", folder);
+    EXPECT_ERROR(1, "not a regular file", "tune", folder, "--profile", folder);
+    EXPECT_ERROR(2, "empty name", "tune", folder, "--profile", "");
+    EXPECT_ERROR(2, "empty name", "tune", folder, "--no-save", "--deepspeed", "");
+    write_text(scratch_path("flat"), "");
+    EXPECT_ERROR(1, "cannot", "tune", folder, "--profile", scratch_path("flat/below/it.json"));
 }
 
 static void test_deepspeed(void **state)
@@ -260,11 +271,10 @@ static void test_deepspeed(void **state)
     section = json_load_file(scratch_path("aio.json"), 0, NULL);
     assert_true(integer(member(section, "aio"), "queue_depth") > 0);
     json_decref(section);
-    result = PENSTOCK("tune", folder, "--io-size", "2Mi", "--seconds", "1", "--no-save", "--deepspeed",
-                      scratch_path("missing/aio.json"));
+    result = PENSTOCK("tune", folder, "--io-size", "2Mi", "--seconds", "1", "--no-save", "--deepspeed", "/dev/full");
     assert_non_null(strstr(result.out, "chosen: ")); /* what was found is out before what cannot be written */
     assert_int_equal(result.status, 1);
-    assert_non_null(strstr(result.err, "No such file"));
+    assert_non_null(strstr(result.err, "No space left"));
     program_free(&result);
 }
 

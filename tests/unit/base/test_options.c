@@ -275,6 +275,14 @@ static void test_sizes(void **state)
         assert_int_equal(pst_parse_size(good[i].text, &bytes, NULL), 0);
         assert_int_equal(bytes, good[i].bytes);
     }
+    static const char *const binary[][2] = {{"1M", "1Mi"},      {"1MB", "1MiB"},     {"64k", "64ki"}, {"1.5G", "1.5Gi"},
+                                            {"64Ki", "65536B"}, {"2TiB", "2048GiB"}, {"7", "7"}};
+    for (size_t i = 0; i < sizeof binary / sizeof binary[0]; i++) {
+        uint64_t bytes = 1, expected = 2;
+        assert_int_equal(pst_parse_binary_size(binary[i][0], &bytes, NULL), 0);
+        assert_int_equal(pst_parse_size(binary[i][1], &expected, NULL), 0);
+        assert_int_equal(bytes, expected);
+    }
     static const char *const bad[] = {"",
                                       "G",
                                       "-1",
@@ -294,6 +302,7 @@ static void test_sizes(void **state)
         uint64_t untouched = 77;
         if (pst_parse_size(bad[i], &untouched, NULL) != PST_E_USAGE)
             fail_msg("\"%s\" was taken for %llu", bad[i], (unsigned long long)untouched);
+        assert_int_equal(pst_parse_binary_size(bad[i], &untouched, NULL), PST_E_USAGE);
         assert_int_equal(untouched, 77);
     }
 }

@@ -412,11 +412,11 @@ static void test_refusals(void **state)
     expect_refusal(&options, -ENOMEM, "of memory");
     options.validate = false;
     options.buffer_bytes = 65536;
-    expect_refusal(&options, -ENOSPC, "GB free");
+    expect_refusal(&options, -ENOSPC, "B free");
     options.folders = all_folders;
     options.folder_count = 3;
     options.stripe = true;
-    expect_refusal(&options, -ENOSPC, "GB free");
+    expect_refusal(&options, -ENOSPC, "B free");
     options.io_size = UINT64_C(1) << 60;
     expect_refusal(&options, PST_E_USAGE, "1 PiB");
     options = small_bench();
