@@ -274,7 +274,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pst_io_fault_get_counts": (None, (c_void_p, POINTER(FaultCounts))),
 }
 
-LIBRARY_NAME = "libpenstock.so"
+LIBRARY_NAME = "libpenstock.so.0"  # the name that also the program of the wheel asks for
 LIBRARY_VARIABLE = "PENSTOCK_LIBRARY"
 
 
@@ -291,7 +291,7 @@ def library_path() -> str:
     built = checkout / "build" / LIBRARY_NAME
     if (checkout / "include" / "penstock" / "io.h").is_file() and built.is_file():
         return str(built)
-    return LIBRARY_NAME + ".0"
+    return LIBRARY_NAME
 
 
 def _load(path: str) -> ctypes.CDLL:

@@ -19,6 +19,7 @@ The interpreter lock is never held while something is waited for. All objects he
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import time
@@ -389,8 +390,8 @@ class File:
         return self._run(Write(self, offset, buffer))
 
     def read(self, size: int | None = None, offset: int = 0) -> bytearray:
-        """Up to `size` bytes from `offset` on; all there are by default."""
-        if size is None:
+        """Up to `size` bytes from `offset` on; all there are by default (and with -1, as files of Python's)."""
+        if size is None or size < 0:
             size = max(0, self.size - offset)
         content = bytearray(size)
         got = self.read_into(content, offset, exact=False)
@@ -597,7 +598,7 @@ class IO:
             ("queue_depth", queue_depth, 32),
             ("workers", workers or intra_op_parallelism, 32),
         ):
-            if not 0 <= value < 2**bits:
+            if not 0 <= operator.index(value) < 2**bits:
                 raise UsageError(f"{name} cannot be {value}")
         self._engine = engine  # a FaultEngine must outlive the handle
         options = native.sized(

@@ -52,6 +52,11 @@ def test_wrong_settings(options: dict[str, Any], resources: Resources) -> None:
     resources.assert_back()
 
 
+def test_a_setting_that_is_no_number() -> None:
+    with pytest.raises(TypeError, match="integer"):
+        IO(block_size="1M")  # type: ignore[arg-type]
+
+
 def test_engines_are_listed_and_those_that_work_work(path: Path, contents: bytes) -> None:
     listed = engines()
     assert {"threads", "null"} <= {e.name for e in listed}
@@ -240,6 +245,7 @@ def test_short_reads(io: IO, path: Path, contents: bytes) -> None:
         assert buffer[:40] == contents[-40:]
         assert file.submit_read(buffer, len(contents) + 5, exact=False).result() == 0
         assert file.read() == contents
+        assert file.read(-1, 100) == contents[100:]
         assert file.read(10, len(contents) - 4) == contents[-4:]
 
 

@@ -7,6 +7,7 @@ requirements.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -57,7 +58,7 @@ def test_a_wheel_works_without_a_compiler(tmp_path: Path) -> None:
     assert wheel.name.startswith("penstock-") and "-py3-none-manylinux_" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {"penstock/libpenstock.so", "penstock/py.typed", "penstock/io.py"} <= set(names)
+    assert {"penstock/libpenstock.so.0", "penstock/bin/penstock", "penstock/py.typed", "penstock/io.py"} <= set(names)
     for library in BUNDLED:
         assert any(n.startswith(f"penstock.libs/lib{library}") for n in names), library
     assert not any("__pycache__" in n or n.endswith((".c", ".h", ".a")) for n in names)
@@ -72,3 +73,10 @@ def test_a_wheel_works_without_a_compiler(tmp_path: Path) -> None:
     )
     assert used.returncode == 0, used.stderr
     assert used.stdout.strip().startswith(str(tmp_path / "venv")), "the library beside the package is the one in use"
+
+    program = tmp_path / "venv" / "bin" / "penstock"
+    listed = subprocess.run([program, "bench", "io", "--list-engines", "--json"], env=only, capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    assert {"io_uring", "threads"} <= {engine["name"] for engine in json.loads(listed.stdout)["results"]}
+    refused = subprocess.run([program, "inspect", tmp_path / "missing"], env=only, capture_output=True, text=True)
+    assert refused.returncode == 1 and refused.stderr.startswith("penstock: error: ")
