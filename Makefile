@@ -8,7 +8,7 @@ PROMPT ?= Once upon a time, in the valley of
 CMAKE_FLAGS ?=
 TARGET ?= all
 
-.PHONY: build run test test-peers test-long asan ubsan tsan fuzz bench lint format install clean
+.PHONY: build run test test-peers test-long asan ubsan tsan fuzz bench wheel lint format install clean
 
 build:
 	@scripts/setup.sh build
@@ -28,9 +28,17 @@ test-peers: build
 	@scripts/setup.sh peers
 	@python3 tests/peers/run.py $(BUILD)/penstock
 
-# The suite, the sanitizers' suites, and ten minutes of fuzzing per target: about an hour.
+# The suite, the sanitizers' suites, millions of random I/O operations against a model in memory, and ten minutes of
+# fuzzing per target: well over an hour.
 test-long: test asan ubsan tsan
+	@PST_TEST_OPERATIONS=3000000 $(BUILD)/tests/property/test_io_model
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600
+
+# The Python package for other machines, with the libraries that it needs inside.
+wheel:
+	@scripts/setup.sh build
+	@scripts/setup.sh peers
+	@scripts/build_wheel.sh
 
 asan:
 	@$(MAKE) --no-print-directory test BUILD=$(BUILD)-asan CMAKE_FLAGS="-DPST_SANITIZE=address,undefined"

@@ -143,7 +143,7 @@ static const pst_option how_rows[] = {
      AT(buffer_size),
      .metavar = "SIZE",
      .help = "memory of one transfer, which goes through it again and again when it is less than --io-size; without it "
-             "--io-size, so that each byte has a place of its own"},
+             "--io-size, so that each byte has a place of its own; with --against, what fio uses: a queue of blocks"},
     {.name = "io-profile",
      .type = PST_OPTION_STRING,
      AT(io_profile),
@@ -456,6 +456,14 @@ static int on_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
     return cli_interrupted();
 }
 
+/* As much memory as fio has with the same settings. A transfer that goes through more of it than fits into the
+ * processor's cache is slower on drives whose data the processor copies, as that of a virtual machine does. */
+static uint64_t memory_of_fio(const pst_io_options *io)
+{
+    uint64_t block = io->block_size != 0 ? io->block_size : 1 << 20;
+    return block * (io->queue_depth != 0 ? io->queue_depth : 64) * (io->workers != 0 ? io->workers : 1);
+}
+
 static int fill_options(io_job *job, io_config *config, pst_io_bench_options *out, pst_error *err)
 {
     const io_values *values = job->values;
@@ -498,6 +506,8 @@ static int fill_options(io_job *job, io_config *config, pst_io_bench_options *ou
         config->chosen = true;
     }
     out->io = config->io;
+    if (values->against != NULL && config->buffer_size == 0)
+        out->buffer_bytes = memory_of_fio(&out->io);
     return 0;
 }
 
@@ -512,16 +522,21 @@ static void learn(io_job *job, io_config *config)
     config->known = true;
 }
 
-/* The files are as large as the largest transfer. */
+/* The files are as large as the largest transfer, and the memory as the largest that any of them uses. */
 static int open_bench(io_job *job, pst_error *err)
 {
     io_config *config = &job->configs[0];
-    for (size_t i = 1; i < job->config_count; i++) {
+    pst_io_bench_options options;
+    uint64_t most = 0;
+    for (size_t i = 0; i < job->config_count; i++) {
+        PST_TRY(fill_options(job, &job->configs[i], &options, err));
+        if (options.buffer_bytes > most)
+            most = options.buffer_bytes;
         if (job->configs[i].io_size > config->io_size)
             config = &job->configs[i];
     }
-    pst_io_bench_options options;
     PST_TRY(fill_options(job, config, &options, err));
+    options.buffer_bytes = most;
     PST_TRY(pst_io_bench_open(&options, &job->bench, err));
     learn(job, config);
     return 0;
