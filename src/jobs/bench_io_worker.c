@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/sanitizer.h"
 #include "base/log.h"
 #include "io/internal.h"
 #include "jobs/bench_io_internal.h"
@@ -240,6 +241,8 @@ int pst_bench_worker_open(const pst_bench_plan *plan, uint32_t process, bool rep
         pst_bench_worker_close(w);
         return status;
     }
+    if (plan->options.buffer_bytes < plan->options.io_size) /* transfers go through it again and again */
+        pst_sanitizer_expect_races(w->memory, w->memory_bytes);
     for (uint32_t i = 0; i < w->transfers; i++) {
         w->memory_contents[i] = NO_CONTENTS;
         need_contents(w, i, 0); /* random in any case, and all pages are there */

@@ -17,6 +17,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/sanitizer.h"
 #include "base/log.h"
 #include "os/clock.h"
 #include "os/drive.h"
@@ -238,6 +239,7 @@ static int make_memory(pst_tune_rig *r, pst_error *err)
         bytes = MAX_BLOCK_BYTES;
     PST_TRY(pst_memory_map(bytes, "the buffer of the measurements", &r->memory, err));
     r->memory_bytes = bytes;
+    pst_sanitizer_expect_races(r->memory, bytes); /* transfers go through it again and again */
     uint64_t *words = r->memory, state = pst_clock_ns();
     for (uint64_t i = 0; i < bytes / sizeof *words; i++) {
         state = state * 6364136223846793005u + 1442695040888963407u;

@@ -1,5 +1,5 @@
 pst_test(test_synth SOURCES ${PST_TEST_DIR}/test_synth.c LABELS unit LIBRARIES m)
 pst_test(test_inspect SOURCES ${PST_TEST_DIR}/test_inspect.c LABELS unit)
 pst_test(test_tune_search SOURCES ${PST_TEST_DIR}/test_tune_search.c LABELS unit LIBRARIES m)
-pst_test(test_tune SOURCES ${PST_TEST_DIR}/test_tune.c LABELS unit LIBRARIES PkgConfig::JANSSON)
+pst_test(test_tune SOURCES ${PST_TEST_DIR}/test_tune.c LABELS unit TIMEOUT 300 LIBRARIES PkgConfig::JANSSON)
 pst_test(test_bench_io SOURCES ${PST_TEST_DIR}/test_bench_io.c LABELS unit)
