@@ -452,7 +452,8 @@ static int on_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
 {
     const io_job *job = user;
     (void)total_bytes;
-    cli_progress_update(job->done_bytes + done_bytes);
+    if (job->values->against == NULL) /* else pairs are counted: bytes say little while fio runs */
+        cli_progress_update(job->done_bytes + done_bytes);
     return cli_interrupted();
 }
 
@@ -575,7 +576,8 @@ static int run_once(io_job *job, io_cell *cell, pst_io_bench_result *out, pst_er
     PST_TRY(use_config(job, cell->config, err));
     PST_TRY(pst_io_bench_run(job->bench, cell->op, out, err));
     job->done_bytes += out->bytes;
-    cli_progress_update(job->done_bytes);
+    if (job->values->against == NULL)
+        cli_progress_update(job->done_bytes);
     return cli_interrupted() != 0 ? pst_fail(err, PST_E_CANCELLED, NULL, "cancelled") : 0;
 }
 
@@ -612,6 +614,7 @@ static int warm_up(io_job *job, pst_error *err)
     for (size_t i = 0; i < job->cell_count; i++) {
         PST_TRY(use_config(job, job->cells[i].config, err));
         PST_TRY(io_fio_choose(job, &job->cells[i], err));
+        cli_progress_update(i + 1);
     }
     return 0;
 }
@@ -625,13 +628,22 @@ static int measure(io_job *job, pst_error *err)
         const pst_io_bench_info *info = &job->cells[i].config->info;
         total += info->io_size * info->transfers * info->processes * (job->loops + job->warmup_loops);
     }
-    cli_progress_begin("measuring", "bytes", total);
+    if (job->values->against != NULL)
+        cli_progress_begin("choosing fio's settings", "rows", job->cell_count);
+    else
+        cli_progress_begin("measuring", "bytes", total);
     PST_TRY(warm_up(job, err));
+    if (job->values->against != NULL) {
+        cli_progress_end();
+        cli_progress_begin("measuring", "pairs", job->cell_count * job->loops);
+    }
     for (size_t loop = 0; loop < job->loops; loop++) {
         for (size_t i = 0; i < job->cell_count; i++) {
             io_cell *cell = &job->cells[i];
             PST_TRY(cell->fio != NULL ? run_pair(job, loop, i, err) : run_once(job, cell, &cell->loops[loop], err));
             cell->count = loop + 1;
+            if (cell->fio != NULL)
+                cli_progress_update(loop * job->cell_count + i + 1);
         }
     }
     return 0;

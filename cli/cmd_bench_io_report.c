@@ -335,7 +335,8 @@ static int print_text(const io_job *job, pst_error *err)
                            "workers", "engine", "GB/s (min-max)", "CPU s/GB", "p50", "p99"));
     for (size_t i = 0; i < job->cell_count; i++)
         PST_TRY(print_row(&job->cells[i], err));
-    PST_TRY(cli_out_text("\n", err));
+    if (job->config_count == 1)
+        PST_TRY(cli_out_text("\n", err));
     for (size_t i = 0; job->config_count == 1 && i < job->cell_count; i++)
         PST_TRY(print_slowest(&job->cells[i], err));
     for (size_t i = 0; i < job->cell_count; i++) {

@@ -24,18 +24,22 @@ void cli_help_overview(FILE *to)
           to);
 }
 
-/* "bench infer" may come as one word or two. */
-static const cli_command *find_named(int argc, char *const *argv)
+/* "bench" alone is every command that begins with this word. Returns how many there were. */
+static unsigned help_named(int argc, char *const *argv)
 {
     char name[64];
     snprintf(name, sizeof name, argc > 1 ? "%s %s" : "%s", argv[0], argc > 1 ? argv[1] : "");
+    size_t length = strlen(name);
+    unsigned count = 0;
     for (size_t i = 0; i < cli_command_count; i++) {
         const char *known = cli_commands[i]->spec.name;
-        if (strcmp(known, name) == 0 || (argc == 1 && strchr(known, ' ') != NULL &&
-                                         strncmp(known, name, strlen(name)) == 0 && known[strlen(name)] == ' '))
-            return cli_commands[i];
+        if (strcmp(known, name) != 0 && (argc != 1 || strncmp(known, name, length) != 0 || known[length] != ' '))
+            continue;
+        if (count++ > 0)
+            fputc('\n', stdout);
+        pst_options_help("penstock", &cli_commands[i]->spec, stdout);
     }
-    return NULL;
+    return count;
 }
 
 int cli_help(int argc, char *const *argv, pst_error *err)
@@ -44,11 +48,8 @@ int cli_help(int argc, char *const *argv, pst_error *err)
         cli_help_overview(stdout);
     } else if (strcmp(argv[0], "--man") == 0 && argc == 1) {
         cli_manual(stdout);
-    } else {
-        const cli_command *command = argc <= 2 ? find_named(argc, argv) : NULL;
-        if (command == NULL)
-            return cli_usage(err, "no help on \"%.40s\"; 'penstock help' lists the commands", argv[0]);
-        pst_options_help("penstock", &command->spec, stdout);
+    } else if (argc > 2 || help_named(argc, argv) == 0) {
+        return cli_usage(err, "no help on \"%.40s\"; 'penstock help' lists the commands", argv[0]);
     }
     return cli_out_flush(err);
 }

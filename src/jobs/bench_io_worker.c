@@ -10,8 +10,8 @@
 
 #include "base/error.h"
 #include "base/heap.h"
-#include "base/sanitizer.h"
 #include "base/log.h"
+#include "base/sanitizer.h"
 #include "io/internal.h"
 #include "jobs/bench_io_internal.h"
 #include "os/clock.h"

@@ -17,8 +17,8 @@
 
 #include "base/error.h"
 #include "base/heap.h"
-#include "base/sanitizer.h"
 #include "base/log.h"
+#include "base/sanitizer.h"
 #include "os/clock.h"
 #include "os/drive.h"
 #include "os/file.h"

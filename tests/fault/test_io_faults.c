@@ -283,7 +283,8 @@ static uint32_t carry_out(scene *s, int expected_error)
         sync_failed |= s->ops[i].result < 0 && s->ops[i].kind == PST_IO_SYNC;
         check_op(s, i, expected_error);
     }
-    assert_int_equal(status<0, failed> 0);
+    bool any_failed = failed > 0 || sync_failed;
+    assert_int_equal(status < 0, any_failed);
     assert_memory_equal(s->arena, s->copy, ARENA_BYTES); /* guards, and what was written from */
     check_files(s);
     return failed;

@@ -130,7 +130,7 @@ static int fail_open(int status, pst_error *err)
     else if (status == -EPERM || status == -EACCES)
         hint = "it was forbidden (sysctl kernel.io_uring_disabled, or a container's rules): ";
     else if (status == -ENOMEM)
-        hint = "there is no memory for it (before Linux 5.12, RLIMIT_MEMLOCK counts): ";
+        hint = "there is no memory for it (or too little that may be locked: RLIMIT_MEMLOCK, ulimit -l): ";
     return pst_fail(err, status, NULL, "io_uring does not work here: %s%s", hint, pst_strerror(status));
 }
 
