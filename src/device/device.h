@@ -16,6 +16,7 @@
 
 #include <stdbool.h>
 
+#include "cpu/weight.h"
 #include "penstock/types.h"
 
 typedef struct pst_device pst_device;
@@ -27,15 +28,25 @@ typedef struct pst_matrix {
     size_t rows, columns, stride;
 } pst_matrix;
 
-/* A vector or matrix of a checkpoint as it lies in memory: rows x columns, rows contiguous, any byte alignment. type: F32, F16, BF16. */
+/* A vector or matrix of a checkpoint as it lies in memory: rows x columns, rows contiguous, any byte alignment. */
 typedef struct pst_weight {
     const void *data; /* NULL: absent (no bias, no norm weight) */
-    pst_dtype type;
+    pst_dtype type;   /* F32, F16, BF16; with a format of another layout than PLAIN, of no meaning */
     size_t rows, columns;
+    /* Matrices that are not plain rows of `type`; NULL: they are. */
+    const pst_weight_format *format;
+    /* Of the whole tensor, where the format has them. */
+    const void *scales, *zeros;
+    const int32_t *index; /* any byte alignment, as all else */
+    size_t first_row;     /* where data's first row is in the tensor */
 } pst_weight;
 
 /* y[r][first_column + n] = sum over k of x[r][k] * w[n][k], + bias[n], + the old y if `accumulate`; n < w.rows; y is F32.
- * x.columns == w.columns. bias (1 x w.rows, or absent) is already cut to these rows. Order: sum, then bias, then old y. */
+ * x.columns == w.columns. bias (1 x w.rows, or absent) is already cut to these rows. Order: sum, then bias, then old y.
+ *
+ * With a transposed format the rows at hand are inputs first_row.. (times 32/bits for GPTQ) of all w.columns outputs, and a
+ * product is a run of calls with rising rows: the first one (w.first_row 0) begins with y = (old y if `accumulate`) + bias,
+ * and each adds its inputs one after the other, so that the bits do not depend on the cut. */
 typedef struct pst_matmul {
     pst_matrix x;
     pst_weight w, bias;
@@ -71,11 +82,17 @@ typedef struct pst_attention {
 typedef struct pst_device_ops {
     const char *name;
 
-    /* Weight rows to f32 (embedding rows): y[r] = w[r]; y F32. */
+    /* Weight rows to f32 (embedding rows): y[r] = w[r]; y F32. PLAIN or GROUPED, not transposed. */
     int (*convert)(pst_device *device, const pst_weight *w, const pst_matrix *y);
     /* y[r] = x[r] / sqrt(mean(x[r]^2) + eps) * w; x F32; y F32 or BF16, may be x itself; w 1 x columns. */
     int (*rms_norm)(pst_device *device, const pst_matrix *x, const pst_weight *w, float eps, const pst_matrix *y);
     int (*matmul)(pst_device *device, const pst_matmul *job);
+    /* y[r] = (x[r] - mean(x[r])) / sqrt(variance(x[r]) + eps) * w + b; the variance is divided by the count; x F32; y F32 or
+     * BF16, may be x itself; w, b 1 x columns. */
+    int (*layer_norm)(pst_device *device, const pst_matrix *x, const pst_weight *w, const pst_weight *b, float eps,
+                      const pst_matrix *y);
+    /* y = activation(x), elementwise; x F32; y of the compute type. */
+    int (*activate)(pst_device *device, pst_activation activation, const pst_matrix *x, const pst_matrix *y);
     /* Rotates in place pairs (i, i + rotary/2) of each head of x (F32, rows x heads*head_dim) by the angle of the row's
      * position: table[position] holds rotary/2 cosines, then rotary/2 sines. positions[rows]. */
     int (*rope)(pst_device *device, const pst_matrix *x, uint32_t heads, uint32_t head_dim, uint32_t rotary,

@@ -13,17 +13,11 @@
 #include "base/json.h"
 #include "nn/family.h"
 
-/* Bounds that no published model comes near; they keep every product of two of them inside 64 bits. */
-enum { MAX_DIMENSION = 1 << 24, MAX_LAYERS = 1 << 14, MAX_HEADS = 1 << 14, MAX_HEAD_DIM = 1 << 12, MAX_END_IDS = 4096 };
+enum { MAX_END_IDS = 4096 };
 
-typedef struct reader {
-    const json_t *root;
-    const char *path;
-    pst_error *err;
-} reader;
+typedef pst_config_reader reader;
 
-/* A whole number in [min, max]; `fallback` of 0 makes the key required. */
-static int read_u32(const reader *in, const char *key, uint64_t fallback, uint64_t min, uint64_t max, uint32_t *out)
+int pst_config_u32(const reader *in, const char *key, uint64_t fallback, uint64_t min, uint64_t max, uint32_t *out)
 {
     uint64_t value = fallback;
     PST_TRY(pst_json_u64(in->root, key, fallback == 0, min, max, &value, in->path, in->err));
@@ -34,28 +28,28 @@ static int read_u32(const reader *in, const char *key, uint64_t fallback, uint64
 static int read_dimensions(const reader *in, pst_transformer *t)
 {
     const pst_family *family = t->family;
-    PST_TRY(read_u32(in, "vocab_size", 0, 1, MAX_DIMENSION, &t->vocab));
-    PST_TRY(read_u32(in, "hidden_size", 0, 1, MAX_DIMENSION, &t->hidden));
-    PST_TRY(read_u32(in, "intermediate_size", 0, 1, MAX_DIMENSION, &t->intermediate));
-    PST_TRY(read_u32(in, "num_hidden_layers", 0, 1, MAX_LAYERS, &t->layers));
-    PST_TRY(read_u32(in, "num_attention_heads", 0, 1, MAX_HEADS, &t->heads));
+    PST_TRY(pst_config_u32(in, "vocab_size", 0, 1, PST_MAX_DIMENSION, &t->vocab));
+    PST_TRY(pst_config_u32(in, "hidden_size", 0, 1, PST_MAX_DIMENSION, &t->hidden));
+    PST_TRY(pst_config_u32(in, "intermediate_size", 0, 1, PST_MAX_DIMENSION, &t->intermediate));
+    PST_TRY(pst_config_u32(in, "num_hidden_layers", 0, 1, PST_MAX_LAYERS, &t->layers));
+    PST_TRY(pst_config_u32(in, "num_attention_heads", 0, 1, PST_MAX_HEADS, &t->heads));
     bool kv_is_null = json_is_null(json_object_get(in->root, "num_key_value_heads"));
     uint32_t kv_default = family->default_kv_heads && !kv_is_null ? family->default_kv_heads : t->heads;
-    PST_TRY(read_u32(in, "num_key_value_heads", kv_default, 1, MAX_HEADS, &t->kv_heads));
+    PST_TRY(pst_config_u32(in, "num_key_value_heads", kv_default, 1, PST_MAX_HEADS, &t->kv_heads));
     if (t->heads % t->kv_heads != 0)
         return pst_fail(in->err, PST_E_FORMAT, in->path, "%u attention heads cannot share %u key/value heads", t->heads,
                         t->kv_heads);
     uint32_t dim_default = family->default_head_dim ? family->default_head_dim : t->hidden / t->heads;
     if (dim_default == 0)
         dim_default = 1;
-    PST_TRY(read_u32(in, "head_dim", dim_default, 1, MAX_HEAD_DIM, &t->head_dim));
+    PST_TRY(pst_config_u32(in, "head_dim", dim_default, 1, PST_MAX_HEAD_DIM, &t->head_dim));
     if (t->head_dim % 2 != 0)
         return pst_fail(in->err, PST_E_FORMAT, in->path, "\"head_dim\" is %u, and rotary embedding needs an even one",
                         t->head_dim);
-    return read_u32(in, "max_position_embeddings", family->default_context, 1, UINT32_MAX / 2, &t->context);
+    return pst_config_u32(in, "max_position_embeddings", family->default_context, 1, UINT32_MAX / 2, &t->context);
 }
 
-static int read_activation(const reader *in, pst_transformer *t)
+int pst_config_activation(const reader *in, const char *key, const char *fallback, pst_activation *out)
 {
     static const struct {
         const char *name;
@@ -64,11 +58,11 @@ static int read_activation(const reader *in, pst_transformer *t)
                  {"gelu", PST_ACT_GELU},          {"gelu_pytorch_tanh", PST_ACT_GELU_TANH},
                  {"gelu_new", PST_ACT_GELU_TANH}, {"gelu_fast", PST_ACT_GELU_TANH},
                  {"relu", PST_ACT_RELU}};
-    const char *name = "silu";
-    PST_TRY(pst_json_string(in->root, "hidden_act", false, &name, in->path, in->err));
+    const char *name = fallback ? fallback : "silu";
+    PST_TRY(pst_json_string(in->root, key, false, &name, in->path, in->err));
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         if (strcmp(names[i].name, name) == 0) {
-            t->activation = names[i].activation;
+            *out = names[i].activation;
             return 0;
         }
     }
@@ -133,7 +127,8 @@ static int read_rope_dictionary(const reader *in, const json_t *dictionary, pst_
 
 static int read_rope(const reader *in, pst_transformer *t)
 {
-    t->rope.theta = 10000;
+    t->rope.theta = t->family->default_rope_theta > 0 ? t->family->default_rope_theta : 10000;
+    t->rope.attention_factor = 1;
     PST_TRY(pst_json_double(in->root, "rope_theta", false, &t->rope.theta, in->path, in->err));
     double partial = 1;
     PST_TRY(pst_json_double(in->root, "partial_rotary_factor", false, &partial, in->path, in->err));
@@ -185,7 +180,7 @@ static int read_windows(const reader *in, pst_transformer *t)
         PST_TRY(pst_json_bool(in->root, "use_sliding_window", false, &use, in->path, in->err));
     if (!use || json_is_null(json_object_get(in->root, "sliding_window")))
         return 0;
-    PST_TRY(read_u32(in, "sliding_window", t->family->default_window, 1, UINT32_MAX / 2, &t->window));
+    PST_TRY(pst_config_u32(in, "sliding_window", t->family->default_window, 1, UINT32_MAX / 2, &t->window));
     if (t->family->window == PST_WINDOW_LAYERS)
         return read_windowed_layers(in, t);
     for (uint32_t layer = 0; layer < t->layers; layer++)
@@ -235,6 +230,17 @@ static int read_generation(const reader *in, pst_transformer *t)
     return 0;
 }
 
+/* The keys of Llama and most that came after. */
+static int read_common(const reader *in, pst_transformer *t)
+{
+    PST_TRY(read_dimensions(in, t));
+    PST_TRY(pst_config_activation(in, "hidden_act", NULL, &t->activation));
+    PST_TRY(read_switches(in, t));
+    PST_TRY(read_rope(in, t));
+    PST_TRY(read_windows(in, t));
+    return t->family->read ? t->family->read(in, t) : 0;
+}
+
 static int read_config(const reader *in, pst_transformer *t)
 {
     if (!json_is_object(in->root))
@@ -249,11 +255,12 @@ static int read_config(const reader *in, pst_transformer *t)
     if (quantization != NULL && !json_is_null(quantization))
         return pst_fail(in->err, PST_E_UNSUPPORTED, in->path,
                         "quantized weights (quantization_config) are not supported yet");
-    PST_TRY(read_dimensions(in, t));
-    PST_TRY(read_activation(in, t));
-    PST_TRY(read_switches(in, t));
-    PST_TRY(read_rope(in, t));
-    PST_TRY(read_windows(in, t));
+    if (t->family->read_all != NULL)
+        PST_TRY(t->family->read_all(in, t));
+    else
+        PST_TRY(read_common(in, t));
+    if (t->embedding_dim == 0)
+        t->embedding_dim = t->hidden;
     return read_end_ids(in, t);
 }
 
@@ -283,6 +290,7 @@ done:
 void pst_transformer_destroy(pst_transformer *transformer)
 {
     pst_heap_free(transformer->windowed);
+    pst_heap_free(transformer->sparse);
     pst_heap_free(transformer->end_ids);
     *transformer = (pst_transformer){0};
 }

@@ -13,13 +13,41 @@
 
 typedef struct pst_family pst_family;
 
-typedef enum pst_rope_type { PST_ROPE_DEFAULT, PST_ROPE_LINEAR, PST_ROPE_LLAMA3 } pst_rope_type;
+typedef enum pst_rope_type { PST_ROPE_DEFAULT, PST_ROPE_LINEAR, PST_ROPE_LLAMA3, PST_ROPE_YARN } pst_rope_type;
 
 typedef struct pst_rope {
     pst_rope_type type;
     double theta, factor, low_freq_factor, high_freq_factor;
     double original_context;
+    /* yarn */
+    double beta_fast, beta_slow;
+    double attention_factor; /* cosines and sines are multiplied with it; 1: not at all */
+    bool truncate;           /* the ramp's ends are whole pairs */
+    bool interleaved;        /* pairs are neighbours (2i, 2i + 1), not halves (i, i + rotary/2) */
 } pst_rope;
+
+typedef enum pst_qkv_order {
+    PST_QKV_CONCATENATED, /* all of q, all of k, all of v (GPT-2) */
+    PST_QKV_PER_HEAD      /* q, k, v of a head, then those of the next (BLOOM) */
+} pst_qkv_order;
+
+/* How a row's experts are chosen from the router's logits. */
+typedef struct pst_routing {
+    bool sigmoid;                /* scores are sigmoids of the logits; else their softmax over all experts */
+    bool normalize;              /* the chosen scores are divided by their sum */
+    double normalize_epsilon;    /* added to that sum */
+    uint32_t groups, top_groups; /* only experts of the top_groups best groups count; a group's score is the sum of its
+                                  * two best corrected scores; 1 and 1: all */
+    bool corrected;              /* a correction is added to the scores for choosing, not for weighing */
+    double scale;                /* of the weights */
+} pst_routing;
+
+/* Latent attention (DeepSeek-V2, arXiv 2405.04434): keys and values are products of a short vector that alone is cached. */
+typedef struct pst_latent {
+    uint32_t q_lora_rank; /* 0: the query is not compressed */
+    uint32_t kv_lora_rank;
+    uint32_t nope_dim, rope_dim, value_dim; /* per head: of the key without and with rotation, of the value */
+} pst_latent;
 
 typedef struct pst_transformer {
     const pst_family *family; /* static */
@@ -33,6 +61,22 @@ typedef struct pst_transformer {
     pst_rope rope;
     uint32_t window; /* of the layers marked in windowed; 0: none */
     bool *windowed;  /* by layer; heap */
+
+    uint32_t embedding_dim;   /* of the embedding's rows; usually hidden */
+    uint32_t position_offset; /* learned positions: position p is row p + offset (OPT: 2) */
+    bool alibi;               /* attention's scores fall with the distance, head by head (arXiv 2108.12409) */
+    bool norm_last, no_final_norm;
+    pst_qkv_order qkv_order;
+    float attention_scale; /* 0: 1 / sqrt(head_dim) */
+
+    uint32_t experts; /* 0: dense everywhere */
+    uint32_t experts_per_token, expert_intermediate, shared_intermediate;
+    bool *sparse; /* by layer; heap; NULL: none */
+    pst_routing routing;
+    pst_latent latent; /* kv_lora_rank 0: ordinary attention */
+
+    /* Of the matrices that config.json's quantization_config speaks of; layout PLAIN: it does not. */
+    pst_weight_format quantized;
 
     uint32_t *end_ids; /* heap */
     size_t end_count;
@@ -49,7 +93,8 @@ void pst_transformer_destroy(pst_transformer *transformer); /* what it holds; a 
 
 /* Writes the table that the rope operator takes: for each position below `positions`, head_dim/2 cosines, then head_dim/2
  * sines. Sources: RoFormer (arXiv 2104.09864); linear scaling divides the frequencies; llama3 as published with Llama 3.1
- * (frequencies whose wavelength exceeds the original context are divided, those well below kept, a ramp between). */
+ * (frequencies whose wavelength exceeds the original context are divided, those well below kept, a ramp between); YaRN as in
+ * arXiv 2309.00071. */
 void pst_rope_table(const pst_rope *rope, uint32_t head_dim, uint32_t positions, float *table);
 
 #endif

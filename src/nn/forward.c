@@ -219,7 +219,8 @@ int pst_forward_embed(void *forward, size_t index, const void *row)
 {
     pst_forward *f = forward;
     const pst_matrix *x = &f->buffers[PST_NN_X];
-    pst_weight weight = {row, f->embedding_type, 1, f->t->hidden};
+    const pst_nn_step *step = f->program->nn_stages[0].steps;
+    pst_weight weight = {.data = row, .type = step->format->type, .rows = 1, .columns = f->t->hidden};
     pst_matrix one = {(float *)x->data + index * x->stride, PST_F32, 1, x->columns, x->stride};
     return f->device->ops->convert(f->device, &weight, &one);
 }

@@ -10,7 +10,7 @@ struct pst_forward {
     pst_device *device;
     pst_program *program;
     uint32_t max_rows, max_logit_rows, max_sequences, max_tokens;
-    pst_dtype kv_type, embedding_type;
+    pst_dtype kv_type;
 
     pst_matrix buffers[PST_NN_BUFFERS]; /* rows are set per pass */
     unsigned char *activations;         /* what they lie in */

@@ -143,7 +143,6 @@ int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_
     f->max_sequences = config->max_sequences;
     f->max_tokens = config->max_tokens;
     f->kv_type = config->kv_type;
-    f->embedding_type = config->program->stages[0].tensors[0].tensor->dtype;
     f->kv_bytes = memory.kv_bytes;
     int status;
     PST_TRY_GOTO(fail, make_activations(f, config, err));

@@ -39,6 +39,8 @@ typedef struct pst_part_view {
 
 typedef int pst_stage_compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err);
 
+typedef uint32_t pst_stage_choose(void *context, const pst_stage *stage, bool *wanted);
+
 struct pst_stage {
     const char *name;
     pst_stage_tensor *tensors; /* in order of use */
@@ -46,6 +48,17 @@ struct pst_stage {
     bool gathered; /* its rows are fetched one by one on demand (an embedding); never streamed, no function */
     pst_stage_compute *compute; /* called on the ring's owner thread */
     void *context;
+
+    /* Units (experts): runs of consecutive tensors that a pass needs or does not need as one. Unit u is tensors
+     * unit_first_tensor[u] up to unit_first_tensor[u + 1]; all the stage's tensors belong to units. 0: no units. No part
+     * holds pieces of two units, and the function never sees a part of a unit that the pass does not need. */
+    uint32_t unit_count;
+    const uint32_t *unit_first_tensor; /* unit_count + 1 */
+    /* Which units this pass needs: wanted[u], all set by it. Called when all stages before this one have been computed. */
+    pst_stage_choose *choose;
+    /* The same as a guess, to read ahead by, called when the stage with units before this one has been chosen, or the pass
+     * begins; may be wrong either way. NULL: no guess. Returns how many it wants; 0: no idea. */
+    pst_stage_choose *guess;
 };
 
 #endif
