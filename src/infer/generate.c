@@ -175,10 +175,6 @@ static int take_logits(generation *g, const pst_logits *logits)
         return pst_fail(g->err, PST_E_FORMAT, g->session->model->folder,
                         "prompt %zu: the logits of token %u are not finite: broken weights?", request + 1,
                         logits->position + 1);
-    if (!pst_logits_are_usable(logits->values, t->vocab))
-        return pst_fail(g->err, PST_E_FORMAT, g->session->model->folder,
-                        "prompt %zu: the logits of token %u are not finite: broken weights?", request + 1,
-                        logits->position + 1);
     uint32_t id =
         pst_sample(logits->values, t->vocab, &r->sampling, pst_random(r->sampling.seed, p->count), g->candidates);
     count_first(g, request);
