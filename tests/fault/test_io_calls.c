@@ -5,7 +5,6 @@
  * engine inside a wrapper. The outcome is an error that says what and where, or everything is as it should be; nothing is
  * left behind.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -50,17 +49,6 @@ static int tear_down(void **unused)
     free(second);
     test_folder_remove(folder);
     return 0;
-}
-
-static unsigned count_entries(const char *path)
-{
-    unsigned count = 0;
-    DIR *entries = opendir(path);
-    while (entries != NULL && readdir(entries) != NULL)
-        count++;
-    if (entries != NULL)
-        closedir(entries);
-    return count;
 }
 
 /* ---- a life ---- */
@@ -195,39 +183,19 @@ static int live(const char *engine, bool wrapped, int error, bool *verified, pst
 
 /* ---- what fails ---- */
 
-typedef struct leaks {
-    int64_t allocations;
-    unsigned descriptors, threads;
-} leaks;
-
-static leaks count_all(void)
-{
-    return (leaks){.allocations = pst_heap_live_count(),
-                   .descriptors = count_entries("/proc/self/fd"),
-                   .threads = count_entries("/proc/self/task")};
-}
-
-static void assert_same(const leaks *before)
-{
-    leaks now = count_all();
-    assert_int_equal(now.allocations, before->allocations);
-    assert_int_equal(now.descriptors, before->descriptors);
-    assert_int_equal(now.threads, before->threads);
-}
-
 static void fail_in_turn(const char *engine, bool wrapped, pst_fault_kind kind, int error)
 {
     bool struck = true;
     for (int64_t nth = 0; struck; nth++) {
         pst_error err = {0};
         bool verified = false;
-        leaks before = count_all();
+        test_footprint before = test_measure_footprint();
         pst_fault_reset();
         pst_fault_fail(kind, nth, 1, error);
         int status = live(engine, wrapped, error, &verified, &err);
         struck = pst_fault_count(kind) > nth;
         pst_fault_reset();
-        assert_same(&before);
+        test_assert_footprint(&before);
         if (status < 0) {
             assert_true(struck);
             if (status != -error && status != PST_E_SHORT)
@@ -264,11 +232,11 @@ static void test_allocations(void **unused)
             for (int64_t nth = 0; status < 0; nth++) {
                 pst_error err = {0};
                 bool verified = false;
-                leaks before = count_all();
+                test_footprint before = test_measure_footprint();
                 pst_heap_fail_after(nth, 0);
                 status = live(test_engine(e), wrapped != 0, ENOMEM, &verified, &err);
                 pst_heap_fail_after(-1, 0);
-                assert_same(&before);
+                test_assert_footprint(&before);
                 assert_int_equal(status, verified ? 0 : -ENOMEM);
                 assert_true(nth < MAX_NTH);
             }

@@ -4,7 +4,6 @@
  * kinds by chance. Each operation either succeeds with the right bytes or reports its error, with its path and an offset
  * inside of it; a write that failed has touched nothing outside of its range; nothing hangs, and nothing is left behind.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -36,17 +35,6 @@ enum {
 static char *folder;
 static uint64_t state;
 static uint64_t generation; /* of what is written */
-
-static unsigned count_entries(const char *path)
-{
-    unsigned count = 0;
-    DIR *entries = opendir(path);
-    while (entries != NULL && readdir(entries) != NULL)
-        count++;
-    if (entries != NULL)
-        closedir(entries);
-    return count;
-}
 
 static void on_alarm(int signal)
 {
@@ -408,8 +396,7 @@ static void strike_each(const setting *c, bool tmpfs)
     folder = memory != NULL ? memory : folder;
     uint64_t seed = test_random(&state), strikes = 0;
     for (int k = 0; k < KINDS; k++) {
-        int64_t alive = pst_heap_live_count();
-        unsigned descriptors = count_entries("/proc/self/fd"), threads = count_entries("/proc/self/task");
+        test_footprint before = test_measure_footprint();
         int64_t at = 0;
         while (strike_once(c, &kinds[k], at, seed)) {
             assert_true(++at < 2000);
@@ -417,9 +404,7 @@ static void strike_each(const setting *c, bool tmpfs)
         }
         assert_true(at > 20);
         strikes += (uint64_t)at;
-        assert_int_equal(pst_heap_live_count(), alive);
-        assert_int_equal(count_entries("/proc/self/fd"), descriptors);
-        assert_int_equal(count_entries("/proc/self/task"), threads);
+        test_assert_footprint(&before);
     }
     print_message("%s, depth %u, %u workers: %llu requests struck in turn\n", c->engine, c->depth, c->workers,
                   (unsigned long long)strikes);

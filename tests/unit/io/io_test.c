@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/heap.h"
+
 uint64_t test_seed(void)
 {
     const char *given = getenv("PST_TEST_SEED");
@@ -195,4 +197,32 @@ bool test_try_uring(void)
 bool test_have_uring(void)
 {
     return test_have_engine("io_uring");
+}
+
+static unsigned entries_of(const char *folder)
+{
+    unsigned count = 0;
+    DIR *entries = opendir(folder);
+    assert_non_null(entries);
+    while (readdir(entries) != NULL)
+        count++;
+    closedir(entries);
+    return count;
+}
+
+test_footprint test_measure_footprint(void)
+{
+    return (test_footprint){entries_of("/proc/self/fd"), entries_of("/proc/self/task"), pst_heap_live_count()};
+}
+
+void test_assert_footprint(const test_footprint *before)
+{
+    test_footprint now = test_measure_footprint();
+    for (int i = 0; i < 1000 && now.threads != before->threads; i++) {
+        usleep(1000);
+        now = test_measure_footprint();
+    }
+    assert_int_equal(now.descriptors, before->descriptors);
+    assert_int_equal(now.threads, before->threads);
+    assert_int_equal(now.allocations, before->allocations);
 }

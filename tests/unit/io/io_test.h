@@ -46,6 +46,16 @@ const char *test_engine(unsigned n);
 /* Whether one of them works, said in the same way. */
 bool test_have_engine(const char *engine);
 
+/* What a process holds. */
+typedef struct test_footprint {
+    unsigned descriptors, threads;
+    int64_t allocations;
+} test_footprint;
+test_footprint test_measure_footprint(void);
+/* Fails unless the process holds what it held before. A thread that was joined may be listed for a moment more, so this
+ * waits for it up to a second. */
+void test_assert_footprint(const test_footprint *before);
+
 /* The same for io_uring. */
 bool test_try_uring(void);
 bool test_have_uring(void);

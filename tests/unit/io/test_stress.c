@@ -17,45 +17,11 @@
 
 static uint64_t seed;
 
-static unsigned entries_of(const char *folder)
-{
-    unsigned count = 0;
-    DIR *entries = opendir(folder);
-    assert_non_null(entries);
-    while (readdir(entries) != NULL)
-        count++;
-    closedir(entries);
-    return count;
-}
-
-typedef struct footprint {
-    unsigned descriptors, threads;
-    int64_t allocations;
-} footprint;
-
-static footprint measure(void)
-{
-    return (footprint){entries_of("/proc/self/fd"), entries_of("/proc/self/task"), pst_heap_live_count()};
-}
-
-/* A thread that was joined may be listed for a moment more. */
-static void assert_nothing_left(const footprint *before)
-{
-    footprint now = measure();
-    for (int i = 0; i < 1000 && now.threads != before->threads; i++) {
-        usleep(1000);
-        now = measure();
-    }
-    assert_int_equal(now.descriptors, before->descriptors);
-    assert_int_equal(now.threads, before->threads);
-    assert_int_equal(now.allocations, before->allocations);
-}
-
 /* Ten thousand reads in flight, in one batch and in a hundred. */
 static void run_many(const char *engine, uint32_t batch_count, uint32_t ops_each)
 {
     enum { BYTES = 4 << 20, LENGTH = 700 };
-    footprint before = measure();
+    test_footprint before = test_measure_footprint();
     char *folder = test_folder_create(false);
     const char *path = test_path(folder, "file");
     uint32_t total = batch_count * ops_each;
@@ -94,7 +60,7 @@ static void run_many(const char *engine, uint32_t batch_count, uint32_t ops_each
     free(target);
     free(model);
     test_folder_remove(folder);
-    assert_nothing_left(&before);
+    test_assert_footprint(&before);
 }
 
 static void test_many_operations(void **unused)
@@ -111,7 +77,7 @@ static void test_many_operations(void **unused)
 static void run_files(const char *engine, uint32_t count)
 {
     enum { BYTES = 5000 };
-    footprint before = measure();
+    test_footprint before = test_measure_footprint();
     char *folder = test_folder_create(false);
     uint8_t *written = malloc((size_t)count * BYTES), *read = calloc(count, BYTES);
     pst_io_file **files = calloc(count, sizeof(pst_io_file *));
@@ -144,7 +110,7 @@ static void run_files(const char *engine, uint32_t count)
     free(read);
     free(written);
     test_folder_remove(folder);
-    assert_nothing_left(&before);
+    test_assert_footprint(&before);
 }
 
 static void test_many_files(void **unused)
@@ -237,7 +203,7 @@ static void test_many_threads(void **unused)
     static client clients[CLIENTS];
     const char *engine;
     for (unsigned e = 0; (engine = test_engine(e)) != NULL; e++) {
-        footprint before = measure();
+        test_footprint before = test_measure_footprint();
         char *folder = test_folder_create(false);
         for (uint32_t i = 0; i < CLIENTS; i++) {
             clients[i] = (client){.engine = engine, .folder = folder, .index = i};
@@ -248,7 +214,7 @@ static void test_many_threads(void **unused)
             assert_false(clients[i].wrong);
         }
         test_folder_remove(folder);
-        assert_nothing_left(&before);
+        test_assert_footprint(&before);
     }
 }
 
@@ -262,7 +228,7 @@ static void test_open_close(void **unused)
     test_fill(data, sizeof data, seed, 0);
     test_write_file(path, data, sizeof data);
     for (unsigned e = 0; (engine = test_engine(e)) != NULL; e++) {
-        footprint before = measure();
+        test_footprint before = test_measure_footprint();
         for (int i = 0; i < 100; i++) {
             pst_error err = {0};
             pst_io *io = test_open(engine, 0, 1 + (uint32_t)i % 9, (uint32_t)i % 4, false);
@@ -281,7 +247,7 @@ static void test_open_close(void **unused)
             assert_ok(pst_io_file_close(file, &err), &err);
             pst_io_close(io);
         }
-        assert_nothing_left(&before);
+        test_assert_footprint(&before);
     }
     test_folder_remove(folder);
 }
