@@ -99,6 +99,11 @@ static int run_pass(pst_session *s, uint32_t count, pst_error *err)
 {
     PST_TRY(pst_forward_begin(s->forward, s->rows, count, err));
     PST_TRY(pst_ring_gather(s->ring, 0, s->row_ids, count, pst_forward_embed, s->forward, err));
+    if (s->program->gathered_stages > 1) {
+        for (uint32_t i = 0; i < count; i++)
+            s->row_ids[i] = s->rows[i].position + s->model->transformer.position_offset;
+        PST_TRY(pst_ring_gather(s->ring, 1, s->row_ids, count, pst_forward_embed_position, s->forward, err));
+    }
     return pst_ring_pass(s->ring, !s->last_pass, err);
 }
 

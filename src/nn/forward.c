@@ -1,188 +1,125 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Running stages; see forward.h. forward_memory.c makes what is computed in. */
+/*
+ * Running stages; see forward.h. A stage's steps run in order, each as far as its weights have arrived; the functions are
+ * found in one table by the operator's kind. forward_memory.c makes what is computed in.
+ */
 #include "nn/forward.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "nn/forward_internal.h"
 
-/* A buffer's matrix over the rows of this pass. */
-static pst_matrix matrix_of(const pst_forward *f, pst_nn_buffer buffer)
+static pst_forward_op *const operators[] = {
+    [PST_NN_NORM] = pst_forward_norm,
+    [PST_NN_HEAD_NORM] = pst_forward_norm,
+    [PST_NN_LAYER_NORM] = pst_forward_layer_norm,
+    [PST_NN_MATMUL] = pst_forward_matmul,
+    [PST_NN_SPLIT_QKV] = pst_forward_split_qkv,
+    [PST_NN_ROPE] = pst_forward_rope,
+    [PST_NN_STORE_KV] = pst_forward_store_kv,
+    [PST_NN_ATTENTION] = pst_forward_attention,
+    [PST_NN_ACTIVATE] = pst_forward_activate,
+    [PST_NN_GATED] = pst_forward_gated,
+    [PST_NN_SELECT] = pst_forward_select,
+};
+
+pst_matrix pst_forward_matrix(const pst_forward *f, pst_nn_buffer buffer)
 {
     pst_matrix matrix = f->buffers[buffer];
-    matrix.rows = buffer >= PST_NN_S ? f->logit_rows : f->row_count;
+    if (buffer >= PST_NN_S)
+        matrix.rows = f->logit_rows;
+    else
+        matrix.rows = buffer >= PST_NN_EH ? f->expert_rows : f->row_count;
     return matrix;
 }
 
-/* What a running stage needs at hand. */
-typedef struct run {
-    pst_forward *f;
-    const pst_nn_stage *nn;
-    const pst_stage *stage;
-    const pst_part_view *part;
-    pst_error *err;
-} run;
-
-static int device_failed(const run *r, int status)
+int pst_forward_checked(const pst_forward_run *run, int status)
 {
     if (status >= 0)
-        return 0;
-    return pst_fail(r->err, status, NULL, "%s: computing failed: %s", r->stage->name, pst_strerror(status));
+        return 1;
+    return pst_fail(run->err, status, NULL, "%s: computing failed: %s", run->stage->name, pst_strerror(status));
 }
 
-/* The part's next piece if it belongs to the tensor, else NULL: then the rest comes with a later part. */
-static const pst_piece *next_piece(const run *r, int32_t tensor)
+const pst_piece *pst_forward_next_piece(const pst_forward_run *run, int32_t tensor)
 {
-    const pst_forward *f = r->f;
-    if (f->next_piece >= r->part->piece_count)
+    const pst_forward *f = run->f;
+    if (f->next_piece >= run->part->piece_count)
         return NULL;
-    const pst_piece *piece = &r->part->pieces[f->next_piece];
+    const pst_piece *piece = &run->part->pieces[f->next_piece];
     return piece->tensor == (uint32_t)tensor ? piece : NULL;
 }
 
-/* A piece's rows as a weight. */
-static pst_weight weight_of(const run *r, const pst_piece *piece)
+void pst_forward_keep(const pst_forward_run *run, int32_t tensor, unsigned char *to)
 {
-    const pst_tensor *tensor = r->stage->tensors[piece->tensor].tensor;
-    return (pst_weight){.data = r->part->memory + piece->offset,
-                        .type = tensor->dtype,
-                        .rows = piece->rows,
-                        .columns = tensor->shape[tensor->rank - 1]};
-}
-
-/* Runs what has arrived of a product. 1: complete, 0: more is to come. A bias lies before its matrix in the stage and may
- * come in an earlier part, whose slot is gone by the time that the matrix is computed; so it is copied. */
-static int compute_matmul(const run *r, const pst_nn_step *step)
-{
-    pst_forward *f = r->f;
-    const pst_piece *piece;
-    if (step->bias >= 0 && (piece = next_piece(r, step->bias)) != NULL) {
-        const pst_stage_tensor *bias = &r->stage->tensors[step->bias];
-        memcpy(f->bias, r->part->memory + piece->offset, bias->row_bytes);
-        f->next_piece++;
-    }
-    while ((piece = next_piece(r, step->weight)) != NULL) {
-        pst_matmul job = {.x = matrix_of(f, step->op->in),
-                          .w = weight_of(r, piece),
-                          .y = matrix_of(f, step->op->out),
-                          .first_column = piece->first_row,
-                          .accumulate = step->op->accumulate};
-        if (step->bias >= 0) {
-            pst_dtype type = r->stage->tensors[step->bias].tensor->dtype;
-            size_t element = pst_dtype_bits(type) / 8;
-            job.bias = (pst_weight){f->bias + piece->first_row * element, type, 1, piece->rows};
-        }
-        if (job.x.rows > 0) /* none when no row of this pass wants logits */
-            PST_TRY(device_failed(r, f->device->ops->matmul(f->device, &job)));
-        f->next_piece++;
-        if (piece->first_row + piece->rows == r->stage->tensors[step->weight].rows)
-            return 1;
-    }
-    return 0;
-}
-
-/* 1: done, 0: its weight is to come. */
-static int compute_norm(const run *r, const pst_nn_step *step)
-{
-    pst_forward *f = r->f;
-    const pst_piece *piece = next_piece(r, step->weight);
+    const pst_piece *piece = tensor < 0 ? NULL : pst_forward_next_piece(run, tensor);
     if (piece == NULL)
-        return 0;
-    pst_weight weight = weight_of(r, piece);
-    pst_matrix in = matrix_of(f, step->op->in), out = matrix_of(f, step->op->out);
-    if (step->op->kind == PST_NN_HEAD_NORM) { /* these buffers have no padding, so that heads are rows, too */
-        in.rows *= in.columns / f->t->head_dim;
-        in.columns = in.stride = f->t->head_dim;
-        out = in;
-    }
-    if (in.rows > 0)
-        PST_TRY(device_failed(r, f->device->ops->rms_norm(f->device, &in, &weight, f->t->norm_eps, &out)));
-    f->next_piece++;
-    return 1;
+        return;
+    memcpy(to, run->part->memory + piece->offset, run->stage->tensors[tensor].row_bytes);
+    run->f->next_piece++;
 }
 
-static int compute_attention(const run *r)
+pst_weight pst_forward_weight(const pst_forward_run *run, const pst_nn_step *step, const pst_piece *piece,
+                              size_t columns)
 {
-    pst_forward *f = r->f;
-    const pst_transformer *t = f->t;
-    pst_attention job = {.q = matrix_of(f, PST_NN_Q),
-                         .out = matrix_of(f, PST_NN_A),
-                         .segments = f->segments,
-                         .segment_count = f->segment_count,
-                         .heads = t->heads,
-                         .kv_heads = t->kv_heads,
-                         .head_dim = t->head_dim,
-                         .capacity = f->max_tokens,
-                         .window = t->windowed[r->nn->layer] ? t->window : 0,
-                         .kv_type = f->kv_type,
-                         .scale = 1.0f / sqrtf((float)t->head_dim)};
-    return f->device->ops->attention(f->device, &job);
+    const pst_forward *f = run->f;
+    pst_weight weight = {.data = run->part->memory + piece->offset,
+                         .type = run->stage->tensors[piece->tensor].tensor->dtype,
+                         .rows = piece->rows,
+                         .columns = columns,
+                         .format = step->format,
+                         .first_row = piece->first_row};
+    weight.scales = step->aux[0] >= 0 ? f->aux[0] : NULL;
+    weight.zeros = step->aux[1] >= 0 ? f->aux[1] : NULL;
+    weight.index = step->aux[2] >= 0 ? (const int32_t *)(const void *)f->aux[2] : NULL;
+    return weight;
 }
 
-static void select_rows(pst_forward *f)
+/* A part of another stage than the last one has come. */
+static void begin_stage(pst_forward *f, const pst_nn_stage *nn, const pst_stage *stage)
 {
-    pst_matrix x = matrix_of(f, PST_NN_X), s = matrix_of(f, PST_NN_S);
-    for (uint32_t i = 0; i < f->logit_rows; i++)
-        memcpy((float *)s.data + i * s.stride, (const float *)x.data + f->logit_row[i] * x.stride,
-               x.columns * sizeof(float));
+    f->stage = stage;
+    f->next_step = 0;
+    for (uint32_t layer = nn->layer, i = 0; layer != UINT32_MAX && i < f->segment_count; i++)
+        pst_forward_bind_cache(f, &f->segments[i], f->segment_sequence[i], layer);
 }
 
-/* An operator without weights. */
-static int compute_plain(const run *r, const pst_nn_step *step)
+/* The steps that a part can bring on: those of its unit; units before it that the pass did not need are passed over. */
+static uint32_t end_of_unit(const pst_forward_run *run)
 {
-    pst_forward *f = r->f;
-    const pst_device_ops *ops = f->device->ops;
-    const pst_transformer *t = f->t;
-    pst_matrix in = matrix_of(f, step->op->in), out = matrix_of(f, step->op->out);
-    switch (step->op->kind) {
-    case PST_NN_ROPE:
-        return ops->rope(f->device, &in, (uint32_t)(in.columns / t->head_dim), t->head_dim, t->head_dim, f->rope_table,
-                         f->positions);
-    case PST_NN_STORE_KV: {
-        pst_matrix v = matrix_of(f, PST_NN_V);
-        return ops->kv_store(f->device, &in, &v, f->segments, f->segment_count, t->kv_heads, t->head_dim, f->max_tokens,
-                             f->kv_type);
+    pst_forward *f = run->f;
+    if (run->stage->unit_count == 0 || run->part->piece_count == 0)
+        return run->nn->step_count;
+    const uint32_t steps = run->nn->step_count / run->stage->unit_count;
+    uint32_t low = 0, high = run->stage->unit_count; /* the unit is in [low, high) */
+    while (high - low > 1) {
+        uint32_t middle = low + (high - low) / 2;
+        if (run->stage->unit_first_tensor[middle] <= run->part->pieces[0].tensor)
+            low = middle;
+        else
+            high = middle;
     }
-    case PST_NN_ATTENTION: return compute_attention(r);
-    case PST_NN_GATED: {
-        pst_matrix up = matrix_of(f, PST_NN_U);
-        return ops->gated(f->device, t->activation, &in, &up, &out);
-    }
-    case PST_NN_SELECT: select_rows(f); return 0;
-    default: return PST_E_UNSUPPORTED;
-    }
-}
-
-/* 1: done, 0: the rest of its weights comes with a later part. */
-static int compute_step(const run *r, const pst_nn_step *step)
-{
-    switch (step->op->kind) {
-    case PST_NN_MATMUL: return compute_matmul(r, step);
-    case PST_NN_NORM:
-    case PST_NN_HEAD_NORM: return compute_norm(r, step);
-    default: PST_TRY(device_failed(r, compute_plain(r, step))); return 1;
-    }
+    f->next_step = f->next_step > low * steps ? f->next_step : low * steps;
+    return (low + 1) * steps;
 }
 
 int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err)
 {
     const pst_nn_stage *nn = context;
     pst_forward *f = *nn->forward;
-    run r = {f, nn, stage, part, err};
-    if (part->piece_count > 0 && part->pieces[0].tensor == 0 && part->pieces[0].first_row == 0) { /* the stage begins */
-        f->next_step = 0;
-        for (uint32_t layer = nn->layer, i = 0; layer != UINT32_MAX && i < f->segment_count; i++)
-            pst_forward_bind_cache(f, &f->segments[i], f->segment_sequence[i], layer);
-    }
+    pst_forward_run run = {f, nn, stage, part, err};
+    if (f->stage != stage)
+        begin_stage(f, nn, stage);
     f->next_piece = 0;
-    while (f->next_step < nn->step_count) {
-        int status = compute_step(&r, &nn->steps[f->next_step]);
+    for (uint32_t end = end_of_unit(&run); f->next_step < end; f->next_step++) {
+        const pst_nn_step *step = &nn->steps[f->next_step];
+        pst_forward_op *op = operators[step->op->kind];
+        if (op == NULL)
+            return pst_fail(err, PST_E_UNSUPPORTED, NULL, "%s: an operator that does not exist", stage->name);
+        int status = op(&run, step);
         PST_TRY(status);
         if (status == 0)
             break;
-        f->next_step++;
     }
     return 0;
 }
@@ -194,6 +131,7 @@ int pst_forward_begin(pst_forward *f, const pst_row *rows, uint32_t count, pst_e
     f->row_count = 0;
     f->logit_rows = 0;
     f->segment_count = 0;
+    f->stage = NULL;
     for (uint32_t i = 0; i < count; i++) {
         const pst_row *row = &rows[i];
         if (row->sequence >= f->max_sequences || row->position >= f->max_tokens || row->id >= f->t->vocab)
@@ -215,17 +153,36 @@ int pst_forward_begin(pst_forward *f, const pst_row *rows, uint32_t count, pst_e
     return 0;
 }
 
+/* Writes a gathered row as numbers. */
+static int convert_row(const pst_forward *f, uint32_t stage, const void *row, float *to, size_t columns)
+{
+    const pst_weight_format *format = f->program->nn_stages[stage].steps->format;
+    pst_weight weight = {.data = row, .type = format->type, .rows = 1, .columns = columns, .format = format};
+    pst_matrix one = {to, PST_F32, 1, columns, columns};
+    return f->device->ops->convert(f->device, &weight, &one);
+}
+
 int pst_forward_embed(void *forward, size_t index, const void *row)
 {
     pst_forward *f = forward;
+    const pst_matrix *to = &f->buffers[f->buffers[PST_NN_E].data != NULL ? PST_NN_E : PST_NN_X];
+    return convert_row(f, 0, row, (float *)to->data + index * to->stride, to->columns);
+}
+
+int pst_forward_embed_position(void *forward, size_t index, const void *row)
+{
+    pst_forward *f = forward;
     const pst_matrix *x = &f->buffers[PST_NN_X];
-    const pst_nn_step *step = f->program->nn_stages[0].steps;
-    pst_weight weight = {.data = row, .type = step->format->type, .rows = 1, .columns = f->t->hidden};
-    pst_matrix one = {(float *)x->data + index * x->stride, PST_F32, 1, x->columns, x->stride};
-    return f->device->ops->convert(f->device, &weight, &one);
+    float *to = (float *)x->data + index * x->stride;
+    if (f->buffers[PST_NN_E].data != NULL) /* the projected embedding is added to it later */
+        return convert_row(f, 1, row, to, x->columns);
+    PST_TRY(convert_row(f, 1, row, f->position_row, x->columns));
+    for (size_t i = 0; i < x->columns; i++)
+        to[i] += f->position_row[i];
+    return 0;
 }
 
 pst_matrix pst_forward_logits(const pst_forward *f)
 {
-    return matrix_of(f, PST_NN_LOGITS);
+    return pst_forward_matrix(f, PST_NN_LOGITS);
 }

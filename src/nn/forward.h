@@ -45,6 +45,8 @@ typedef struct pst_row {
 int pst_forward_begin(pst_forward *forward, const pst_row *rows, uint32_t count, pst_error *err);
 /* Receives the embedding of row `index` as it lies in the file; a pst_ring_row. */
 int pst_forward_embed(void *forward, size_t index, const void *row);
+/* The same with the learned position of row `index`, after all embeddings: for the program's gathered stage 1. */
+int pst_forward_embed_position(void *forward, size_t index, const void *row);
 /* A pst_stage_compute; the context is a pst_nn_stage. */
 int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err);
 /* How fast products of `rows` rows (at most max_rows) with `bytes` bytes of memory as weights of `type` go, in operations

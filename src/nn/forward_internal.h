@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What forward.c (running) and forward_memory.c (making) share. */
+/*
+ * What the files of a pass share: forward.c (running stages), forward_memory.c (making), forward_ops.c and
+ * forward_attention.c (operators). An operator is a function of the table in forward.c; families with operators of their
+ * own keep them in files of their own and add a line there.
+ */
 #ifndef PST_NN_FORWARD_INTERNAL_H
 #define PST_NN_FORWARD_INTERNAL_H
 
@@ -12,27 +16,61 @@ struct pst_forward {
     uint32_t max_rows, max_logit_rows, max_sequences, max_tokens;
     pst_dtype kv_type;
 
-    pst_matrix buffers[PST_NN_BUFFERS]; /* rows are set per pass */
+    pst_matrix buffers[PST_NN_BUFFERS]; /* rows are set per pass; data NULL: no step of the program uses it */
     unsigned char *activations;         /* what they lie in */
     uint64_t activation_bytes;
     unsigned char *kv; /* [sequence][layer][k, v][kv_head][position][head_dim] */
     uint64_t kv_bytes;
-    float *rope_table;
+    float *rope_table; /* NULL: nothing is rotated */
     uint64_t rope_bytes;
-    unsigned char *bias; /* the bias of the product under way, as in the file */
+    /* The small tensors of the product or norm under way, as in the file: they come before the matrix and may be in an
+     * earlier part, whose slot is gone by the time that they are needed. */
+    unsigned char *bias, *aux[PST_NN_AUX];
+    float *position_row; /* a learned position on its way to x: hidden; NULL: there are none */
 
     /* The rows of this pass. */
     uint32_t row_count, logit_rows;
-    uint32_t *positions; /* by row */
-    uint32_t *logit_row; /* by logits row: its row */
+    uint32_t expert_rows; /* those that the expert under way computes: of the buffers EH to EY */
+    uint32_t *positions;  /* by row */
+    uint32_t *logit_row;  /* by logits row: its row */
     pst_segment *segments;
     uint32_t *segment_sequence;
     uint32_t segment_count;
 
     /* Where the running stage is. */
+    const pst_stage *stage; /* NULL: none of this pass has begun */
     uint32_t next_step;
     size_t next_piece;
 };
+
+/* What an operator needs at hand. */
+typedef struct pst_forward_run {
+    pst_forward *f;
+    const pst_nn_stage *nn;
+    const pst_stage *stage;
+    const pst_part_view *part;
+    pst_error *err;
+} pst_forward_run;
+
+/* Runs a step as far as its weights have arrived. 1: it is complete; 0: the rest of its weights comes with a later part. */
+typedef int pst_forward_op(const pst_forward_run *run, const pst_nn_step *step);
+
+pst_forward_op pst_forward_norm, pst_forward_layer_norm, pst_forward_matmul, pst_forward_split_qkv, pst_forward_rope,
+    pst_forward_store_kv, pst_forward_attention, pst_forward_activate, pst_forward_gated, pst_forward_select;
+
+/* A buffer's matrix over the rows of this pass. */
+pst_matrix pst_forward_matrix(const pst_forward *forward, pst_nn_buffer buffer);
+/* The part's next piece if it belongs to the tensor, else NULL: then the rest comes with a later part. An operator that
+ * used it up adds one to forward->next_piece. */
+const pst_piece *pst_forward_next_piece(const pst_forward_run *run, int32_t tensor);
+/* Copies a tensor to `to` if it is the part's next piece. */
+void pst_forward_keep(const pst_forward_run *run, int32_t tensor, unsigned char *to);
+/* A piece of a step's matrix as a weight, with what pst_forward_keep has of its format; `columns` of the matrix as it is
+ * stored. */
+pst_weight pst_forward_weight(const pst_forward_run *run, const pst_nn_step *step, const pst_piece *piece,
+                              size_t columns);
+/* Makes the pass's error of a device's status; 1 for a good one: the step is complete. */
+int pst_forward_checked(const pst_forward_run *run, int status);
 
 /* Points a segment at its sequence's cache of a layer. */
 void pst_forward_bind_cache(const pst_forward *forward, pst_segment *segment, uint32_t sequence, uint32_t layer);

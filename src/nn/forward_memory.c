@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The memory of a pass. Attention's buffers (q, k, v and its result) and the MLP's (gate, up and their product) are never
- * alive together, so they share one place. Rows are padded so that rows of a power-of-two width do not fall onto the same
- * cache sets.
+ * The memory of a pass. A buffer exists only if a step of the program uses it. Attention's buffers, the dense MLP's, the
+ * experts' and those before the first layer are never alive together, so they share one place. Rows are padded so that rows
+ * of a power-of-two width do not fall onto the same cache sets.
  */
 #include "base/error.h"
 #include "base/heap.h"
@@ -13,8 +13,17 @@ enum { STRIDE_UNIT = 32 /* elements: two vectors of f32, one of bf16 */ };
 
 static pst_dtype buffer_type(const pst_forward_config *config, pst_nn_buffer buffer)
 {
-    bool is_product_input = buffer == PST_NN_H || buffer == PST_NN_A || buffer == PST_NN_M || buffer == PST_NN_T;
-    return is_product_input ? config->compute_type : PST_F32;
+    switch (buffer) {
+    case PST_NN_H:
+    case PST_NN_A:
+    case PST_NN_CQN:
+    case PST_NN_M:
+    case PST_NN_SM:
+    case PST_NN_EH:
+    case PST_NN_EM:
+    case PST_NN_T: return config->compute_type; /* inputs of products */
+    default: return PST_F32;
+    }
 }
 
 static uint64_t buffer_stride(const pst_forward_config *config, pst_nn_buffer buffer)
@@ -31,32 +40,96 @@ static uint64_t buffer_bytes(const pst_forward_config *config, pst_nn_buffer buf
     return buffer_stride(config, buffer) * pst_dtype_bits(buffer_type(config, buffer)) / 8;
 }
 
-/* The groups of buffers: what lives through a pass, attention's, the MLP's, the logits'. */
-static const pst_nn_buffer lasting[] = {PST_NN_X, PST_NN_H};
-static const pst_nn_buffer of_attention[] = {PST_NN_Q, PST_NN_K, PST_NN_V, PST_NN_A};
-static const pst_nn_buffer of_mlp[] = {PST_NN_G, PST_NN_U, PST_NN_M};
-static const pst_nn_buffer of_logits[] = {PST_NN_S, PST_NN_T, PST_NN_LOGITS};
-#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
-
-static uint64_t group_bytes(const pst_forward_config *config, const pst_nn_buffer *group, size_t count)
+/* The buffers that steps name, and those that their kinds imply. */
+static void find_used(const pst_program *program, bool used[PST_NN_BUFFERS])
 {
-    uint64_t sum = 0;
-    for (size_t i = 0; i < count; i++)
-        sum += buffer_bytes(config, group[i]);
-    return sum;
+    used[PST_NN_X] = true;
+    for (uint32_t s = program->gathered_stages; s < program->stage_count; s++) {
+        for (uint32_t i = 0; i < program->nn_stages[s].step_count; i++) {
+            const pst_nn_op *op = program->nn_stages[s].steps[i].op;
+            used[op->in] = used[op->out] = true;
+            if (op->kind == PST_NN_SPLIT_QKV)
+                used[PST_NN_Q] = used[PST_NN_K] = used[PST_NN_V] = true;
+            else if (op->kind == PST_NN_STORE_KV)
+                used[PST_NN_V] = true;
+            else if (op->kind == PST_NN_GATED)
+                used[op->in + 1] = true;
+        }
+    }
 }
 
-static uint64_t shared_bytes(const pst_forward_config *config)
+/* The groups of buffers by their lives: what lasts through a pass, what lives before the layers, in attention, in a dense
+ * MLP, in one of experts, and what is made of the rows whose logits are wanted. */
+typedef enum group { LASTING, OF_FRONT, OF_ATTENTION, OF_MLP, OF_EXPERTS, OF_LOGITS, GROUPS } group;
+
+static group group_of(pst_nn_buffer buffer)
 {
-    uint64_t attention = group_bytes(config, of_attention, COUNT(of_attention));
-    uint64_t mlp = group_bytes(config, of_mlp, COUNT(of_mlp));
-    return attention > mlp ? attention : mlp;
+    if (buffer == PST_NN_X || buffer == PST_NN_H)
+        return LASTING;
+    if (buffer == PST_NN_E)
+        return OF_FRONT;
+    if (buffer < PST_NN_G)
+        return OF_ATTENTION;
+    if (buffer < PST_NN_SG)
+        return OF_MLP;
+    return buffer < PST_NN_S ? OF_EXPERTS : OF_LOGITS;
+}
+
+/* Bytes of a row of each group; `shared` is the place of those between lasting and logits. */
+typedef struct group_sizes {
+    bool used[PST_NN_BUFFERS];
+    uint64_t bytes[GROUPS], shared;
+} group_sizes;
+
+static void measure_groups(const pst_forward_config *config, group_sizes *out)
+{
+    *out = (group_sizes){0};
+    find_used(config->program, out->used);
+    for (pst_nn_buffer buffer = 0; buffer < PST_NN_BUFFERS; buffer++)
+        if (out->used[buffer])
+            out->bytes[group_of(buffer)] += buffer_bytes(config, buffer);
+    for (group g = OF_FRONT; g < OF_LOGITS; g++)
+        out->shared = out->bytes[g] > out->shared ? out->bytes[g] : out->shared;
 }
 
 /* Bytes of one sequence's keys (or values) of one layer. */
 static uint64_t cache_bytes(const pst_transformer *t, uint32_t max_tokens, pst_dtype kv_type)
 {
     return (uint64_t)t->kv_heads * max_tokens * t->head_dim * pst_dtype_bits(kv_type) / 8;
+}
+
+static bool is_rotated(const pst_program *program)
+{
+    for (uint32_t s = program->gathered_stages; s < program->stage_count; s++)
+        for (uint32_t i = 0; i < program->nn_stages[s].step_count; i++)
+            if (program->nn_stages[s].steps[i].op->kind == PST_NN_ROPE)
+                return true;
+    return false;
+}
+
+/* The longest of each kind of the small tensors beside a matrix, so that none needs an allocation on the way. */
+typedef struct small_sizes {
+    uint64_t bias, aux[PST_NN_AUX];
+} small_sizes;
+
+static void grow(uint64_t *most, const pst_stage *stage, int32_t tensor)
+{
+    if (tensor >= 0 && stage->tensors[tensor].row_bytes > *most)
+        *most = stage->tensors[tensor].row_bytes;
+}
+
+static small_sizes measure_small(const pst_program *program)
+{
+    small_sizes most = {0};
+    for (uint32_t s = program->gathered_stages; s < program->stage_count; s++) {
+        for (uint32_t i = 0; i < program->nn_stages[s].step_count; i++) {
+            const pst_nn_step *step = &program->nn_stages[s].steps[i];
+            grow(&most.bias, &program->stages[s], step->bias);
+            for (int a = 0; a < PST_NN_AUX; a++)
+                grow(&most.aux[a], &program->stages[s], step->aux[a]);
+        }
+    }
+    return most;
 }
 
 void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *out)
@@ -67,18 +140,25 @@ void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *o
     if (__builtin_mul_overflow(cache_bytes(t, config->max_tokens, config->kv_type), 2ull * t->layers, &per_sequence) ||
         __builtin_mul_overflow(per_sequence, config->max_sequences, &out->kv_bytes))
         out->kv_bytes = UINT64_MAX;
+    group_sizes groups;
+    measure_groups(config, &groups);
     /* The bookkeeping of a row: position, logits row, segment and its sequence. */
-    out->row_bytes = group_bytes(config, lasting, COUNT(lasting)) + shared_bytes(config) + sizeof(pst_segment) +
-                     3 * sizeof(uint32_t);
-    out->logit_row_bytes = group_bytes(config, of_logits, COUNT(of_logits)) + sizeof(uint32_t);
-    out->fixed_bytes = (uint64_t)config->max_tokens * t->head_dim * sizeof(float);
+    out->row_bytes = groups.bytes[LASTING] + groups.shared + sizeof(pst_segment) + 3 * sizeof(uint32_t);
+    out->logit_row_bytes = groups.bytes[OF_LOGITS] + sizeof(uint32_t);
+    small_sizes small = measure_small(config->program);
+    out->fixed_bytes = small.bias + (t->family->positions != NULL ? t->hidden * sizeof(float) : 0);
+    for (int a = 0; a < PST_NN_AUX; a++)
+        out->fixed_bytes += small.aux[a];
+    if (is_rotated(config->program))
+        out->fixed_bytes += (uint64_t)config->max_tokens * t->head_dim * sizeof(float);
 }
 
-static void place_group(pst_forward *f, const pst_forward_config *config, const pst_nn_buffer *group, size_t count,
+static void place_group(pst_forward *f, const pst_forward_config *config, const group_sizes *groups, group which,
                         uint64_t rows, uint64_t offset)
 {
-    for (size_t i = 0; i < count; i++) {
-        pst_nn_buffer buffer = group[i];
+    for (pst_nn_buffer buffer = 0; buffer < PST_NN_BUFFERS; buffer++) {
+        if (!groups->used[buffer] || group_of(buffer) != which)
+            continue;
         f->buffers[buffer] = (pst_matrix){.data = f->activations + offset,
                                           .type = buffer_type(config, buffer),
                                           .columns = pst_nn_width(config->transformer, buffer),
@@ -89,39 +169,46 @@ static void place_group(pst_forward *f, const pst_forward_config *config, const 
 
 static int make_activations(pst_forward *f, const pst_forward_config *config, pst_error *err)
 {
+    group_sizes groups;
+    measure_groups(config, &groups);
     uint64_t rows = config->max_rows, logit_rows = config->max_logit_rows;
-    uint64_t lasting_bytes = rows * group_bytes(config, lasting, COUNT(lasting));
-    uint64_t shared = rows * shared_bytes(config);
-    f->activation_bytes = lasting_bytes + shared + logit_rows * group_bytes(config, of_logits, COUNT(of_logits));
+    uint64_t lasting = rows * groups.bytes[LASTING], shared = rows * groups.shared;
+    f->activation_bytes = lasting + shared + logit_rows * groups.bytes[OF_LOGITS];
     PST_TRY(pst_memory_map(f->activation_bytes, "activations", (void **)&f->activations, err));
-    place_group(f, config, lasting, COUNT(lasting), rows, 0);
-    place_group(f, config, of_attention, COUNT(of_attention), rows, lasting_bytes);
-    place_group(f, config, of_mlp, COUNT(of_mlp), rows, lasting_bytes);
-    place_group(f, config, of_logits, COUNT(of_logits), logit_rows, lasting_bytes + shared);
+    place_group(f, config, &groups, LASTING, rows, 0);
+    for (group g = OF_FRONT; g < OF_LOGITS; g++)
+        place_group(f, config, &groups, g, rows, lasting);
+    place_group(f, config, &groups, OF_LOGITS, logit_rows, lasting + shared);
     return 0;
 }
 
-/* The longest bias of the model, so that none needs an allocation on the way. */
-static uint64_t longest_vector(const pst_program *program)
+/* Room for the small tensors; at least a byte each, so that NULL means failure. */
+static int make_small(pst_forward *f, pst_error *err)
 {
-    uint64_t most = 1;
-    for (uint32_t s = 1; s < program->stage_count; s++)
-        for (uint32_t i = 0; i < program->stages[s].tensor_count; i++)
-            if (program->stages[s].tensors[i].rows == 1 && program->stages[s].tensors[i].row_bytes > most)
-                most = program->stages[s].tensors[i].row_bytes;
-    return most;
+    small_sizes small = measure_small(f->program);
+    f->bias = pst_heap_alloc(small.bias + 1);
+    bool is_made = f->bias != NULL;
+    for (int a = 0; a < PST_NN_AUX; a++) {
+        f->aux[a] = pst_heap_alloc(small.aux[a] + 1);
+        is_made = is_made && f->aux[a] != NULL;
+    }
+    if (f->t->family->positions != NULL) {
+        f->position_row = pst_heap_calloc(f->t->hidden, sizeof *f->position_row);
+        is_made = is_made && f->position_row != NULL;
+    }
+    return is_made ? 0 : pst_fail_memory(err, "the small tensors of a product", small.bias + small.aux[0]);
 }
 
-static int make_tables(pst_forward *f, const pst_forward_config *config, pst_error *err)
+static int make_tables(pst_forward *f, pst_error *err)
 {
-    uint64_t vector_bytes = longest_vector(config->program);
-    f->bias = pst_heap_alloc(vector_bytes);
     f->positions = pst_heap_calloc(f->max_rows, sizeof *f->positions);
     f->logit_row = pst_heap_calloc(f->max_logit_rows, sizeof *f->logit_row);
     f->segments = pst_heap_calloc(f->max_rows, sizeof *f->segments);
     f->segment_sequence = pst_heap_calloc(f->max_rows, sizeof *f->segment_sequence);
-    if (!f->bias || !f->positions || !f->logit_row || !f->segments || !f->segment_sequence)
-        return pst_fail_memory(err, "the rows of a pass", vector_bytes + f->max_rows * sizeof *f->segments);
+    if (!f->positions || !f->logit_row || !f->segments || !f->segment_sequence)
+        return pst_fail_memory(err, "the rows of a pass", f->max_rows * sizeof *f->segments);
+    if (!is_rotated(f->program))
+        return 0;
     f->rope_bytes = (uint64_t)f->max_tokens * f->t->head_dim * sizeof(float);
     PST_TRY(pst_memory_map(f->rope_bytes, "rotary angles", (void **)&f->rope_table, err));
     pst_rope_table(&f->t->rope, f->t->head_dim, f->max_tokens, f->rope_table);
@@ -146,7 +233,8 @@ int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_
     f->kv_bytes = memory.kv_bytes;
     int status;
     PST_TRY_GOTO(fail, make_activations(f, config, err));
-    PST_TRY_GOTO(fail, make_tables(f, config, err));
+    PST_TRY_GOTO(fail, make_small(f, err));
+    PST_TRY_GOTO(fail, make_tables(f, err));
     PST_TRY_GOTO(fail, pst_memory_map(f->kv_bytes, "the KV cache", (void **)&f->kv, err));
     config->program->forward = f;
     *out = f;
@@ -164,6 +252,9 @@ void pst_forward_destroy(pst_forward *f)
     pst_memory_unmap(f->rope_table, f->rope_bytes);
     pst_memory_unmap(f->kv, f->kv_bytes);
     pst_heap_free(f->bias);
+    for (int a = 0; a < PST_NN_AUX; a++)
+        pst_heap_free(f->aux[a]);
+    pst_heap_free(f->position_row);
     pst_heap_free(f->positions);
     pst_heap_free(f->logit_row);
     pst_heap_free(f->segments);

@@ -17,10 +17,29 @@ static int by_size(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+/* The widest product of the layers: what a pass spends most of its time with. */
+static pst_matmul widest_product(const pst_forward *f)
+{
+    pst_matmul job = {.x = f->buffers[PST_NN_X], .y = f->buffers[PST_NN_X]};
+    size_t most = 0;
+    for (uint32_t s = f->program->gathered_stages; s < f->program->stage_count; s++) {
+        for (uint32_t i = 0; i < f->program->nn_stages[s].step_count; i++) {
+            const pst_nn_op *op = f->program->nn_stages[s].steps[i].op;
+            const pst_matrix *x = &f->buffers[op->in], *y = &f->buffers[op->out];
+            if (op->kind != PST_NN_MATMUL || op->out >= PST_NN_S || x->columns * y->columns <= most)
+                continue;
+            most = x->columns * y->columns;
+            job.x = *x;
+            job.y = *y;
+        }
+    }
+    return job;
+}
+
 int pst_forward_measure_rate(pst_forward *f, const void *memory, uint64_t bytes, pst_dtype type, uint32_t rows,
                              double *out, pst_error *err)
 {
-    pst_matmul job = {.x = f->buffers[PST_NN_H], .y = f->buffers[PST_NN_G]};
+    pst_matmul job = widest_product(f);
     job.x.rows = job.y.rows = rows < f->max_rows ? rows : f->max_rows;
     job.w = (pst_weight){.type = type, .columns = job.x.columns};
     uint64_t row_bytes = job.w.columns * pst_dtype_bits(type) / 8, held_rows = bytes / row_bytes;

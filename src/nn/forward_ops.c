@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The operators that dense families are made of, attention aside; see forward_internal.h. */
+#include <string.h>
+
+#include "base/error.h"
+#include "nn/forward_internal.h"
+
+int pst_forward_norm(const pst_forward_run *run, const pst_nn_step *step)
+{
+    pst_forward *f = run->f;
+    const pst_piece *piece = pst_forward_next_piece(run, step->weight);
+    if (piece == NULL)
+        return 0;
+    pst_matrix in = pst_forward_matrix(f, step->op->in), out = pst_forward_matrix(f, step->op->out);
+    if (step->op->kind == PST_NN_HEAD_NORM) { /* these buffers have no padding, so that heads are rows, too */
+        in.rows *= in.columns / f->t->head_dim;
+        in.columns = in.stride = f->t->head_dim;
+        out = in;
+    }
+    pst_weight weight = pst_forward_weight(run, step, piece, in.columns);
+    f->next_piece++;
+    if (in.rows == 0)
+        return 1;
+    return pst_forward_checked(run, f->device->ops->rms_norm(f->device, &in, &weight, f->t->norm_eps, &out));
+}
+
+int pst_forward_layer_norm(const pst_forward_run *run, const pst_nn_step *step)
+{
+    pst_forward *f = run->f;
+    pst_forward_keep(run, step->bias, f->bias);
+    const pst_piece *piece = pst_forward_next_piece(run, step->weight);
+    if (piece == NULL)
+        return 0;
+    pst_matrix in = pst_forward_matrix(f, step->op->in), out = pst_forward_matrix(f, step->op->out);
+    pst_weight weight = pst_forward_weight(run, step, piece, in.columns), bias = {0};
+    if (step->bias >= 0)
+        bias = (pst_weight){f->bias, run->stage->tensors[step->bias].tensor->dtype, 1, in.columns, .format = NULL};
+    f->next_piece++;
+    if (in.rows == 0)
+        return 1;
+    return pst_forward_checked(run, f->device->ops->layer_norm(f->device, &in, &weight, &bias, f->t->norm_eps, &out));
+}
+
+/* The bias of the outputs that a piece gives: all of them with a transposed matrix, which begins with it. */
+static pst_weight bias_of(const pst_forward_run *run, const pst_nn_step *step, const pst_weight *w, uint64_t first_row)
+{
+    if (step->bias < 0)
+        return (pst_weight){0};
+    pst_dtype type = run->stage->tensors[step->bias].tensor->dtype;
+    bool is_transposed = step->format->transposed;
+    uint64_t skip = is_transposed ? 0 : first_row * (pst_dtype_bits(type) / 8);
+    return (pst_weight){run->f->bias + skip, type, 1, is_transposed ? w->columns : w->rows, .format = NULL};
+}
+
+/* Runs what has arrived of a product. */
+int pst_forward_matmul(const pst_forward_run *run, const pst_nn_step *step)
+{
+    pst_forward *f = run->f;
+    const pst_nn_op *op = step->op;
+    pst_forward_keep(run, step->bias, f->bias);
+    for (int i = 0; i < PST_NN_AUX; i++)
+        pst_forward_keep(run, step->aux[i], f->aux[i]);
+    bool is_transposed = step->format->transposed;
+    const pst_piece *piece;
+    while ((piece = pst_forward_next_piece(run, step->weight)) != NULL) {
+        pst_matmul job = {.x = pst_forward_matrix(f, op->in),
+                          .y = pst_forward_matrix(f, op->out),
+                          .first_column = is_transposed ? 0 : piece->first_row,
+                          .accumulate = op->accumulate};
+        job.w = pst_forward_weight(run, step, piece, is_transposed ? job.y.columns : job.x.columns);
+        job.bias = bias_of(run, step, &job.w, piece->first_row);
+        f->next_piece++;
+        if (job.x.rows > 0) /* none when no row of this pass wants logits */
+            PST_TRY(pst_forward_checked(run, f->device->ops->matmul(f->device, &job)));
+        if (piece->first_row + piece->rows == run->stage->tensors[step->weight].rows)
+            return 1;
+    }
+    return 0;
+}
+
+int pst_forward_split_qkv(const pst_forward_run *run, const pst_nn_step *step)
+{
+    pst_forward *f = run->f;
+    const pst_transformer *t = f->t;
+    pst_matrix in = pst_forward_matrix(f, step->op->in);
+    const pst_nn_buffer parts[] = {PST_NN_Q, PST_NN_K, PST_NN_V};
+    size_t dim = t->head_dim, begin = 0;
+    for (int p = 0; p < 3; p++) {
+        pst_matrix out = pst_forward_matrix(f, parts[p]);
+        for (size_t row = 0; row < in.rows; row++) {
+            const float *from = (const float *)in.data + row * in.stride;
+            float *to = (float *)out.data + row * out.stride;
+            if (t->qkv_order == PST_QKV_CONCATENATED) {
+                memcpy(to, from + begin, out.columns * sizeof *to);
+                continue;
+            }
+            for (size_t head = 0; head < t->heads; head++)
+                memcpy(to + head * dim, from + (3 * head + (size_t)p) * dim, dim * sizeof *to);
+        }
+        begin += out.columns;
+    }
+    return 1;
+}
+
+int pst_forward_rope(const pst_forward_run *run, const pst_nn_step *step)
+{
+    pst_forward *f = run->f;
+    const pst_transformer *t = f->t;
+    pst_matrix x = pst_forward_matrix(f, step->op->in);
+    return pst_forward_checked(run, f->device->ops->rope(f->device, &x, (uint32_t)(x.columns / t->head_dim),
+                                                         t->head_dim, t->head_dim, f->rope_table, f->positions));
+}
+
+int pst_forward_activate(const pst_forward_run *run, const pst_nn_step *step)
+{
+    pst_forward *f = run->f;
+    pst_matrix in = pst_forward_matrix(f, step->op->in), out = pst_forward_matrix(f, step->op->out);
+    return pst_forward_checked(run, f->device->ops->activate(f->device, f->t->activation, &in, &out));
+}
+
+int pst_forward_gated(const pst_forward_run *run, const pst_nn_step *step)
+{
+    pst_forward *f = run->f;
+    pst_matrix gate = pst_forward_matrix(f, step->op->in), out = pst_forward_matrix(f, step->op->out);
+    pst_matrix up = pst_forward_matrix(f, step->op->in + 1);
+    if (gate.rows == 0)
+        return 1;
+    return pst_forward_checked(run, f->device->ops->gated(f->device, f->t->activation, &gate, &up, &out));
+}
+
+int pst_forward_select(const pst_forward_run *run, const pst_nn_step *step)
+{
+    const pst_forward *f = run->f;
+    pst_matrix x = pst_forward_matrix(f, step->op->in), s = pst_forward_matrix(f, step->op->out);
+    for (uint32_t i = 0; i < f->logit_rows; i++)
+        memcpy((float *)s.data + i * s.stride, (const float *)x.data + f->logit_row[i] * x.stride,
+               x.columns * sizeof(float));
+    return 1;
+}
