@@ -62,6 +62,10 @@ int pst_model_open(const char *model_name, const char *cache, pst_model **out, p
     if (!t->tied_stated && pst_store_find(model->store, "lm_head.weight") == NULL)
         t->tied_head = true; /* config.json does not say, and there is no other head */
     PST_TRY_GOTO(fail, pst_program_create(t, model->store, &model->program, err));
+    for (uint32_t i = 0; i < model->program->format_count; i++)
+        if (model->program->formats[i].layout != PST_WEIGHT_PLAIN)
+            PST_TRY_GOTO(fail, pst_fail(err, PST_E_UNSUPPORTED, model->folder,
+                                        "products with quantized weights are not supported yet"));
     *out = model;
     return 0;
 fail:

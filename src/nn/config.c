@@ -12,6 +12,7 @@
 #include "base/heap.h"
 #include "base/json.h"
 #include "nn/family.h"
+#include "nn/quantization.h"
 
 enum { MAX_END_IDS = 4096 };
 
@@ -251,10 +252,7 @@ static int read_config(const reader *in, pst_transformer *t)
     if (t->family == NULL)
         return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "model family \"%s\" is not supported (supported: %s)",
                         type, pst_family_names());
-    const json_t *quantization = json_object_get(in->root, "quantization_config");
-    if (quantization != NULL && !json_is_null(quantization))
-        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path,
-                        "quantized weights (quantization_config) are not supported yet");
+    PST_TRY(pst_quantization_read(in, t));
     if (t->family->read_all != NULL)
         PST_TRY(t->family->read_all(in, t));
     else

@@ -75,8 +75,10 @@ typedef struct pst_transformer {
     pst_routing routing;
     pst_latent latent; /* kv_lora_rank 0: ordinary attention */
 
-    /* Of the matrices that config.json's quantization_config speaks of; layout PLAIN: it does not. */
+    /* Of the matrices that config.json's quantization_config speaks of; layout PLAIN: it does not. What differs from matrix
+     * to matrix is set when one is found: group 0 is all inputs, block_rows 0 is told by the scales' shape. */
     pst_weight_format quantized;
+    pst_dtype quantized_digits; /* the type that holds such a matrix's numbers, where its scales do not tell */
 
     uint32_t *end_ids; /* heap */
     size_t end_count;

@@ -102,11 +102,18 @@ static int add_vector(const builder *b, pst_stage *stage, const char *name, uint
     return 0;
 }
 
+static bool is_same(const pst_weight_format *a, const pst_weight_format *b)
+{
+    return a->layout == b->layout && a->type == b->type && a->transposed == b->transposed && a->bits == b->bits &&
+           a->group == b->group && a->symmetric == b->symmetric && a->zero_offset == b->zero_offset &&
+           a->block_rows == b->block_rows && a->block_columns == b->block_columns && a->scale_type == b->scale_type;
+}
+
 /* The program's own copy of a format. */
 static const pst_weight_format *intern(pst_program *program, const pst_weight_format *format)
 {
     for (uint32_t i = 0; i < program->format_count; i++)
-        if (memcmp(&program->formats[i], format, sizeof *format) == 0)
+        if (is_same(&program->formats[i], format))
             return &program->formats[i];
     program->formats[program->format_count] = *format;
     return &program->formats[program->format_count++];

@@ -128,7 +128,7 @@ static void test_refused(void **state)
          PST_E_FORMAT, "llama3"},
         {"{\"model_type\":\"llama\"," BODY ",\"rope_theta\":0}", PST_E_FORMAT, "rope_theta"},
         {"{\"model_type\":\"llama\"," BODY ",\"partial_rotary_factor\":0.5}", PST_E_UNSUPPORTED, "partial"},
-        {"{\"model_type\":\"llama\"," BODY ",\"quantization_config\":{\"bits\":4}}", PST_E_UNSUPPORTED, "quant"},
+        {"{\"model_type\":\"llama\"," BODY ",\"quantization_config\":{\"bits\":4}}", PST_E_FORMAT, "quant_method"},
         {"{\"model_type\":\"llama\"," BODY ",\"rms_norm_eps\":-1}", PST_E_FORMAT, "rms_norm_eps"},
         {"{\"model_type\":\"llama\"," BODY ",\"eos_token_id\":\"x\"}", PST_E_FORMAT, "eos_token_id"},
         {"{\"model_type\":\"llama\"," BODY ",\"tie_word_embeddings\":1}", PST_E_FORMAT, "tie_word_embeddings"},
