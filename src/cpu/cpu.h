@@ -15,6 +15,7 @@
 
 #include <stdbool.h>
 
+#include "cpu/weight.h"
 #include "penstock/types.h"
 
 typedef enum pst_cpu_activation { PST_CPU_SILU, PST_CPU_GELU, PST_CPU_GELU_TANH, PST_CPU_RELU } pst_cpu_activation;
@@ -74,6 +75,11 @@ typedef struct pst_cpu_kernels {
                   size_t count);
     /* log(sum(exp(x))) in float64. */
     double (*log_sum_exp)(const float *x, size_t count);
+    /* Columns first..first+count-1 of a GROUPED row of `columns`, as f32. All sets give the same numbers. */
+    void (*dequantize)(const void *row, const pst_weight_format *format, size_t columns, size_t first, size_t count,
+                       float *y);
+    /* pst_cpu_quantize_row of quantize.h. All sets give the same bytes. */
+    int (*quantize)(const void *w, pst_dtype type, size_t columns, const pst_weight_format *format, void *out);
 } pst_cpu_kernels;
 
 /* The named set ("avx512bf16", "avx512", "avx2", "portable") or, for NULL, the best one. NULL when there is none of

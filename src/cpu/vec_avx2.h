@@ -129,6 +129,43 @@ static inline vf vf_load_f16_n(const void *p, size_t n)
     return _mm256_cvtph_ps(vf_load16_n_(p, n));
 }
 
+static inline vf vf_load_u8(const void *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p)));
+}
+static inline vf vf_load_u8_n(const void *p, size_t n)
+{
+    uint64_t all = 0;
+    memcpy(&all, p, n);
+    return vf_load_u8(&all);
+}
+#define VF_LOOKUP 0
+static inline vf vf_load_u4(const void *p)
+{
+    int32_t all;
+    memcpy(&all, p, 4);
+    __m256i a = _mm256_srlv_epi32(_mm256_set1_epi32(all), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(a, _mm256_set1_epi32(15)));
+}
+static inline vf vf_load_u4_n(const void *p, size_t n)
+{
+    uint32_t all = 0;
+    memcpy(&all, p, (n + 1) / 2);
+    return vf_load_u4(&all);
+}
+static inline void vf_store_u8(void *p, vf a)
+{
+    __m256i whole = _mm256_cvtps_epi32(a);
+    __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64(p, _mm_packus_epi16(words, words));
+}
+static inline vf vf_set1_f16(const void *p)
+{
+    int16_t bits;
+    memcpy(&bits, p, 2);
+    return _mm256_cvtph_ps(_mm_set1_epi16(bits));
+}
+
 static inline __m128i vf_to_bf16_(vf a)
 {
     __m256i u = _mm256_castps_si256(a);
@@ -186,6 +223,10 @@ static inline vf_four vf_four_add(vf_four a, vf_four b)
 static inline float vf_sum(vf a)
 {
     return _mm_cvtss_f32(vf_sum4(a, a, a, a));
+}
+static inline float vf_first(vf a)
+{
+    return _mm256_cvtss_f32(a);
 }
 static inline float vf_max_across(vf a)
 {

@@ -121,6 +121,57 @@ static inline vf vf_load_f16_n(const void *p, size_t n)
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(vf_mask(n), p));
 }
 
+/* Codes of weights: VF_LANES bytes as floats, and VF_LANES numbers of 4 bits, the low half of a byte first (the end reads
+ * half of n bytes, rounded up). */
+static inline vf vf_load_u8(const void *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p)));
+}
+static inline vf vf_load_u8_n(const void *p, size_t n)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(vf_mask(n), p)));
+}
+/* The lanes of `table` that VF_LANES numbers of 4 bits choose: 64-bit lane i holds byte i in its low half and, in the low
+ * bits of its high half, the byte's high half; only the 4 low bits of a lane count. */
+#define VF_LOOKUP 1
+static inline vf vf_lookup_u4_(vf table, __m128i bytes)
+{
+    __m512i a = _mm512_cvtepu8_epi64(bytes);
+    return _mm512_permutexvar_ps(_mm512_or_si512(a, _mm512_slli_epi64(a, 28)), table);
+}
+static inline vf vf_lookup_u4(vf table, const void *p)
+{
+    return vf_lookup_u4_(table, _mm_loadl_epi64(p));
+}
+static inline vf vf_lookup_u4_n(vf table, const void *p, size_t n)
+{
+    return vf_lookup_u4_(table, _mm_maskz_loadu_epi8(vf_mask((n + 1) / 2), p));
+}
+static inline vf vf_count(void) /* 0, 1, 2, ... */
+{
+    return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+static inline vf vf_load_u4(const void *p)
+{
+    return vf_lookup_u4(vf_count(), p);
+}
+static inline vf vf_load_u4_n(const void *p, size_t n)
+{
+    return vf_lookup_u4_n(vf_count(), p, n);
+}
+/* Whole numbers 0..255 to bytes. */
+static inline void vf_store_u8(void *p, vf a)
+{
+    _mm_storeu_si128(p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
+}
+/* One f16 in every lane. */
+static inline vf vf_set1_f16(const void *p)
+{
+    int16_t bits;
+    __builtin_memcpy(&bits, p, 2);
+    return _mm512_cvtph_ps(_mm256_set1_epi16(bits));
+}
+
 /* To nearest even; NaN stays NaN. (Not VCVTNEPS2BF16, which flushes denormals: all sets round alike.) */
 static inline __m256i vf_to_bf16_(vf a)
 {
@@ -181,6 +232,10 @@ static inline vf_four vf_four_add(vf_four a, vf_four b)
 static inline float vf_sum(vf a)
 {
     return _mm_cvtss_f32(vf_sum4(a, a, a, a));
+}
+static inline float vf_first(vf a)
+{
+    return _mm512_cvtss_f32(a);
 }
 static inline float vf_max_across(vf a)
 {

@@ -144,6 +144,38 @@ static inline vf vf_load_f16(const void *p)
     return vf_load_f16_n(p, 4);
 }
 
+static inline vf vf_load_u8_n(const void *p, size_t n)
+{
+    uint8_t u[4] = {0};
+    memcpy(u, p, n);
+    return (vf){u[0], u[1], u[2], u[3]};
+}
+static inline vf vf_load_u8(const void *p)
+{
+    return vf_load_u8_n(p, 4);
+}
+#define VF_LOOKUP 0
+static inline vf vf_load_u4_n(const void *p, size_t n)
+{
+    uint8_t u[2] = {0};
+    memcpy(u, p, (n + 1) / 2);
+    return (vf){(float)(u[0] & 15), (float)(u[0] >> 4), (float)(u[1] & 15), (float)(u[1] >> 4)};
+}
+static inline vf vf_load_u4(const void *p)
+{
+    return vf_load_u4_n(p, 4);
+}
+static inline void vf_store_u8(void *p, vf a)
+{
+    uint8_t u[4] = {(uint8_t)a[0], (uint8_t)a[1], (uint8_t)a[2], (uint8_t)a[3]};
+    memcpy(p, u, 4);
+}
+static inline vf vf_set1_f16(const void *p)
+{
+    float a = vf_load_f16_n(p, 1)[0];
+    return vf_set1(a);
+}
+
 /* For sums in which a NaN's bits may pass the largest positive number. */
 typedef uint32_t vu __attribute__((vector_size(16)));
 
@@ -205,6 +237,10 @@ static inline vf_four vf_four_add(vf_four a, vf_four b)
 static inline float vf_sum(vf a)
 {
     return (a[0] + a[2]) + (a[1] + a[3]);
+}
+static inline float vf_first(vf a)
+{
+    return a[0];
 }
 static inline float vf_max_across(vf a)
 {

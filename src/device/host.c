@@ -72,12 +72,20 @@ typedef struct convert_job {
 static void convert_block(const row_cut *cut, size_t row, size_t column, size_t columns)
 {
     const convert_job *job = cut->job;
-    cut->host->kernels->convert(weight_element(job->w, row, column), job->w->type, element(job->y, row, column),
-                                columns);
+    const pst_weight *w = job->w;
+    float *y = element(job->y, row, column);
+    if (w->format == NULL || w->format->layout == PST_WEIGHT_PLAIN)
+        cut->host->kernels->convert(weight_element(w, row, column), w->type, y, columns);
+    else
+        cut->host->kernels->dequantize((const char *)w->data + row * pst_weight_row_bytes(w->format, w->columns),
+                                       w->format, w->columns, column, columns, y);
 }
 
 static int host_convert(pst_device *device, const pst_weight *w, const pst_matrix *y)
 {
+    if (w->format != NULL &&
+        (w->format->transposed || (w->format->layout != PST_WEIGHT_PLAIN && w->format->layout != PST_WEIGHT_GROUPED)))
+        return PST_E_UNSUPPORTED;
     const convert_job job = {w, y};
     row_cut cut = {.job = &job, .rows = w->rows, .columns = w->columns, .block = convert_block};
     return run_rows(host_of(device), &cut, true);

@@ -7,16 +7,21 @@
 #ifndef PST_CPU_TEMPLATE_KERNELS_H
 #define PST_CPU_TEMPLATE_KERNELS_H
 
+#include <errno.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "cpu/group_scale.h"
 #include "cpu/sets.h"
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
 #include "cpu/template/functions.h"
 #include "cpu/template/rows.h"
+
+#include "cpu/template/dequant.h"
+#include "cpu/template/quantize.h"
 
 #include "cpu/template/matmul.h"
 
@@ -26,7 +31,7 @@
     {                                                                                                                  \
         .name = set, .convert = kernel_convert, .rms_norm = kernel_rms_norm, .matmul = kernel_matmul,                  \
         .rope = kernel_rope, .kv_store = kernel_kv_store, .attention = kernel_attention, .gated = kernel_gated,        \
-        .log_sum_exp = kernel_log_sum_exp,                                                                             \
+        .log_sum_exp = kernel_log_sum_exp, .dequantize = kernel_dequantize, .quantize = kernel_quantize,               \
     }
 
 #endif

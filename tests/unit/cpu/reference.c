@@ -52,7 +52,7 @@ double ref_normal(void)
 
 size_t ref_bytes(pst_dtype type)
 {
-    return type == PST_F32 ? 4 : 2;
+    return type == PST_F32 || type == PST_I32 ? 4 : type == PST_U8 ? 1 : 2;
 }
 
 /* `before` bytes from a 64 byte boundary, `after` bytes up to the end of the allocation. */
