@@ -5,7 +5,7 @@
  * A model is a checkpoint that was understood: its configuration, its table of tensors, its tokenizer; no weights.
  * A session is a plan under a memory budget with its memory: weights kept resident, a ring that streams the rest, the
  * KV cache of `max_sequences` sequences. Each pst_session_step carries rows of all sequences through the weights once.
- * pst_generate and pst_score run a session for whole requests.
+ * pst_generate and pst_score run a session for whole requests, their _stream forms for any number of them.
  *
  * Why so narrow: what a pass costs is decided by the plan, so the plan is made once per session from the whole shape of
  * the work, and nothing grows afterwards.
@@ -130,7 +130,8 @@ typedef struct pst_logits {
 
 /* Carries pending rows of all sequences through the weights once. *out: rows whose logits were computed (the last row of
  * each sequence that has no more pending rows; with all_logits every row), owned by the session. *out_count 0 with nothing
- * pending. A session with sequences added by hand runs no whole requests until they are removed. */
+ * pending. A session with sequences added by hand runs no whole requests until they are removed. Rows of decoding sequences come first, then
+ * prompts, the longest waiting one before the others. */
 PST_API int pst_session_step(pst_session *session, const pst_logits **out, size_t *out_count, pst_error *err);
 
 /* ---- whole requests ---- */
@@ -205,6 +206,41 @@ typedef struct pst_score_request {
 } pst_score_request;
 PST_API int pst_score(pst_session *session, pst_score_request *requests, size_t count, pst_on_logits on_logits,
                       void *user, pst_run_stats *stats, pst_error *err);
+
+/* ---- requests from a source to a sink ---- */
+
+/*
+ * Any number of requests in memory that does not grow with their number: the source is asked whenever a sequence slot is
+ * free, and each answer goes to the sink as soon as its request ends, so answers come in another order than requests.
+ * Requests are numbered from 0 in the order in which the source gave them. What a request gets is what it gets alone.
+ *
+ * The source runs at most one request ahead of the slots: no more than max_sequences + 1 are on their way at any time. All
+ * calls come on the owner's thread, between passes. A request that cannot run (too long, unknown ids, logits that are not
+ * finite) ends with a failure of its own, whose message says nothing of its number, and does not disturb the others.
+ */
+typedef struct pst_generate_calls {
+    /* 1: *out is the next request, whose memory stays until its result was handed over; 0: there are no more (it is not
+     * asked again); below zero: the run ends with this error, err filled. */
+    int (*next)(void *user, pst_request *out, pst_error *err);
+    /* Exactly once for each request that was given, unless the run fails. Without a failure (NULL) *result is the answer:
+     * what the sink takes out of it, it clears there; the rest is freed afterwards. With one, *result is empty. Below zero
+     * ends the run with this error, err filled. */
+    int (*on_result)(void *user, size_t request, pst_result *result, const pst_error *failure, pst_error *err);
+    pst_on_token on_token; /* may be NULL */
+    void *user;
+} pst_generate_calls;
+/* stats may be NULL. */
+PST_API int pst_generate_stream(pst_session *session, const pst_generate_calls *calls, pst_run_stats *stats,
+                                pst_error *err);
+
+/* The same for scoring. Where a request failed, its log-probabilities are not to be used. */
+typedef struct pst_score_calls {
+    int (*next)(void *user, pst_score_request *out, pst_error *err);
+    int (*on_result)(void *user, size_t request, const pst_error *failure, pst_error *err);
+    pst_on_logits on_logits; /* may be NULL */
+    void *user;
+} pst_score_calls;
+PST_API int pst_score_stream(pst_session *session, const pst_score_calls *calls, pst_run_stats *stats, pst_error *err);
 
 /* ---- timeline ---- */
 

@@ -2,6 +2,9 @@
 /*
  * Whole requests through a session: each takes a free sequence slot when one is there, and leaves it when it ends. What a
  * request gets does not depend on its neighbours: its random numbers come from its own seed and its own count of tokens.
+ *
+ * The source is asked one request ahead of the slots, for two reasons: a slot that becomes free is taken before the next
+ * pass, and the last pass is known as such, so that nothing is read ahead for a pass that will not be.
  */
 #include <string.h>
 
@@ -13,145 +16,194 @@
 
 /* A request on its way. */
 typedef struct progress {
+    pst_request request;
+    size_t number;
     pst_text_out text;
-    uint32_t *ids;
+    uint32_t *ids; /* request.max_new_tokens */
     uint32_t count;
-    uint32_t sequence;
-    bool running, done, has_first;
-    pst_finish finish;
+    bool running;       /* holds the sequence slot of its index */
+    bool awaited_first; /* of the first batch, and without its first token yet */
 } progress;
 
 typedef struct generation {
     pst_session *session;
-    const pst_request *requests;
-    size_t count;
-    pst_on_token on_token;
-    void *user;
-    progress *progress;        /* by request */
-    size_t *owner;             /* by sequence slot: its request */
+    const pst_generate_calls *calls;
+    progress *slots; /* by sequence slot */
+    uint32_t running;
     pst_candidate *candidates; /* vocab, for sampling */
-    size_t next;               /* request that starts next */
-    size_t ended;
-    size_t batch;  /* requests of the first batch */
-    size_t firsts; /* of them, those that have their first token or ended without one */
+    pst_request waiting;       /* with has_waiting: the next to start */
+    bool has_waiting, exhausted;
+    size_t given, ended;
+    bool has_stepped;
+    uint32_t awaited_firsts;
+    uint64_t prompt_tokens, generated_tokens, first_prompt_tokens;
     uint64_t start_ns, first_ns;
     pst_error *err;
 } generation;
 
-static int check_request(const generation *g, const pst_request *r, size_t number)
+int pst_session_check_request(const pst_session *s, const pst_request *r, pst_error *err)
 {
-    const pst_sampling *s = &r->sampling;
-    if (!(s->temperature >= 0 && s->top_p >= 0 && s->top_p <= 1 && s->min_p >= 0 && s->min_p <= 1))
-        return pst_fail(g->err, PST_E_USAGE, NULL, "prompt %zu: temperature %g, top-p %g, min-p %g", number + 1,
-                        s->temperature, s->top_p, s->min_p);
-    if (r->stop_count > 0 && g->session->tokenizer == NULL)
-        return pst_fail(g->err, PST_E_USAGE, g->session->model->folder, "stop texts need a tokenizer");
+    const pst_sampling *sampling = &r->sampling;
+    if (r->prompt_count == 0)
+        return pst_fail(err, PST_E_USAGE, NULL, "the prompt is empty");
+    PST_TRY(pst_session_check_ids(s, r->prompt_ids, r->prompt_count, err));
+    if (!(sampling->temperature >= 0 && sampling->top_p >= 0 && sampling->top_p <= 1 && sampling->min_p >= 0 &&
+          sampling->min_p <= 1))
+        return pst_fail(err, PST_E_USAGE, NULL, "temperature %g, top-p %g, min-p %g", sampling->temperature,
+                        sampling->top_p, sampling->min_p);
+    if (r->stop_count > 0 && s->tokenizer == NULL)
+        return pst_fail(err, PST_E_USAGE, s->model->folder, "stop texts need a tokenizer");
     for (size_t i = 0; i < r->stop_count; i++)
         if (r->stop_texts[i][0] == '\0')
-            return pst_fail(g->err, PST_E_USAGE, NULL, "prompt %zu: an empty stop text", number + 1);
+            return pst_fail(err, PST_E_USAGE, NULL, "an empty stop text");
+    if (r->prompt_count > s->options.max_tokens || r->max_new_tokens > s->options.max_tokens - r->prompt_count)
+        return pst_fail(err, PST_E_USAGE, NULL, "a prompt of %zu tokens and %u new ones exceed the session's %u",
+                        r->prompt_count, r->max_new_tokens, s->options.max_tokens);
     return 0;
 }
 
-static int check_requests(const generation *g)
+int pst_fail_number(pst_error *err, const char *what, size_t number, const pst_error *cause)
 {
-    const pst_session_options *o = &g->session->options;
-    for (size_t i = 0; i < g->count; i++) {
-        const pst_request *r = &g->requests[i];
-        if (r->prompt_count == 0)
-            return pst_fail(g->err, PST_E_USAGE, NULL, "prompt %zu is empty", i + 1);
-        PST_TRY(pst_session_check_ids(g->session, r->prompt_ids, r->prompt_count, "prompt", i, g->err));
-        PST_TRY(check_request(g, r, i));
-        if (r->prompt_count > o->max_tokens || r->max_new_tokens > o->max_tokens - r->prompt_count)
-            return pst_fail(g->err, PST_E_USAGE, NULL,
-                            "prompt %zu of %zu tokens and %u new ones exceed the session's %u", i + 1, r->prompt_count,
-                            r->max_new_tokens, o->max_tokens);
-    }
-    return 0;
+    return pst_fail_at(err, cause->code, cause->path, cause->offset, "%s %zu: %s", what, number + 1, cause->message);
 }
 
 static int prepare(generation *g)
 {
-    uint32_t vocab = g->session->model->transformer.vocab;
-    g->progress = pst_heap_calloc(g->count, sizeof *g->progress);
-    g->owner = pst_heap_calloc(g->session->options.max_sequences, sizeof *g->owner);
+    uint32_t vocab = g->session->model->transformer.vocab, slots = g->session->options.max_sequences;
+    g->slots = pst_heap_calloc(slots, sizeof *g->slots);
     g->candidates = pst_heap_calloc(vocab, sizeof *g->candidates);
-    if (!g->progress || !g->owner || !g->candidates)
-        return pst_fail_memory(g->err, "requests", g->count * sizeof *g->progress + vocab * sizeof *g->candidates);
-    for (size_t i = 0; i < g->count; i++) {
-        const pst_request *r = &g->requests[i];
-        g->progress[i].ids = pst_heap_calloc(r->max_new_tokens, sizeof(uint32_t));
-        if (g->progress[i].ids == NULL)
-            return pst_fail_memory(g->err, "generated tokens", r->max_new_tokens * sizeof(uint32_t));
-        PST_TRY(pst_text_out_open(&g->progress[i].text, g->session->tokenizer, r->stop_texts, r->stop_count, g->err));
-    }
+    if (!g->slots || !g->candidates)
+        return pst_fail_memory(g->err, "requests", slots * sizeof *g->slots + vocab * sizeof *g->candidates);
     return 0;
+}
+
+static void release_slot(progress *p)
+{
+    pst_text_out_close(&p->text);
+    pst_heap_free(p->ids);
+    *p = (progress){0};
 }
 
 static void release(generation *g)
 {
-    for (size_t i = 0; g->progress != NULL && i < g->count; i++) {
-        pst_text_out_close(&g->progress[i].text);
-        pst_heap_free(g->progress[i].ids);
-        if (g->progress[i].running)
-            pst_session_remove(g->session, g->progress[i].sequence);
+    for (uint32_t i = 0; g->slots != NULL && i < g->session->options.max_sequences; i++) {
+        if (g->slots[i].running)
+            pst_session_remove(g->session, i);
+        release_slot(&g->slots[i]);
     }
-    pst_heap_free(g->progress);
-    pst_heap_free(g->owner);
+    pst_heap_free(g->slots);
     pst_heap_free(g->candidates);
 }
 
-static int show(generation *g, size_t request, uint32_t id, const char *text, size_t bytes)
+static int show(generation *g, const progress *p, uint32_t id, const char *text, size_t bytes)
 {
-    if (g->on_token == NULL || g->on_token(g->user, request, id, text, bytes) == 0)
+    const pst_generate_calls *calls = g->calls;
+    if (calls->on_token == NULL || calls->on_token(calls->user, p->number, id, text, bytes) == 0)
         return 0;
     return pst_fail(g->err, PST_E_CANCELLED, NULL, "cancelled");
 }
 
-static void count_first(generation *g, size_t request)
+static int hand_over(generation *g, size_t number, pst_result *result, const pst_error *failure)
 {
-    progress *p = &g->progress[request];
-    if (!p->has_first && request < g->batch && ++g->firsts == g->batch)
-        g->first_ns = pst_clock_ns();
-    p->has_first = true;
+    g->ended++;
+    int status = g->calls->on_result(g->calls->user, number, result, failure, g->err);
+    pst_result_free(result);
+    return status < 0 ? status : 0;
 }
 
-static int end_request(generation *g, size_t request, pst_finish finish)
+static void count_first(generation *g, progress *p)
 {
-    progress *p = &g->progress[request];
+    if (p->awaited_first && --g->awaited_firsts == 0)
+        g->first_ns = pst_clock_ns();
+    p->awaited_first = false;
+}
+
+/* Ends a request that was begun: its slot is free for another. */
+static int end_request(generation *g, progress *p, pst_finish finish)
+{
     if (finish != PST_FINISH_STOP_TEXT) { /* else the stop text may only now be complete: what the stream held back */
         const char *text;
         size_t bytes;
         int status = pst_text_out_finish(&p->text, &text, &bytes, g->err);
         PST_TRY(status);
         if (bytes > 0)
-            PST_TRY(show(g, request, UINT32_MAX, text, bytes));
+            PST_TRY(show(g, p, UINT32_MAX, text, bytes));
         finish = status == 1 ? PST_FINISH_STOP_TEXT : finish;
     }
-    if (p->running)
-        pst_session_remove(g->session, p->sequence);
-    p->running = false;
-    p->done = true;
-    p->finish = finish;
-    g->ended++;
+    pst_result result = {
+        .ids = {p->ids, p->count}, .text = p->text.text, .text_bytes = p->text.bytes, .finish = finish};
+    p->ids = NULL;
+    p->text.text = NULL;
+    g->generated_tokens += p->count;
+    return hand_over(g, p->number, &result, NULL);
+}
+
+static void leave(generation *g, uint32_t sequence)
+{
+    pst_session_remove(g->session, sequence);
+    release_slot(&g->slots[sequence]);
+    g->running--;
+}
+
+static int begin(generation *g, progress *p)
+{
+    const pst_request *r = &g->waiting;
+    *p = (progress){.request = *r, .number = g->given - 1};
+    p->ids = pst_heap_calloc(r->max_new_tokens, sizeof(uint32_t));
+    if (p->ids == NULL)
+        return pst_fail_memory(g->err, "generated tokens", r->max_new_tokens * sizeof(uint32_t));
+    g->prompt_tokens += r->prompt_count;
+    return pst_text_out_open(&p->text, g->session->tokenizer, r->stop_texts, r->stop_count, g->err);
+}
+
+/* Has the next request waiting, if there is one that runs. */
+static int fetch(generation *g)
+{
+    while (!g->has_waiting && !g->exhausted) {
+        int status = g->calls->next(g->calls->user, &g->waiting, g->err);
+        PST_TRY(status);
+        g->exhausted = status == 0;
+        if (g->exhausted)
+            break;
+        g->given++;
+        pst_error failure = {.offset = PST_NO_OFFSET};
+        pst_result none = {0};
+        if (pst_session_check_request(g->session, &g->waiting, &failure) < 0) {
+            PST_TRY(hand_over(g, g->given - 1, &none, &failure));
+        } else if (g->waiting.max_new_tokens == 0) {
+            progress at_once;
+            status = begin(g, &at_once);
+            if (status >= 0)
+                status = end_request(g, &at_once, PST_FINISH_LENGTH);
+            release_slot(&at_once);
+            PST_TRY(status);
+        } else {
+            g->has_waiting = true;
+        }
+    }
     return 0;
 }
 
 static int start_requests(generation *g)
 {
-    uint32_t slots = g->session->options.max_sequences;
-    while (g->next < g->count && g->next - g->ended < slots) {
-        const pst_request *r = &g->requests[g->next];
-        progress *p = &g->progress[g->next];
-        if (r->max_new_tokens == 0) {
-            count_first(g, g->next);
-            PST_TRY(end_request(g, g->next++, PST_FINISH_LENGTH));
-            continue;
-        }
-        PST_TRY(pst_session_add(g->session, r->prompt_ids, r->prompt_count, &p->sequence, g->err));
+    for (;;) {
+        PST_TRY(fetch(g));
+        if (!g->has_waiting || g->running == g->session->options.max_sequences)
+            return 0;
+        uint32_t sequence;
+        PST_TRY(pst_session_add(g->session, g->waiting.prompt_ids, g->waiting.prompt_count, &sequence, g->err));
+        progress *p = &g->slots[sequence];
+        int status = begin(g, p);
         p->running = true;
-        g->owner[p->sequence] = g->next++;
+        PST_TRY(status);
+        g->running++;
+        g->has_waiting = false;
+        if (!g->has_stepped) {
+            p->awaited_first = true;
+            g->awaited_firsts++;
+            g->first_prompt_tokens += p->request.prompt_count;
+        }
     }
-    return 0;
 }
 
 static bool ends_text(const pst_transformer *t, uint32_t id)
@@ -165,45 +217,53 @@ static bool ends_text(const pst_transformer *t, uint32_t id)
 /* A sequence's next token from its logits. */
 static int take_logits(generation *g, const pst_logits *logits)
 {
-    size_t request = g->owner[logits->sequence];
-    const pst_request *r = &g->requests[request];
-    progress *p = &g->progress[request];
+    progress *p = &g->slots[logits->sequence];
+    const pst_request *r = &p->request;
     const pst_transformer *t = &g->session->model->transformer;
-    if (p->done || logits->position + 1 != g->session->sequences[logits->sequence].count)
+    if (!p->running || logits->position + 1 != g->session->sequences[logits->sequence].count)
         return 0; /* a prompt row of a session that gives all logits */
-    if (!pst_logits_are_usable(logits->values, t->vocab))
-        return pst_fail(g->err, PST_E_FORMAT, g->session->model->folder,
-                        "prompt %zu: the logits of token %u are not finite: broken weights?", request + 1,
-                        logits->position + 1);
+    count_first(g, p);
+    int status = 0;
+    if (!pst_logits_are_usable(logits->values, t->vocab)) {
+        pst_error failure;
+        pst_result none = {0};
+        pst_fail(&failure, PST_E_FORMAT, g->session->model->folder,
+                 "the logits of token %u are not finite: broken weights?", logits->position + 1);
+        status = hand_over(g, p->number, &none, &failure);
+        leave(g, logits->sequence);
+        return status;
+    }
     uint32_t id =
         pst_sample(logits->values, t->vocab, &r->sampling, pst_random(r->sampling.seed, p->count), g->candidates);
-    count_first(g, request);
-    if (!r->ignore_end && ends_text(t, id))
-        return end_request(g, request, PST_FINISH_END_TOKEN);
+    if (!r->ignore_end && ends_text(t, id)) {
+        status = end_request(g, p, PST_FINISH_END_TOKEN);
+        leave(g, logits->sequence);
+        return status;
+    }
     p->ids[p->count++] = id;
     const char *text;
     size_t bytes;
     int stopped = pst_text_out_push(&p->text, id, &text, &bytes, g->err);
     PST_TRY(stopped);
-    PST_TRY(show(g, request, id, text, bytes));
-    if (stopped)
-        return end_request(g, request, PST_FINISH_STOP_TEXT);
-    if (p->count == r->max_new_tokens)
-        return end_request(g, request, PST_FINISH_LENGTH);
-    return pst_session_append(g->session, logits->sequence, id, g->err);
+    PST_TRY(show(g, p, id, text, bytes));
+    if (!stopped && p->count < r->max_new_tokens)
+        return pst_session_append(g->session, logits->sequence, id, g->err);
+    status = end_request(g, p, stopped ? PST_FINISH_STOP_TEXT : PST_FINISH_LENGTH);
+    leave(g, logits->sequence);
+    return status;
 }
 
 /* Whether the next pass is the last one for certain: nothing waits, and every running request lacks one token. */
 static bool is_last_pass(const generation *g)
 {
-    if (g->next < g->count)
+    if (g->has_waiting)
         return false;
-    for (size_t i = 0; i < g->count; i++) {
-        const progress *p = &g->progress[i];
+    for (uint32_t i = 0; i < g->session->options.max_sequences; i++) {
+        const progress *p = &g->slots[i];
         if (!p->running)
             continue;
-        uint32_t pending = g->session->sequences[p->sequence].count - g->session->sequences[p->sequence].computed;
-        if (p->count + 1 < g->requests[i].max_new_tokens || pending > 1)
+        uint32_t pending = g->session->sequences[i].count - g->session->sequences[i].computed;
+        if (p->count + 1 < p->request.max_new_tokens || pending > 1)
             return false;
     }
     return true;
@@ -212,60 +272,43 @@ static bool is_last_pass(const generation *g)
 static int run(generation *g)
 {
     g->start_ns = pst_clock_ns();
-    while (g->ended < g->count) {
+    for (;;) {
         PST_TRY(start_requests(g));
+        if (g->running == 0)
+            return 0;
         g->session->last_pass = is_last_pass(g);
+        g->has_stepped = true;
         const pst_logits *logits;
         size_t count;
         PST_TRY(pst_session_step(g->session, &logits, &count, g->err));
         for (size_t i = 0; i < count; i++)
             PST_TRY(take_logits(g, &logits[i]));
     }
-    return 0;
 }
 
 static void fill_times(const generation *g, pst_run_stats *stats)
 {
     uint64_t now = pst_clock_ns(), first = g->first_ns ? g->first_ns : now;
-    uint64_t first_prompts = 0;
-    for (size_t i = 0; i < g->count; i++) {
-        stats->prompt_tokens += g->requests[i].prompt_count;
-        first_prompts += i < g->batch ? g->requests[i].prompt_count : 0;
-        stats->generated_tokens += g->progress[i].count;
-    }
+    stats->prompt_tokens = g->prompt_tokens;
+    stats->generated_tokens = g->generated_tokens;
     stats->prefill_seconds = (double)(first - g->start_ns) / 1e9;
     stats->total_seconds = (double)(now - g->start_ns) / 1e9;
     stats->decode_seconds = stats->total_seconds - stats->prefill_seconds;
     if (stats->prefill_seconds > 0)
-        stats->prefill_tokens_per_second = (double)first_prompts / stats->prefill_seconds;
-    if (stats->decode_seconds > 0 && stats->generated_tokens > g->count)
-        stats->decode_tokens_per_second = (double)(stats->generated_tokens - g->count) / stats->decode_seconds;
+        stats->prefill_tokens_per_second = (double)g->first_prompt_tokens / stats->prefill_seconds;
+    if (stats->decode_seconds > 0 && stats->generated_tokens > g->ended)
+        stats->decode_tokens_per_second = (double)(stats->generated_tokens - g->ended) / stats->decode_seconds;
     if (stats->total_seconds > 0)
         stats->tokens_per_second = (double)stats->generated_tokens / stats->total_seconds;
 }
 
-static void hand_over(generation *g, pst_result *results)
+int pst_generate_stream(pst_session *session, const pst_generate_calls *calls, pst_run_stats *stats, pst_error *err)
 {
-    for (size_t i = 0; i < g->count; i++) {
-        progress *p = &g->progress[i];
-        results[i] = (pst_result){
-            .ids = {p->ids, p->count}, .text = p->text.text, .text_bytes = p->text.bytes, .finish = p->finish};
-        p->ids = NULL;
-        p->text.text = NULL;
-    }
-}
-
-int pst_generate(pst_session *session, const pst_request *requests, size_t count, pst_on_token on_token, void *user,
-                 pst_result *results, pst_run_stats *stats, pst_error *err)
-{
-    generation g = {
-        .session = session, .requests = requests, .count = count, .on_token = on_token, .user = user, .err = err};
+    generation g = {.session = session, .calls = calls, .err = err};
     pst_session_counters before;
     pst_session_get_counters(session, &before);
     int status;
-    g.batch = count < session->options.max_sequences ? count : session->options.max_sequences;
-    PST_TRY_GOTO(done, pst_session_check_idle(session, err));
-    PST_TRY_GOTO(done, check_requests(&g));
+    PST_TRY(pst_session_check_idle(session, err));
     PST_TRY_GOTO(done, prepare(&g));
     PST_TRY_GOTO(done, run(&g));
     if (stats != NULL) {
@@ -273,10 +316,71 @@ int pst_generate(pst_session *session, const pst_request *requests, size_t count
         fill_times(&g, stats);
         pst_session_fill_stats(session, &before, stats);
     }
-    hand_over(&g, results);
 done:
     session->last_pass = false;
     release(&g);
+    return status;
+}
+
+/* ---- an array of requests ---- */
+
+typedef struct request_array {
+    const pst_request *requests;
+    size_t count, next;
+    pst_on_token on_token;
+    void *user;
+    pst_result *results; /* what is done so far; the others are empty */
+} request_array;
+
+static int next_of_array(void *user, pst_request *out, pst_error *err)
+{
+    (void)err;
+    request_array *array = user;
+    if (array->next == array->count)
+        return 0;
+    *out = array->requests[array->next++];
+    return 1;
+}
+
+static int keep_result(void *user, size_t request, pst_result *result, const pst_error *failure, pst_error *err)
+{
+    request_array *array = user;
+    if (failure != NULL)
+        return pst_fail_number(err, "prompt", request, failure);
+    array->results[request] = *result;
+    *result = (pst_result){0};
+    return 0;
+}
+
+static int pass_token(void *user, size_t request, uint32_t id, const char *text, size_t text_bytes)
+{
+    request_array *array = user;
+    return array->on_token(array->user, request, id, text, text_bytes);
+}
+
+int pst_generate(pst_session *session, const pst_request *requests, size_t count, pst_on_token on_token, void *user,
+                 pst_result *results, pst_run_stats *stats, pst_error *err)
+{
+    PST_TRY(pst_session_check_idle(session, err));
+    for (size_t i = 0; i < count; i++) {
+        pst_error cause = {.offset = PST_NO_OFFSET};
+        if (pst_session_check_request(session, &requests[i], &cause) < 0)
+            return pst_fail_number(err, "prompt", i, &cause);
+    }
+    request_array array = {.requests = requests, .count = count, .on_token = on_token, .user = user};
+    array.results = pst_heap_calloc(count, sizeof *array.results);
+    if (array.results == NULL)
+        return pst_fail_memory(err, "results", count * sizeof *array.results);
+    const pst_generate_calls calls = {.next = next_of_array,
+                                      .on_result = keep_result,
+                                      .on_token = on_token != NULL ? pass_token : NULL,
+                                      .user = &array};
+    int status = pst_generate_stream(session, &calls, stats, err);
+    if (status >= 0 && count > 0)
+        memcpy(results, array.results, count * sizeof *results);
+    for (size_t i = 0; status < 0 && i < count; i++)
+        pst_result_free(&array.results[i]);
+    pst_heap_free(array.results);
     return status;
 }
 

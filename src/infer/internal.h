@@ -56,6 +56,8 @@ struct pst_session {
 
     pst_sequence *sequences; /* options.max_sequences */
     uint32_t *sequence_ids;  /* their ids' memory */
+    uint32_t *order;         /* numbers of those in use, by arrival; max_sequences */
+    uint32_t in_use;
     pst_row *rows;           /* of the pass, plan.rows_per_pass */
     uint32_t *row_ids;
     pst_logits *logits;
@@ -73,9 +75,13 @@ struct pst_session {
 int pst_session_measure(pst_session *session, pst_error *err);
 /* PST_E_USAGE while sequences that were added by hand hold slots. */
 int pst_session_check_idle(const pst_session *session, pst_error *err);
-/* PST_E_USAGE unless all ids are in the vocabulary; `what` and number (from 0) say whose they are. */
-int pst_session_check_ids(const pst_session *session, const uint32_t *ids, size_t count, const char *what,
-                          size_t number, pst_error *err);
+/* PST_E_USAGE unless all ids are in the vocabulary. */
+int pst_session_check_ids(const pst_session *session, const uint32_t *ids, size_t count, pst_error *err);
+/* What a request alone cannot do: pst_session_check_ids, lengths, sampling, stop texts. */
+int pst_session_check_request(const pst_session *session, const pst_request *request, pst_error *err);
+int pst_session_check_score(const pst_session *session, const pst_score_request *request, pst_error *err);
+/* Puts "prompt 3: " (number from 0) before the message. Returns the code. */
+int pst_fail_number(pst_error *err, const char *what, size_t number, const pst_error *cause);
 /* Adds to the counters what the pass that is in session->rows could not be faster than. */
 void pst_session_count_bound(pst_session *session, uint32_t rows, uint32_t logit_rows, uint64_t bytes_read);
 /* Fills what follows from the counters: bytes, times, bound. */

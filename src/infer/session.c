@@ -18,6 +18,8 @@ static const uint64_t LARGE_PARAMETERS = 100 * 1000 * 1000;
 static const uint64_t PROCESS_RESERVE_BYTES = 24ull << 20;
 /* More rows in a pass than this make it compute-bound on any processor, so they would buy nothing. */
 enum { MAX_USEFUL_ROWS = 2048, MAX_LOGIT_ROWS = 512, MAX_SEQUENCES = 1 << 16 };
+/* What generation and scoring keep of a request in a slot, its texts and results aside. */
+enum { SLOT_BYTES = 256 };
 
 static int check_options(const pst_model *model, const pst_session_options *given, pst_session_options *o,
                          pst_error *err)
@@ -104,7 +106,8 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
     };
     uint64_t logits = o->all_logits ? 0 : o->max_sequences * memory.logit_row_bytes;
     uint64_t others = memory.fixed_bytes + logits + pst_ring_gather_bytes(s->program->stages, s->program->stage_count) +
-                      (uint64_t)o->max_sequences * (o->max_tokens * sizeof(uint32_t) + sizeof(pst_sequence));
+                      (uint64_t)o->max_sequences *
+                          (o->max_tokens * sizeof(uint32_t) + sizeof(pst_sequence) + sizeof(uint32_t) + SLOT_BYTES);
     if (__builtin_add_overflow(memory.kv_bytes, others, &request.fixed_bytes) || request.fixed_bytes > UINT64_MAX / 4)
         return pst_fail(err, PST_E_BUDGET, NULL, "the KV cache of %u sequences of %u tokens fits no memory",
                         o->max_sequences, o->max_tokens);
@@ -146,10 +149,11 @@ static int make_sequences(pst_session *s, uint32_t max_logit_rows, pst_error *er
     const pst_session_options *o = &s->options;
     s->sequences = pst_heap_calloc(o->max_sequences, sizeof *s->sequences);
     s->sequence_ids = pst_heap_calloc((size_t)o->max_sequences * o->max_tokens, sizeof *s->sequence_ids);
+    s->order = pst_heap_calloc(o->max_sequences, sizeof *s->order);
     s->rows = pst_heap_calloc(s->plan.rows_per_pass, sizeof *s->rows);
     s->row_ids = pst_heap_calloc(s->plan.rows_per_pass, sizeof *s->row_ids);
     s->logits = pst_heap_calloc(max_logit_rows, sizeof *s->logits);
-    if (!s->sequences || !s->sequence_ids || !s->rows || !s->row_ids || !s->logits)
+    if (!s->sequences || !s->sequence_ids || !s->order || !s->rows || !s->row_ids || !s->logits)
         return pst_fail_memory(err, "the sequences", (size_t)o->max_sequences * o->max_tokens * sizeof(uint32_t));
     for (uint32_t i = 0; i < o->max_sequences; i++)
         s->sequences[i].ids = s->sequence_ids + (size_t)i * o->max_tokens;
@@ -239,6 +243,7 @@ void pst_session_close(pst_session *s)
     pst_pool_destroy(s->pool);
     pst_heap_free(s->sequences);
     pst_heap_free(s->sequence_ids);
+    pst_heap_free(s->order);
     pst_heap_free(s->rows);
     pst_heap_free(s->row_ids);
     pst_heap_free(s->logits);

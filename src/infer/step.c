@@ -8,19 +8,17 @@
 
 int pst_session_check_idle(const pst_session *s, pst_error *err)
 {
-    for (uint32_t i = 0; i < s->options.max_sequences; i++)
-        if (s->sequences[i].in_use)
-            return pst_fail(err, PST_E_USAGE, NULL, "the session holds sequence %u, which was added by hand", i);
+    if (s->in_use > 0)
+        return pst_fail(err, PST_E_USAGE, NULL, "the session holds sequence %u, which was added by hand", s->order[0]);
     return 0;
 }
 
-int pst_session_check_ids(const pst_session *s, const uint32_t *ids, size_t count, const char *what, size_t number,
-                          pst_error *err)
+int pst_session_check_ids(const pst_session *s, const uint32_t *ids, size_t count, pst_error *err)
 {
     for (size_t i = 0; i < count; i++)
         if (ids[i] >= s->model->transformer.vocab)
-            return pst_fail(err, PST_E_USAGE, NULL, "%s %zu: token id %u is outside the vocabulary of %u", what,
-                            number + 1, ids[i], s->model->transformer.vocab);
+            return pst_fail(err, PST_E_USAGE, NULL, "token id %u is outside the vocabulary of %u", ids[i],
+                            s->model->transformer.vocab);
     return 0;
 }
 
@@ -29,7 +27,7 @@ int pst_session_add(pst_session *s, const uint32_t *ids, size_t count, uint32_t 
     if (count == 0 || count > s->options.max_tokens)
         return pst_fail(err, PST_E_USAGE, NULL, "a sequence of %zu tokens in a session made for 1 to %u", count,
                         s->options.max_tokens);
-    PST_TRY(pst_session_check_ids(s, ids, count, "sequence", 0, err));
+    PST_TRY(pst_session_check_ids(s, ids, count, err));
     for (uint32_t i = 0; i < s->options.max_sequences; i++) {
         pst_sequence *sequence = &s->sequences[i];
         if (sequence->in_use)
@@ -38,6 +36,7 @@ int pst_session_add(pst_session *s, const uint32_t *ids, size_t count, uint32_t 
         sequence->count = (uint32_t)count;
         sequence->computed = 0;
         sequence->in_use = true;
+        s->order[s->in_use++] = i;
         *out = i;
         return 0;
     }
@@ -57,8 +56,14 @@ int pst_session_append(pst_session *s, uint32_t number, uint32_t id, pst_error *
 
 void pst_session_remove(pst_session *s, uint32_t number)
 {
-    if (number < s->options.max_sequences)
-        s->sequences[number].in_use = false;
+    if (number >= s->options.max_sequences || !s->sequences[number].in_use)
+        return;
+    s->sequences[number].in_use = false;
+    uint32_t at = 0;
+    while (s->order[at] != number)
+        at++;
+    s->in_use--;
+    memmove(s->order + at, s->order + at + 1, (s->in_use - at) * sizeof *s->order);
 }
 
 /* Adds as many pending rows of a sequence as fit. */
@@ -79,17 +84,18 @@ static uint32_t add_rows(pst_session *s, uint32_t number, uint32_t used)
     return used + take;
 }
 
-/* Rows of the next pass: sequences that decode first, so that newcomers never hold them up; then prompts in slot order. */
+/* Rows of the next pass: sequences that decode first, so that newcomers never hold them up; then prompts by arrival, so
+ * that a long one whose rows are taken pass by pass is not overtaken by newcomers for ever. */
 static uint32_t choose_rows(pst_session *s)
 {
     uint32_t used = 0;
     for (int prompts = 0; prompts <= 1; prompts++) {
-        for (uint32_t i = 0; i < s->options.max_sequences && used < s->plan.rows_per_pass; i++) {
-            const pst_sequence *sequence = &s->sequences[i];
-            uint32_t pending = sequence->in_use ? sequence->count - sequence->computed : 0;
+        for (uint32_t i = 0; i < s->in_use && used < s->plan.rows_per_pass; i++) {
+            const pst_sequence *sequence = &s->sequences[s->order[i]];
+            uint32_t pending = sequence->count - sequence->computed;
             bool is_prompt = pending > 1 || sequence->computed == 0;
             if (pending > 0 && is_prompt == (prompts == 1))
-                used = add_rows(s, i, used);
+                used = add_rows(s, s->order[i], used);
         }
     }
     return used;

@@ -191,6 +191,55 @@ static void test_requests_are_checked_first(void **state)
 }
 
 /* At the smallest budget that the refusal names, the process stays within it. In a child, since the peak is the process's. */
+/* A source or a sink that fails ends the run with its own error, and the session goes on with other work. */
+typedef struct failing_calls {
+    int given, taken, next_fails_at, result_fails_at;
+} failing_calls;
+
+static int failing_next(void *user, pst_request *out, pst_error *err)
+{
+    failing_calls *f = user;
+    if (f->given == f->next_fails_at && f->given < 5) {
+        *err = (pst_error){.code = -EIO, .message = "the source is dry"};
+        return err->code;
+    }
+    *out = (pst_request){.prompt_ids = prompt, .prompt_count = f->given == 1 ? 0 : PROMPT, .max_new_tokens = NEW};
+    return f->given++ < 5;
+}
+
+static int failing_result(void *user, size_t request, pst_result *result, const pst_error *failure, pst_error *err)
+{
+    failing_calls *f = user;
+    assert_int_equal(failure != NULL, request == 1); /* an empty prompt */
+    assert_int_equal(result->ids.count, failure != NULL ? 0 : NEW);
+    if (f->taken++ != f->result_fails_at)
+        return 0;
+    *err = (pst_error){.code = -ENOSPC, .message = "the sink is full"};
+    return err->code;
+}
+
+static void test_failing_source_and_sink(void **state)
+{
+    (void)state;
+    pst_model *model = open_model();
+    pst_session_options options = {.struct_size = sizeof options, .max_tokens = PROMPT + NEW, .max_sequences = 2};
+    pst_session *session;
+    pst_error err;
+    assert_int_equal(pst_session_open(model, &options, &session, &err), 0);
+    int64_t live = pst_heap_live_count();
+    for (int at = 0; at <= 5; at++) {
+        failing_calls f = {.next_fails_at = at, .result_fails_at = -1};
+        pst_generate_calls calls = {.next = failing_next, .on_result = failing_result, .user = &f};
+        assert_int_equal(pst_generate_stream(session, &calls, NULL, &err), at == 5 ? 0 : -EIO);
+        f = (failing_calls){.next_fails_at = -1, .result_fails_at = at};
+        assert_int_equal(pst_generate_stream(session, &calls, NULL, &err), at == 5 ? 0 : -ENOSPC);
+        assert_int_equal(f.taken, at == 5 ? 5 : at + 1);
+    }
+    assert_int_equal(pst_heap_live_count(), live);
+    pst_session_close(session);
+    pst_model_close(model);
+}
+
 static void test_smallest_budget_holds(void **state)
 {
     (void)state;
@@ -312,6 +361,7 @@ int main(void)
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_several_runs),
         cmocka_unit_test(test_requests_are_checked_first),
+        cmocka_unit_test(test_failing_source_and_sink),
         cmocka_unit_test(test_smallest_budget_holds),
         cmocka_unit_test(test_allocation_failures),
         cmocka_unit_test(test_failing_reads),
