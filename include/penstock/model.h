@@ -39,7 +39,7 @@ PST_API void pst_model_close(pst_model *model);
 
 typedef struct pst_model_info {
     const char *path;   /* the folder; strings live as long as the model */
-    const char *family; /* "llama", "mistral", "qwen2", "qwen3" */
+    const char *family; /* "llama", "mistral", ...: model_type in config.json */
     uint64_t parameters;
     uint64_t weight_bytes;
     uint32_t layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, context;

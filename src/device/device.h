@@ -104,6 +104,11 @@ typedef struct pst_device_ops {
     /* y = activation(gate) * up, elementwise; gate, up F32; y of the compute type. */
     int (*gated)(pst_device *device, pst_activation activation, const pst_matrix *gate, const pst_matrix *up,
                  const pst_matrix *y);
+    /* y[i] = x[rows[i]]: rows of one type, gathered; y.rows of them. */
+    int (*take_rows)(pst_device *device, const pst_matrix *x, const uint32_t *rows, const pst_matrix *y);
+    /* y[rows[i]] += weights[i] * x[i]; x, y F32; the rows are distinct. */
+    int (*add_rows)(pst_device *device, const pst_matrix *x, const uint32_t *rows, const float *weights,
+                    const pst_matrix *y);
     /* out[r] = log(sum over n of exp(x[r][n])), in float64 from f32 x. */
     int (*log_sum_exp)(pst_device *device, const pst_matrix *x, double *out);
 

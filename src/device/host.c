@@ -226,6 +226,8 @@ static const pst_device_ops host_ops = {
     .kv_store = host_kv_store,
     .attention = host_attention,
     .gated = host_gated,
+    .take_rows = host_take_rows,
+    .add_rows = host_add_rows,
     .log_sum_exp = host_log_sum_exp,
     .destroy = host_destroy,
 };

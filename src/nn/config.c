@@ -176,13 +176,15 @@ static int read_windows(const reader *in, pst_transformer *t)
     t->windowed = pst_heap_calloc(t->layers, sizeof *t->windowed);
     if (t->windowed == NULL)
         return pst_fail_memory(in->err, "the layers", t->layers);
-    bool use = t->family->window == PST_WINDOW_ALL;
-    if (t->family->window == PST_WINDOW_LAYERS)
+    pst_window_rule rule = t->family->window;
+    bool use = rule == PST_WINDOW_ALL;
+    if (rule == PST_WINDOW_LAYERS || rule == PST_WINDOW_SWITCHED)
         PST_TRY(pst_json_bool(in->root, "use_sliding_window", false, &use, in->path, in->err));
-    if (!use || json_is_null(json_object_get(in->root, "sliding_window")))
+    const json_t *window = json_object_get(in->root, "sliding_window");
+    if (!use || json_is_null(window) || (window == NULL && t->family->default_window == 0))
         return 0;
     PST_TRY(pst_config_u32(in, "sliding_window", t->family->default_window, 1, UINT32_MAX / 2, &t->window));
-    if (t->family->window == PST_WINDOW_LAYERS)
+    if (rule == PST_WINDOW_LAYERS)
         return read_windowed_layers(in, t);
     for (uint32_t layer = 0; layer < t->layers; layer++)
         t->windowed[layer] = true;

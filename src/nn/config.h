@@ -36,8 +36,8 @@ typedef struct pst_routing {
     bool sigmoid;                /* scores are sigmoids of the logits; else their softmax over all experts */
     bool normalize;              /* the chosen scores are divided by their sum */
     double normalize_epsilon;    /* added to that sum */
-    uint32_t groups, top_groups; /* only experts of the top_groups best groups count; a group's score is the sum of its
-                                  * two best corrected scores; 1 and 1: all */
+    uint32_t groups, top_groups; /* only experts of the top_groups best groups count; 1 and 1: all */
+    uint32_t group_scores;       /* a group's score is the sum of this many of its best corrected scores: 1 or 2 */
     bool corrected;              /* a correction is added to the scores for choosing, not for weighing */
     double scale;                /* of the weights */
 } pst_routing;

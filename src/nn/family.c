@@ -5,7 +5,7 @@
 #include <string.h>
 
 static const pst_family *const families[] = {&pst_family_llama, &pst_family_mistral, &pst_family_qwen2,
-                                             &pst_family_qwen3};
+                                             &pst_family_qwen3, &pst_family_mixtral, &pst_family_qwen3_moe};
 
 const pst_family *pst_family_find(const char *name)
 {
@@ -17,5 +17,5 @@ const pst_family *pst_family_find(const char *name)
 
 const char *pst_family_names(void)
 {
-    return "llama, mistral, qwen2, qwen3";
+    return "llama, mistral, qwen2, qwen3, mixtral, qwen3_moe";
 }

@@ -74,9 +74,10 @@ typedef enum pst_nn_when {
     PST_NN_IF_SPARSE,         /* it is */
     PST_NN_IF_SHARED_EXPERTS, /* sparse, and some experts serve every row */
     PST_NN_IF_CORRECTED,      /* the router has a correction */
-    PST_NN_IF_Q_LORA,         /* latent attention compresses the query */
-    PST_NN_IF_Q_PLAIN,        /* latent attention, and it does not */
-    PST_NN_IF_PROJECTED,      /* the embedding is of another width than x */
+    PST_NN_IF_NOT_CORRECTED,
+    PST_NN_IF_Q_LORA,    /* latent attention compresses the query */
+    PST_NN_IF_Q_PLAIN,   /* latent attention, and it does not */
+    PST_NN_IF_PROJECTED, /* the embedding is of another width than x */
     PST_NN_IF_NOT_PROJECTED,
     PST_NN_IF_NORM_FIRST, /* norms stand before attention and MLP */
     PST_NN_IF_NORM_LAST,  /* norms stand after they were added */
@@ -108,8 +109,9 @@ typedef enum pst_bias_rule {
 } pst_bias_rule;
 typedef enum pst_window_rule {
     PST_WINDOW_NONE,
-    PST_WINDOW_ALL,   /* sliding_window, every layer */
-    PST_WINDOW_LAYERS /* if use_sliding_window: the layers that layer_types or max_window_layers name */
+    PST_WINDOW_ALL,      /* sliding_window, every layer */
+    PST_WINDOW_SWITCHED, /* the same if use_sliding_window */
+    PST_WINDOW_LAYERS    /* if use_sliding_window: the layers that layer_types or max_window_layers name */
 } pst_window_rule;
 
 /* What a family's own reader of config.json is given. */
@@ -151,10 +153,18 @@ const char *pst_family_names(void);
 
 /* The families, each defined in its file of families/. */
 extern const pst_family pst_family_llama, pst_family_mistral, pst_family_qwen2, pst_family_qwen3;
+extern const pst_family pst_family_mixtral, pst_family_qwen3_moe;
 /* Recipes that several of them share. */
-extern const pst_nn_recipe pst_recipe_rms_attention, pst_recipe_rms_head;
+extern const pst_nn_recipe pst_recipe_rms_head;
+#define PST_RMS_ATTENTION_OPS 11
+extern const pst_nn_op pst_ops_rms_attention[PST_RMS_ATTENTION_OPS];
 #define PST_RMS_MLP_OPS 5
 extern const pst_nn_op pst_ops_rms_mlp[PST_RMS_MLP_OPS];
+/* Norm, router "mlp.gate", its choice, shared experts; and one expert, "mlp.experts.N". */
+#define PST_GATE_ROUTER_OPS 8
+extern const pst_nn_op pst_ops_gate_router[PST_GATE_ROUTER_OPS];
+#define PST_GATED_EXPERTS_OPS 6
+extern const pst_nn_op pst_ops_gated_experts[PST_GATED_EXPERTS_OPS];
 extern const char *const pst_prefixes_model[]; /* "model.", "" */
 
 /* A whole number in [min, max] into *out; `fallback` of 0 makes the key required. */
@@ -162,6 +172,13 @@ int pst_config_u32(const pst_config_reader *in, const char *key, uint64_t fallba
                    uint32_t *out);
 /* The activation that `key` names, "silu" when it is absent and `fallback` is NULL. */
 int pst_config_activation(const pst_config_reader *in, const char *key, const char *fallback, pst_activation *out);
+
+/* The numbers of experts (under the first of `keys` that is there; NULL-terminated) and of those that a token chooses, with
+ * these defaults (0: required); routing by the best of all; memory for `sparse`, all false. */
+int pst_config_experts(const pst_config_reader *in, const char *const *keys, uint64_t experts, uint64_t per_token,
+                       pst_transformer *t);
+/* Whether the routing's groups, which are set, can be. */
+int pst_config_groups(const pst_config_reader *in, pst_transformer *t);
 
 /* Bounds that no published model comes near; they keep every product of two of them inside 64 bits. */
 enum {

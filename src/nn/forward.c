@@ -21,6 +21,9 @@ static pst_forward_op *const operators[] = {
     [PST_NN_ATTENTION] = pst_forward_attention,
     [PST_NN_ACTIVATE] = pst_forward_activate,
     [PST_NN_GATED] = pst_forward_gated,
+    [PST_NN_ROUTE] = pst_forward_route,
+    [PST_NN_EXPERT_TAKE] = pst_forward_expert_take,
+    [PST_NN_EXPERT_ADD] = pst_forward_expert_add,
     [PST_NN_SELECT] = pst_forward_select,
 };
 
@@ -84,23 +87,41 @@ static void begin_stage(pst_forward *f, const pst_nn_stage *nn, const pst_stage 
         pst_forward_bind_cache(f, &f->segments[i], f->segment_sequence[i], layer);
 }
 
-/* The steps that a part can bring on: those of its unit; units before it that the pass did not need are passed over. */
+/* The steps that the part's next piece can bring on: those of its unit; units before it that the pass did not need are
+ * passed over. */
 static uint32_t end_of_unit(const pst_forward_run *run)
 {
     pst_forward *f = run->f;
-    if (run->stage->unit_count == 0 || run->part->piece_count == 0)
+    if (run->stage->unit_count == 0 || f->next_piece >= run->part->piece_count)
         return run->nn->step_count;
     const uint32_t steps = run->nn->step_count / run->stage->unit_count;
     uint32_t low = 0, high = run->stage->unit_count; /* the unit is in [low, high) */
     while (high - low > 1) {
         uint32_t middle = low + (high - low) / 2;
-        if (run->stage->unit_first_tensor[middle] <= run->part->pieces[0].tensor)
+        if (run->stage->unit_first_tensor[middle] <= run->part->pieces[f->next_piece].tensor)
             low = middle;
         else
             high = middle;
     }
     f->next_step = f->next_step > low * steps ? f->next_step : low * steps;
     return (low + 1) * steps;
+}
+
+/* Runs steps up to `end`, or as far as the part goes. */
+static int run_steps(const pst_forward_run *run, uint32_t end)
+{
+    for (pst_forward *f = run->f; f->next_step < end; f->next_step++) {
+        const pst_nn_step *step = &run->nn->steps[f->next_step];
+        pst_forward_op *op = operators[step->op->kind];
+        if (op == NULL)
+            return pst_fail(run->err, PST_E_UNSUPPORTED, NULL, "%s: an operator that does not exist",
+                            run->stage->name);
+        int status = op(run, step);
+        PST_TRY(status);
+        if (status == 0)
+            break;
+    }
+    return 0;
 }
 
 int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err)
@@ -110,17 +131,12 @@ int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_vi
     pst_forward_run run = {f, nn, stage, part, err};
     if (f->stage != stage)
         begin_stage(f, nn, stage);
+    size_t before;
     f->next_piece = 0;
-    for (uint32_t end = end_of_unit(&run); f->next_step < end; f->next_step++) {
-        const pst_nn_step *step = &nn->steps[f->next_step];
-        pst_forward_op *op = operators[step->op->kind];
-        if (op == NULL)
-            return pst_fail(err, PST_E_UNSUPPORTED, NULL, "%s: an operator that does not exist", stage->name);
-        int status = op(&run, step);
-        PST_TRY(status);
-        if (status == 0)
-            break;
-    }
+    do { /* a part may hold several units */
+        before = f->next_piece;
+        PST_TRY(run_steps(&run, end_of_unit(&run)));
+    } while (f->next_piece > before && f->next_piece < part->piece_count);
     return 0;
 }
 

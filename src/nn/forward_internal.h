@@ -8,6 +8,7 @@
 #define PST_NN_FORWARD_INTERNAL_H
 
 #include "nn/forward.h"
+#include "nn/route.h"
 
 struct pst_forward {
     const pst_transformer *t;
@@ -31,6 +32,7 @@ struct pst_forward {
     /* The rows of this pass. */
     uint32_t row_count, logit_rows;
     uint32_t expert_rows; /* those that the expert under way computes: of the buffers EH to EY */
+    pst_route route;      /* of the layer under way; zeroed: the model has no experts */
     uint32_t *positions;  /* by row */
     uint32_t *logit_row;  /* by logits row: its row */
     pst_segment *segments;
@@ -56,7 +58,8 @@ typedef struct pst_forward_run {
 typedef int pst_forward_op(const pst_forward_run *run, const pst_nn_step *step);
 
 pst_forward_op pst_forward_norm, pst_forward_layer_norm, pst_forward_matmul, pst_forward_split_qkv, pst_forward_rope,
-    pst_forward_store_kv, pst_forward_attention, pst_forward_activate, pst_forward_gated, pst_forward_select;
+    pst_forward_store_kv, pst_forward_attention, pst_forward_activate, pst_forward_gated, pst_forward_select,
+    pst_forward_route, pst_forward_expert_take, pst_forward_expert_add;
 
 /* A buffer's matrix over the rows of this pass. */
 pst_matrix pst_forward_matrix(const pst_forward *forward, pst_nn_buffer buffer);

@@ -143,12 +143,14 @@ void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *o
     group_sizes groups;
     measure_groups(config, &groups);
     /* The bookkeeping of a row: position, logits row, segment and its sequence. */
-    out->row_bytes = groups.bytes[LASTING] + groups.shared + sizeof(pst_segment) + 3 * sizeof(uint32_t);
+    out->row_bytes =
+        groups.bytes[LASTING] + groups.shared + sizeof(pst_segment) + 3 * sizeof(uint32_t) + pst_route_row_bytes(t);
     out->logit_row_bytes = groups.bytes[OF_LOGITS] + sizeof(uint32_t);
     small_sizes small = measure_small(config->program);
     out->fixed_bytes = small.bias + (t->family->positions != NULL ? t->hidden * sizeof(float) : 0);
     for (int a = 0; a < PST_NN_AUX; a++)
         out->fixed_bytes += small.aux[a];
+    out->fixed_bytes += pst_route_fixed_bytes(t);
     if (is_rotated(config->program))
         out->fixed_bytes += (uint64_t)config->max_tokens * t->head_dim * sizeof(float);
 }
@@ -235,6 +237,8 @@ int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_
     PST_TRY_GOTO(fail, make_activations(f, config, err));
     PST_TRY_GOTO(fail, make_small(f, err));
     PST_TRY_GOTO(fail, make_tables(f, err));
+    if (f->t->experts > 0)
+        PST_TRY_GOTO(fail, pst_route_create(f->t, f->max_rows, &f->route, err));
     PST_TRY_GOTO(fail, pst_memory_map(f->kv_bytes, "the KV cache", (void **)&f->kv, err));
     config->program->forward = f;
     *out = f;
@@ -251,6 +255,7 @@ void pst_forward_destroy(pst_forward *f)
     pst_memory_unmap(f->activations, f->activation_bytes);
     pst_memory_unmap(f->rope_table, f->rope_bytes);
     pst_memory_unmap(f->kv, f->kv_bytes);
+    pst_route_destroy(&f->route);
     pst_heap_free(f->bias);
     for (int a = 0; a < PST_NN_AUX; a++)
         pst_heap_free(f->aux[a]);

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "nn/experts.h"
 #include "nn/forward.h"
 #include "nn/weights.h"
 
@@ -54,6 +55,7 @@ bool pst_nn_applies(const pst_transformer *t, pst_nn_when when, uint32_t layer)
     case PST_NN_IF_SPARSE: return sparse;
     case PST_NN_IF_SHARED_EXPERTS: return sparse && t->shared_intermediate > 0;
     case PST_NN_IF_CORRECTED: return t->routing.corrected;
+    case PST_NN_IF_NOT_CORRECTED: return !t->routing.corrected;
     case PST_NN_IF_Q_LORA: return t->latent.q_lora_rank > 0;
     case PST_NN_IF_Q_PLAIN: return t->latent.q_lora_rank == 0;
     case PST_NN_IF_PROJECTED: return t->embedding_dim != t->hidden;
@@ -206,7 +208,7 @@ static int bind_op(const builder *b, pst_stage *stage, pst_nn_step *step, uint32
     if (is_matrix)
         return is_tied_head ? 0 : add_matrix(b, stage, name, suffix, out, in, op->transposed, step);
     snprintf(whole, sizeof whole, "%s%s", name, suffix);
-    return add_vector(b, stage, whole, vector_width(b, op), is_norm(op->kind), false, &step->weight);
+    return add_vector(b, stage, whole, vector_width(b, op), is_norm(op->kind), op->kind == PST_NN_ROUTE, &step->weight);
 }
 
 /* The steps of a recipe, once; nn and stage have room for them (both NULL when only names are asked for). */
@@ -243,6 +245,8 @@ static int make_stage(const builder *b, uint32_t index, const pst_nn_recipe *rec
     if (recipe->per_expert) {
         stage->unit_count = repeats;
         stage->unit_first_tensor = nn->unit_first_tensor;
+        stage->choose = pst_experts_choose;
+        stage->guess = pst_experts_guess;
     }
     return 0;
 }

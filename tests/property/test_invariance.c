@@ -196,6 +196,9 @@ static void test_invariance(void **state)
     check_case("qwen3_f16", PST_COMPUTE_AUTO, 32);
     check_case("llama_biases", PST_COMPUTE_AUTO, 0);
     check_case("qwen2", PST_COMPUTE_AUTO, 0);
+    check_case("mixtral_top3_window", PST_COMPUTE_AUTO, 0);
+    check_case("qwen3_moe_mixed_layers", PST_COMPUTE_F32, 16);
+    check_case("qwen3_moe_bf16", PST_COMPUTE_BF16, 0);
     assert_true(cut_sessions > 10);
 }
 

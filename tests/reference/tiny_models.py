@@ -50,12 +50,34 @@ def read_config(folder: Path) -> transformers.PretrainedConfig:
     return AutoConfig.from_pretrained(folder)
 
 
+def published_names(config: transformers.PretrainedConfig, names: dict[str, tuple]) -> dict[str, tuple]:
+    """The names and shapes that folders have: transformers holds a layer's experts as one tensor, folders each
+    expert's matrices on their own, and Mixtral's under other names."""
+    is_mixtral = config.model_type == "mixtral"
+    gate, up, down = ("w1", "w3", "w2") if is_mixtral else ("gate_proj", "up_proj", "down_proj")
+    out: dict[str, tuple] = {}
+    for name, shape in names.items():
+        if is_mixtral:
+            name = name.replace(".mlp.", ".block_sparse_moe.")
+        stem, _, last = name.rpartition(".")
+        for expert in range(shape[0] if stem.endswith(".experts") else 0):
+            if last == "gate_up_proj":
+                out[f"{stem}.{expert}.{gate}.weight"] = (shape[1] // 2, shape[2])
+                out[f"{stem}.{expert}.{up}.weight"] = (shape[1] // 2, shape[2])
+            else:
+                out[f"{stem}.{expert}.{down}.weight"] = shape[1:]
+        if not stem.endswith(".experts"):
+            out[name] = shape
+    return out
+
+
 def model_tensors(
     config: transformers.PretrainedConfig, seed: int, dtype: str, mixed: bool, attention_gain: float
 ) -> dict[str, torch.Tensor]:
     """Random tensors of every name that the model has. `mixed`: one-dimensional ones stay float32."""
     with torch.device("meta"):
         names = {n: tuple(t.shape) for n, t in AutoModelForCausalLM.from_config(config).state_dict().items()}
+    names = published_names(config, names)
     rng = np.random.default_rng(seed)
     out: dict[str, torch.Tensor] = {}
     for name in sorted(names):
@@ -125,7 +147,11 @@ def write_folder(
 def load_reference(folder: Path) -> torch.nn.Module:
     """The model in float32 with plain attention; fails if a weight is missing."""
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        output_loading_info=True,
     )
     missing = set(info["missing_keys"]) - {"lm_head.weight"}
     if missing or info["mismatched_keys"]:
@@ -137,6 +163,30 @@ def load_reference(folder: Path) -> torch.nn.Module:
 def logits_of(model: torch.nn.Module, ids: list[int]) -> np.ndarray:
     """Logits, (tokens, vocabulary), float32."""
     return model(torch.tensor([ids]), use_cache=False).logits[0].to(torch.float32).numpy()
+
+
+class RouterCheck:
+    """Watches a model's routers: whether each would choose the same experts had its input some noise, as shares of the
+    input's own size. Rounding that changes a choice changes the logits by any amount, so that such ids compare nothing."""
+
+    TRIALS = 4
+
+    def __init__(self, model: torch.nn.Module, seed: int) -> None:
+        self.noise = 0.0
+        self.stable = True
+        self.generator = torch.Generator().manual_seed(seed)
+        for name, module in model.named_modules():
+            if name.endswith("mlp.gate"):
+                module.register_forward_hook(self.look)
+
+    def look(self, module: torch.nn.Module, args: tuple, output: tuple) -> None:
+        """A forward hook of a router; calls the router's own forward again."""
+        hidden, chosen = args[0], output[2].sort(-1).values
+        size = hidden.pow(2).mean(-1, keepdim=True).sqrt() * self.noise
+        for _ in range(self.TRIALS if self.noise else 0):
+            noise = torch.randn(hidden.shape, generator=self.generator)
+            again = module.forward(hidden + noise * size)[2].sort(-1).values
+            self.stable = self.stable and torch.equal(again, chosen)
 
 
 def greedy(model: torch.nn.Module, ids: list[int], count: int) -> tuple[list[int], float]:

@@ -7,7 +7,7 @@
 const char *const pst_prefixes_model[] = {"model.", "", NULL};
 
 /* x += o(attention(rope(norm(q(h))), rope(norm(k(h))), v(h))), h = norm(x) */
-static const pst_nn_op attention_ops[] = {
+const pst_nn_op pst_ops_rms_attention[PST_RMS_ATTENTION_OPS] = {
     {PST_NN_NORM, PST_NN_X, PST_NN_H, "input_layernorm", PST_NN_ALWAYS, PST_NN_NEVER, false},
     {PST_NN_MATMUL, PST_NN_H, PST_NN_Q, "self_attn.q_proj", PST_NN_ALWAYS, PST_NN_IF_QKV_BIAS, false},
     {PST_NN_MATMUL, PST_NN_H, PST_NN_K, "self_attn.k_proj", PST_NN_ALWAYS, PST_NN_IF_QKV_BIAS, false},
@@ -21,8 +21,6 @@ static const pst_nn_op attention_ops[] = {
     {PST_NN_MATMUL, PST_NN_A, PST_NN_X, "self_attn.o_proj", PST_NN_ALWAYS, PST_NN_IF_O_BIAS, true},
 };
 
-const pst_nn_recipe pst_recipe_rms_attention = {"attention", attention_ops, COUNT(attention_ops), PST_NN_ALWAYS, false};
-
 /* x += down(act(gate(h)) * up(h)), h = norm(x) */
 const pst_nn_op pst_ops_rms_mlp[PST_RMS_MLP_OPS] = {
     {PST_NN_NORM, PST_NN_X, PST_NN_H, "post_attention_layernorm", PST_NN_ALWAYS, PST_NN_NEVER, false},
@@ -33,7 +31,7 @@ const pst_nn_op pst_ops_rms_mlp[PST_RMS_MLP_OPS] = {
 };
 
 static const pst_nn_recipe rms_gated_layer[] = {
-    {"attention", attention_ops, COUNT(attention_ops), PST_NN_ALWAYS, false},
+    {"attention", pst_ops_rms_attention, PST_RMS_ATTENTION_OPS, PST_NN_ALWAYS, false},
     {"mlp", pst_ops_rms_mlp, PST_RMS_MLP_OPS, PST_NN_ALWAYS, false},
 };
 

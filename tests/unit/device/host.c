@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -423,11 +424,55 @@ static void test_errors(void **unused)
     assert_int_equal(pst_heap_live_count(), live);
 }
 
+/* Rows to experts and back: what plain loops give, on every pool, in rows that other rows lie between. */
+static void test_expert_rows(void **state)
+{
+    (void)state;
+    enum { ROWS = 90, COLUMNS = 1111, STRIDE = 1120 };
+    for (size_t pool = 0; pool < POOLS; pool++) {
+        pst_device *device = make(pool, pst_cpu_available(0)->name);
+        ref_array x = ref_randoms(PST_F32, ROWS * STRIDE, 0, 1.0), y = ref_output(PST_F32, ROWS * STRIDE);
+        ref_array half = ref_randoms(PST_BF16, ROWS * STRIDE, 0, 1.0), taken = ref_output(PST_BF16, ROWS * STRIDE);
+        uint32_t rows[ROWS], count = 0;
+        float weights[ROWS];
+        for (uint32_t i = 0; i < ROWS; i++) {
+            if (ref_between(0, 1)) {
+                weights[count] = (float)ref_normal();
+                rows[count++] = i;
+            }
+        }
+        float *expected = malloc(ROWS * STRIDE * sizeof *expected), *sum = y.data;
+        assert_non_null(expected);
+        for (size_t i = 0; i < ROWS * STRIDE; i++)
+            expected[i] = sum[i] = (float)i;
+        for (uint32_t i = 0; i < count; i++)
+            for (size_t c = 0; c < COLUMNS; c++)
+                expected[rows[i] * STRIDE + c] += weights[i] * ((const float *)x.data)[i * STRIDE + c];
+        pst_matrix from = matrix(&x, count, COLUMNS, STRIDE), to = matrix(&y, ROWS, COLUMNS, STRIDE);
+        assert_int_equal(device->ops->add_rows(device, &from, rows, weights, &to), 0);
+        assert_memory_equal(y.data, expected, ROWS * STRIDE * sizeof *expected);
+        from = matrix(&half, ROWS, COLUMNS, STRIDE);
+        to = matrix(&taken, count, COLUMNS, STRIDE);
+        assert_int_equal(device->ops->take_rows(device, &from, rows, &to), 0);
+        for (uint32_t i = 0; i < count; i++)
+            assert_memory_equal((const char *)taken.data + (size_t)i * STRIDE * 2,
+                                (const char *)half.data + (size_t)rows[i] * STRIDE * 2, COLUMNS * 2);
+        ref_check_guards(&y, "add_rows");
+        ref_check_guards(&taken, "take_rows");
+        free(expected);
+        ref_free(&x);
+        ref_free(&y);
+        ref_free(&half);
+        ref_free(&taken);
+        pst_device_destroy(device);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matmul),    cmocka_unit_test(test_empty),  cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_sequences), cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_sequences), cmocka_unit_test(test_errors), cmocka_unit_test(test_expert_rows),
     };
     return cmocka_run_group_tests(tests, group_set_up, group_tear_down);
 }

@@ -80,6 +80,24 @@ static void test_defaults_of_families(void **state)
     pst_transformer_destroy(&t);
 }
 
+static void test_experts(void **state)
+{
+    (void)state;
+    pst_transformer t;
+    pst_error err;
+    assert_int_equal(parse("{\"model_type\":\"mixtral\"," BODY ",\"num_key_value_heads\":2}", &t, &err), 0);
+    assert_true(t.experts == 8 && t.experts_per_token == 2 && t.expert_intermediate == 24 && t.routing.normalize);
+    assert_true(t.window == 0 && t.rope.theta == 1e6 && t.sparse[0] && t.sparse[1]);
+    pst_transformer_destroy(&t);
+    static const char config[] = "{\"model_type\":\"qwen3_moe\"," BODY
+                                 ",\"num_local_experts\":5,\"num_experts_per_tok\":2,\"mlp_only_layers\":[0,7],"
+                                 "\"use_sliding_window\":true,\"sliding_window\":3}";
+    assert_int_equal(parse(config, &t, &err), 0);
+    assert_true(t.experts == 5 && t.expert_intermediate == 768 && !t.routing.normalize && t.qk_norm);
+    assert_true(t.window == 3 && t.windowed[0] && t.windowed[1] && !t.sparse[0] && t.sparse[1]);
+    pst_transformer_destroy(&t);
+}
+
 static void test_generation_defaults(void **state)
 {
     (void)state;
@@ -138,6 +156,14 @@ static void test_refused(void **state)
         {"{\"model_type\":\"qwen2\"," BODY
          ",\"num_key_value_heads\":4,\"use_sliding_window\":true,\"layer_types\":[1,2]}",
          PST_E_UNSUPPORTED, "layer"},
+        {"{\"model_type\":\"mixtral\"," BODY ",\"num_key_value_heads\":2,\"num_local_experts\":0}", PST_E_FORMAT,
+         "num_local_experts"},
+        {"{\"model_type\":\"mixtral\"," BODY ",\"num_key_value_heads\":2,\"num_experts_per_tok\":9}", PST_E_FORMAT,
+         "9 experts per token of 8 experts"},
+        {"{\"model_type\":\"qwen3_moe\"," BODY ",\"moe_intermediate_size\":-1}", PST_E_FORMAT, "moe_intermediate_size"},
+        {"{\"model_type\":\"qwen3_moe\"," BODY ",\"num_experts\":100000000}", PST_E_FORMAT, "num_experts"},
+        {"{\"model_type\":\"qwen3_moe\"," BODY ",\"decoder_sparse_step\":0}", PST_E_FORMAT, "decoder_sparse_step"},
+        {"{\"model_type\":\"qwen3_moe\"," BODY ",\"mlp_only_layers\":[\"x\"]}", PST_E_FORMAT, "mlp_only_layers"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         pst_transformer t;
@@ -163,7 +189,8 @@ static void test_names_are_complete(void **state)
 static void test_allocation_failures(void **state)
 {
     (void)state;
-    static const char config[] = "{\"model_type\":\"llama\"," BODY ",\"eos_token_id\":[1,2]}";
+    static const char config[] =
+        "{\"model_type\":\"mixtral\"," BODY ",\"num_key_value_heads\":2,\"eos_token_id\":[1,2]}";
     pst_transformer t;
     pst_error err;
     int64_t live = pst_heap_live_count();
@@ -184,9 +211,13 @@ static void test_allocation_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_spellings_of_rope),   cmocka_unit_test(test_defaults_of_families),
-        cmocka_unit_test(test_generation_defaults), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_names_are_complete),  cmocka_unit_test(test_allocation_failures),
+        cmocka_unit_test(test_spellings_of_rope),
+        cmocka_unit_test(test_defaults_of_families),
+        cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_generation_defaults),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_names_are_complete),
+        cmocka_unit_test(test_allocation_failures),
     };
     return cmocka_run_group_tests_name("config", tests, NULL, NULL);
 }
