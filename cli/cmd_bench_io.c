@@ -461,8 +461,9 @@ static int on_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
  * processor's cache is slower on drives whose data the processor copies, as that of a virtual machine does. */
 static uint64_t memory_of_fio(const pst_io_options *io)
 {
-    uint64_t block = io->block_size != 0 ? io->block_size : 1 << 20;
-    return block * (io->queue_depth != 0 ? io->queue_depth : 64) * (io->workers != 0 ? io->workers : 1);
+    uint64_t block = io->block_size != 0 ? io->block_size : PST_IO_DEFAULT_BLOCK_BYTES;
+    return block * (io->queue_depth != 0 ? io->queue_depth : PST_IO_DEFAULT_DEPTH) *
+           (io->workers != 0 ? io->workers : 1);
 }
 
 static int fill_options(io_job *job, io_config *config, pst_io_bench_options *out, pst_error *err)

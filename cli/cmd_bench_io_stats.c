@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Figures of a cell's repetitions. */
-#include <stdlib.h>
 
 #include "base/heap.h"
+#include "base/number.h"
 #include "cmd_bench_io.h"
 
 enum { RESAMPLES = 10000 };
@@ -18,27 +18,6 @@ double io_pair_ratio(const io_cell *cell, size_t pair)
     return fio > 0 ? io_rate(&cell->loops[pair]) / fio : 0;
 }
 
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Sorts in place. */
-static double median_of(double *values, size_t count)
-{
-    qsort(values, count, sizeof *values, compare_doubles);
-    return count % 2 != 0 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
-}
-
-static uint64_t next_random(uint64_t *state)
-{
-    uint64_t mixed = *state += UINT64_C(0x9E3779B97F4A7C15);
-    mixed = (mixed ^ (mixed >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
-    mixed = (mixed ^ (mixed >> 27)) * UINT64_C(0x94D049BB133111EB);
-    return mixed ^ (mixed >> 31);
-}
-
 /* 95 % of the medians of so many pairs drawn from the pairs with replacement lie in it: it asks nothing of how the
  * ratios are distributed, which on shared drives have long tails. A fixed seed: the same pairs, the same interval. */
 static void bootstrap(const double *ratios, size_t count, double *low, double *high)
@@ -50,10 +29,10 @@ static void bootstrap(const double *ratios, size_t count, double *low, double *h
     if (medians != NULL && drawn != NULL) {
         for (size_t r = 0; r < RESAMPLES; r++) {
             for (size_t i = 0; i < count; i++)
-                drawn[i] = ratios[next_random(&state) % count];
-            medians[r] = median_of(drawn, count);
+                drawn[i] = ratios[pst_random_next(&state) % count];
+            medians[r] = pst_median(drawn, count);
         }
-        qsort(medians, RESAMPLES, sizeof *medians, compare_doubles);
+        pst_sort(medians, RESAMPLES);
         *low = medians[RESAMPLES / 40];
         *high = medians[RESAMPLES - 1 - RESAMPLES / 40];
     }
@@ -96,19 +75,19 @@ void io_summarize(const io_cell *cell, io_summary *out)
     if (values != NULL) {
         for (size_t i = 0; i < count; i++)
             values[i] = per_gb(cell->loops[i].cpu_seconds, cell->loops[i].bytes);
-        s.cpu_per_gb = median_of(values, count);
+        s.cpu_per_gb = pst_median(values, count);
     }
     if (values != NULL && cell->fio != NULL) {
         for (size_t i = 0; i < count; i++)
             values[i] = io_pair_ratio(cell, i);
         bootstrap(values, count, &s.ratio_low, &s.ratio_high);
-        s.ratio = median_of(values, count);
+        s.ratio = pst_median(values, count);
         for (size_t i = 0; i < count; i++)
             values[i] = cell->fio[i].bytes_per_second;
-        s.fio_median = median_of(values, count);
+        s.fio_median = pst_median(values, count);
         for (size_t i = 0; i < count; i++)
             values[i] = per_gb(cell->fio[i].cpu_seconds, cell->fio[i].bytes);
-        s.fio_cpu_per_gb = median_of(values, count);
+        s.fio_cpu_per_gb = pst_median(values, count);
     }
     pst_heap_free(values);
     *out = s;

@@ -33,13 +33,18 @@ typedef struct pst_io_engine pst_io_engine; /* io_engine.h */
 /* A setting with a default of its own. */
 typedef enum pst_io_switch { PST_IO_DEFAULT = 0, PST_IO_ON = 1, PST_IO_OFF = 2 } pst_io_switch;
 
+enum {
+    PST_IO_DEFAULT_BLOCK_BYTES = 1 << 20,
+    PST_IO_DEFAULT_DEPTH = 64 /* with 1 MiB blocks: less starves the drive while the worker waits for a processor */
+};
+
 /* Zero means the default of every field. Block size, queue depth, single submit, overlap and workers are what
  * DeepSpeed's users know as block_size, queue_depth, single_submit, overlap_events and intra_op_parallelism. */
 typedef struct pst_io_options {
     size_t struct_size;   /* sizeof(pst_io_options) of the caller */
     const char *engine;   /* "auto" (default), or the name of an engine (pst_io_engine_at) */
-    uint64_t block_size;  /* bytes of one submitted I/O; default 1 MiB; a multiple of 4096 */
-    uint32_t queue_depth; /* I/Os in flight per worker; default 64 */
+    uint64_t block_size;  /* bytes of one submitted I/O; default PST_IO_DEFAULT_BLOCK_BYTES; a multiple of 4096 */
+    uint32_t queue_depth; /* I/Os in flight per worker; default PST_IO_DEFAULT_DEPTH */
     uint32_t workers;     /* threads that drive the engine and share every transfer; default 1, or for an engine that
                              carries out one I/O per thread queue_depth, at most 64 (16 where that is not given) */
     bool buffered;        /* go through the page cache even where direct I/O works */

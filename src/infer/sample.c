@@ -7,15 +7,12 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "base/number.h"
 #include "infer/internal.h"
 
-/* SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014). */
 uint64_t pst_random(uint64_t seed, uint64_t n)
 {
-    uint64_t z = seed + (n + 1) * 0x9e3779b97f4a7c15ull;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
+    return pst_mix(seed + (n + 1) * PST_RANDOM_STEP);
 }
 
 bool pst_logits_are_usable(const float *logits, uint32_t vocab)

@@ -19,6 +19,7 @@
  * as many segments in one transfer as a bounce buffer holds, up to the next place from which it is straight again.
  */
 #include "io/cut.h"
+#include "base/number.h"
 
 #include <string.h>
 
@@ -27,21 +28,6 @@ enum {
     STRAIGHT_BYTES = 16 * 1024, /* a stretch among others is worth a transfer rather than a copy: both cost some 3 us */
     MERGED_MAX = 256            /* segments that are looked at to see whether they lie one after the other in memory */
 };
-
-static uint64_t round_down(uint64_t value, uint64_t unit)
-{
-    return value & ~(unit - 1);
-}
-
-static uint64_t round_up(uint64_t value, uint64_t unit)
-{
-    return round_down(value + unit - 1, unit);
-}
-
-static uint64_t least(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
 
 /* ---- memory ---- */
 
@@ -74,7 +60,7 @@ char *pst_io_spot_address(const pst_io_spot *spot)
 /* The part of the segment from the spot on, at most `limit` bytes. */
 static uint64_t in_segment(const pst_io_spot *spot, uint64_t limit)
 {
-    return least(spot->segments[spot->index].bytes - spot->at, limit);
+    return pst_min(spot->segments[spot->index].bytes - spot->at, limit);
 }
 
 void pst_io_spot_gather(pst_io_spot spot, char *to, uint64_t bytes)
@@ -114,7 +100,7 @@ static uint64_t in_a_row(const pst_io_spot *spot, uint64_t limit)
         bytes += segments[i].bytes;
         end += segments[i].bytes;
     }
-    return least(bytes, limit);
+    return pst_min(bytes, limit);
 }
 
 /* ---- transfers ---- */
@@ -137,28 +123,28 @@ static uint64_t bounce_length(const pst_io_shape *shape, uint64_t unit, uint64_t
     uint32_t memory_align = shape->direct ? shape->memory_align : 1;
     uint64_t sum = 0;
     while (sum < most && sum < left) {
-        uint64_t at = from + sum, head = round_up(at, unit) - at, row = in_a_row(&spot, left - sum);
+        uint64_t at = from + sum, head = pst_round_up(at, unit) - at, row = in_a_row(&spot, left - sum);
         bool fits = ((uintptr_t)pst_io_spot_address(&spot) + head) % memory_align == 0;
-        uint64_t body = row > head ? round_down(row - head, unit) : 0;
+        uint64_t body = row > head ? pst_round_down(row - head, unit) : 0;
         bool worth = body >= STRAIGHT_BYTES;
         if (row == left) /* all that is left is one stretch, the operation's last or only one */
-            worth =
-                body > 0 && round_up(at + row, unit) - round_down(at, unit) > least(SMALL_BYTES, shape->bounce_bytes);
+            worth = body > 0 &&
+                    pst_round_up(at + row, unit) - pst_round_down(at, unit) > pst_min(SMALL_BYTES, shape->bounce_bytes);
         if (fits && worth && sum + head > 0)
-            return least(sum + head, most);
+            return pst_min(sum + head, most);
         sum += row;
         pst_io_spot_skip(&spot, row);
     }
-    return least(sum, most);
+    return pst_min(sum, most);
 }
 
 /* Reads the aligned units around the bytes at `from`, no more than a bounce buffer holds. */
 static pst_io_cut bounced_read(const pst_io_shape *shape, uint64_t from, uint64_t left, const pst_io_spot *spot)
 {
-    uint64_t unit = shape->offset_align, start = round_down(from, unit), skip = from - start;
-    uint64_t want = bounce_length(shape, unit, from, left, *spot, least(left, shape->bounce_bytes - skip));
+    uint64_t unit = shape->offset_align, start = pst_round_down(from, unit), skip = from - start;
+    uint64_t want = bounce_length(shape, unit, from, left, *spot, pst_min(left, shape->bounce_bytes - skip));
     return (pst_io_cut){.start = start,
-                        .span = round_up(skip + want, unit),
+                        .span = pst_round_up(skip + want, unit),
                         .skip = skip,
                         .want = want,
                         .bounce = true,
@@ -169,17 +155,17 @@ static pst_io_cut cut_buffered(const pst_io_shape *shape, uint64_t from, uint64_
 {
     uint64_t row = in_a_row(spot, left);
     if (row == left || row >= STRAIGHT_BYTES)
-        return straight(from, least(row, shape->block_bytes), false);
-    return bounced(from, bounce_length(shape, 1, from, left, *spot, least(left, shape->bounce_bytes)), false);
+        return straight(from, pst_min(row, shape->block_bytes), false);
+    return bounced(from, bounce_length(shape, 1, from, left, *spot, pst_min(left, shape->bounce_bytes)), false);
 }
 
 /* From an aligned offset on: the straight stretch at the spot, 0 where there is none worth it. */
 static uint64_t straight_length(const pst_io_shape *shape, uint64_t unit, uint64_t left, const pst_io_spot *spot)
 {
-    uint64_t row = in_a_row(spot, left), body = round_down(row, unit);
+    uint64_t row = in_a_row(spot, left), body = pst_round_down(row, unit);
     if ((uintptr_t)pst_io_spot_address(spot) % shape->memory_align != 0 || (body < STRAIGHT_BYTES && row < left))
         return 0;
-    return least(body, round_down(shape->block_bytes, unit));
+    return pst_min(body, pst_round_down(shape->block_bytes, unit));
 }
 
 static pst_io_cut cut_read(const pst_io_shape *shape, uint64_t from, uint64_t left, const pst_io_spot *spot)
@@ -198,16 +184,16 @@ static pst_io_cut ragged(uint64_t from, uint64_t bytes, const pst_io_spot *spot)
 static pst_io_cut cut_write(const pst_io_shape *shape, uint64_t from, uint64_t left, const pst_io_spot *spot)
 {
     uint64_t unit = shape->offset_align > shape->page_bytes ? shape->offset_align : shape->page_bytes;
-    uint64_t head = round_up(from, unit) - from;
+    uint64_t head = pst_round_up(from, unit) - from;
     if (head != 0)
-        return ragged(from, least(left, head), spot);
+        return ragged(from, pst_min(left, head), spot);
     if (left < unit)
         return ragged(from, left, spot);
     uint64_t span = straight_length(shape, unit, left, spot);
     if (span > 0)
         return straight(from, span, true);
-    uint64_t most = least(round_down(left, unit), round_down(shape->bounce_bytes, unit));
-    return bounced(from, round_down(bounce_length(shape, unit, from, left, *spot, most), unit), true);
+    uint64_t most = pst_min(pst_round_down(left, unit), pst_round_down(shape->bounce_bytes, unit));
+    return bounced(from, pst_round_down(bounce_length(shape, unit, from, left, *spot, most), unit), true);
 }
 
 pst_io_cut pst_io_cut_next(const pst_io_shape *shape, bool write, uint64_t from, uint64_t left, const pst_io_spot *spot)

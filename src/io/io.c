@@ -13,8 +13,6 @@
 #include "os/thread.h"
 
 enum {
-    DEFAULT_BLOCK_BYTES = 1 << 20,
-    DEFAULT_DEPTH = 64,       /* with 1 MiB blocks: less starves the drive while the worker waits for a processor */
     SYNCHRONOUS_WORKERS = 16, /* by default */
     MAX_BLOCK_BYTES = 1 << 30,
     WAKERS_PAUSE_NS = 100000,
@@ -199,10 +197,10 @@ static uint32_t synchronous_workers(uint32_t depth)
 
 static void configure(pst_io *io, const pst_io_options *options, const pst_io_engine *engine)
 {
-    uint32_t depth = options->queue_depth != 0 ? options->queue_depth : DEFAULT_DEPTH;
+    uint32_t depth = options->queue_depth != 0 ? options->queue_depth : PST_IO_DEFAULT_DEPTH;
     bool synchronous = (engine->flags & PST_IO_ENGINE_SYNCHRONOUS) != 0;
     io->engine = engine;
-    io->block_bytes = options->block_size != 0 ? options->block_size : DEFAULT_BLOCK_BYTES;
+    io->block_bytes = options->block_size != 0 ? options->block_size : PST_IO_DEFAULT_BLOCK_BYTES;
     io->bounce_bytes = bounce_bytes_for(io->block_bytes);
     io->page_bytes = pst_sys->page_bytes();
     io->buffered = options->buffered;

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/heap.h"
 #include "base/log.h"
+#include "base/number.h"
 #include "io/internal.h"
 #include "os/arena.h"
 #include "penstock/io_pool.h"
@@ -41,11 +42,6 @@ struct pst_io_pool {
     pst_io_pool_stats stats;
     bool lock_told;
 };
-
-static uint64_t round_up(uint64_t value, uint64_t unit)
-{
-    return (value + unit - 1) / unit * unit;
-}
 
 /* ---- arenas; the lock is held ---- */
 
@@ -169,7 +165,7 @@ static void merge_free(arena *a)
 /* Takes `bytes` from the block at the first aligned place. Arenas are aligned to 2 MiB, so places in them are too. */
 static void *take_from(arena *a, block *b, uint64_t bytes, uint64_t alignment)
 {
-    uint64_t start = round_up(b->at, alignment), grains = round_up(bytes, GRAIN);
+    uint64_t start = pst_round_up(b->at, alignment), grains = pst_round_up(bytes, GRAIN);
     if (b->out_bytes != 0 || start + grains > b->at + b->bytes)
         return NULL;
     if (split(b, start) < 0)
@@ -217,7 +213,7 @@ static block *find_out(const pst_io_pool *pool, const char *memory, arena **of)
 static int grow(pst_io_pool *pool, uint64_t bytes, pst_error *err)
 {
     pst_io_pool_stats *stats = &pool->stats;
-    uint64_t least = round_up(bytes, HUGE_BYTES), wanted = least > pool->arena_bytes ? least : pool->arena_bytes;
+    uint64_t least = pst_round_up(bytes, HUGE_BYTES), wanted = least > pool->arena_bytes ? least : pool->arena_bytes;
     if (least > stats->budget_bytes - stats->held_bytes)
         drop_free_arenas(pool, 0);
     uint64_t left = stats->budget_bytes - stats->held_bytes;
@@ -247,7 +243,7 @@ int pst_io_pool_create(pst_io *io, const pst_io_pool_options *options, pst_io_po
     int32_t node = own.near_path != NULL ? pst_numa_node_of(own.near_path) : -1;
     pool->io = io;
     pool->wish = (pst_arena_wish){.huge = own.huge_pages != PST_IO_OFF, .lock = own.lock != PST_IO_OFF, .node = node};
-    pool->arena_bytes = round_up(own.arena_bytes != 0 ? own.arena_bytes : DEFAULT_ARENA_BYTES, HUGE_BYTES);
+    pool->arena_bytes = pst_round_up(own.arena_bytes != 0 ? own.arena_bytes : DEFAULT_ARENA_BYTES, HUGE_BYTES);
     pool->stats = (pst_io_pool_stats){.budget_bytes = own.budget_bytes, .numa_node = node};
     pthread_mutex_init(&pool->lock, NULL);
     *out = pool;

@@ -5,20 +5,12 @@
  */
 #include <string.h>
 
+#include "base/number.h"
 #include "jobs/bench_io_internal.h"
-
-#define GOLDEN UINT64_C(0x9E3779B97F4A7C15)
-
-static inline uint64_t mixed(uint64_t value)
-{
-    value = (value ^ (value >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
-    value = (value ^ (value >> 27)) * UINT64_C(0x94D049BB133111EB);
-    return value ^ (value >> 31);
-}
 
 uint64_t pst_bench_key(uint64_t seed, uint64_t stream, uint64_t generation)
 {
-    return mixed(mixed(mixed(seed + GOLDEN) + stream + GOLDEN) + generation + GOLDEN);
+    return pst_mix(pst_mix(pst_mix(seed + PST_RANDOM_STEP) + stream + PST_RANDOM_STEP) + generation + PST_RANDOM_STEP);
 }
 
 void pst_bench_contents(uint64_t key, void *memory, uint64_t bytes)
@@ -26,10 +18,10 @@ void pst_bench_contents(uint64_t key, void *memory, uint64_t bytes)
     char *to = memory;
     uint64_t words = bytes / 8;
     for (uint64_t i = 0; i < words; i++) {
-        uint64_t word = mixed(key + i * GOLDEN);
+        uint64_t word = pst_mix(key + i * PST_RANDOM_STEP);
         memcpy(to + i * 8, &word, 8);
     }
-    uint64_t word = mixed(key + words * GOLDEN);
+    uint64_t word = pst_mix(key + words * PST_RANDOM_STEP);
     memcpy(to + words * 8, &word, bytes % 8);
 }
 
@@ -37,7 +29,7 @@ uint64_t pst_bench_compare(uint64_t key, const void *memory, uint64_t bytes)
 {
     const char *from = memory;
     for (uint64_t at = 0; at < bytes; at += 8) {
-        uint64_t expected = mixed(key + at / 8 * GOLDEN), found = expected;
+        uint64_t expected = pst_mix(key + at / 8 * PST_RANDOM_STEP), found = expected;
         uint64_t length = bytes - at < 8 ? bytes - at : 8;
         memcpy(&found, from + at, length);
         for (uint64_t i = 0; found != expected && i < length; i++) {

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/heap.h"
 #include "base/log.h"
+#include "base/number.h"
 #include "base/sanitizer.h"
 #include "io/internal.h"
 #include "jobs/bench_io_internal.h"
@@ -52,21 +53,16 @@ struct pst_bench_worker {
     uint32_t file;
 };
 
-static uint64_t round_up(uint64_t value, uint64_t unit)
-{
-    return (value + unit - 1) / unit * unit;
-}
-
 /* ---- memory ---- */
 
 static int take_memory(pst_bench_worker *w, pst_error *err)
 {
     const pst_io_bench_options *o = &w->plan->options;
-    w->stride_room = round_up(o->buffer_bytes, o->buffer_bytes >= HUGE_BYTES ? HUGE_BYTES : 4096);
+    w->stride_room = pst_round_up(o->buffer_bytes, o->buffer_bytes >= HUGE_BYTES ? HUGE_BYTES : 4096);
     w->memory_bytes = w->stride_room * w->transfers;
     if (o->unlocked)
         return pst_memory_map(w->memory_bytes, "I/O buffers", &w->memory, err);
-    uint64_t budget = round_up(w->memory_bytes, HUGE_BYTES);
+    uint64_t budget = pst_round_up(w->memory_bytes, HUGE_BYTES);
     pst_io_pool_options pool = {
         .struct_size = sizeof pool, .budget_bytes = budget, .arena_bytes = budget, .near_path = o->folders[0]};
     PST_TRY(pst_io_pool_create(NULL, &pool, &w->pool, err));

@@ -7,6 +7,7 @@
  * multiplication happens to a value, so every processor makes the same bits.
  */
 #include "jobs/synth_fill.h"
+#include "base/number.h"
 
 #include <string.h>
 
@@ -22,25 +23,17 @@ typedef uint32_t __attribute__((aligned(1), may_alias)) u32_any;
 #define PST_CLONES
 #endif
 
-/* The finalizer of splitmix64 (Steele, Lea, Flood 2014). */
-static uint64_t mix64(uint64_t x)
-{
-    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
-    return x ^ x >> 31;
-}
-
 uint64_t pst_fill_key(uint64_t seed, const char *name)
 {
-    uint64_t key = mix64(seed + UINT64_C(0x9e3779b97f4a7c15));
+    uint64_t key = pst_mix(seed + PST_RANDOM_STEP);
     for (; *name != '\0'; name++)
-        key = mix64(key ^ (unsigned char)*name);
+        key = pst_mix(key ^ (unsigned char)*name);
     return key;
 }
 
 static uint64_t block_key(const pst_fill *fill, uint64_t block)
 {
-    return mix64(fill->key + block * UINT64_C(0x9e3779b97f4a7c15));
+    return pst_mix(fill->key + block * PST_RANDOM_STEP);
 }
 
 /* Word `index` of a block: a multiply-xorshift hash with the constants of the low-bias search by C.

@@ -18,6 +18,7 @@
 #include "base/error.h"
 #include "base/heap.h"
 #include "base/log.h"
+#include "base/number.h"
 #include "base/sanitizer.h"
 #include "os/clock.h"
 #include "os/drive.h"
@@ -315,17 +316,13 @@ static int extend_files(pst_tune_rig *r, uint64_t until, double *seconds, pst_er
     return 0;
 }
 
-static uint64_t round_up(uint64_t bytes)
-{
-    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-}
-
 /* Sizes from what a first transfer in each direction takes, unless they are given. */
 static int choose_sizes(pst_tune_rig *r, pst_error *err)
 {
     const pst_tune_options *o = r->options;
     double write_seconds, read_seconds, more;
-    uint64_t space, probe = LEAST_TRANSFER_BYTES, given = round_up((o->io_size + r->folders - 1) / r->folders);
+    uint64_t space, probe = LEAST_TRANSFER_BYTES,
+                    given = pst_round_up((o->io_size + r->folders - 1) / r->folders, ALIGNMENT);
     PST_TRY(free_space(r, &space, err));
     if (o->io_size != 0 && given < probe)
         probe = given;
@@ -336,7 +333,7 @@ static int choose_sizes(pst_tune_rig *r, pst_error *err)
     /* A two-hundredth of the time each: about a hundred measurements in both directions. */
     double each = o->seconds / 200 < 0.25 ? o->seconds / 200 : 0.25;
     double wanted = (o->no_read ? write_rate : o->no_write ? read_rate : (write_rate + read_rate) / 2) * each;
-    r->part = wanted < (double)MOST_TRANSFER_BYTES / r->folders ? round_up((uint64_t)wanted)
+    r->part = wanted < (double)MOST_TRANSFER_BYTES / r->folders ? pst_round_up((uint64_t)wanted, ALIGNMENT)
                                                                 : MOST_TRANSFER_BYTES / r->folders;
     if (r->part < LEAST_TRANSFER_BYTES)
         r->part = LEAST_TRANSFER_BYTES;

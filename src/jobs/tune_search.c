@@ -16,11 +16,11 @@
 
 #include <errno.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/number.h"
 
 enum { MOST_POINTS = 512, MOST_REPETITIONS = 48, FINALISTS = 6 };
 
@@ -59,18 +59,11 @@ static uint32_t kept(const point *p)
     return p->count < MOST_REPETITIONS ? p->count : MOST_REPETITIONS;
 }
 
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static double median(const double *values, uint32_t count)
 {
     double sorted[MOST_REPETITIONS];
     memcpy(sorted, values, count * sizeof *sorted);
-    qsort(sorted, count, sizeof *sorted, compare_doubles);
-    return count % 2 != 0 ? sorted[count / 2] : (sorted[count / 2 - 1] + sorted[count / 2]) / 2;
+    return pst_median(sorted, count);
 }
 
 static double spread(const double *values, uint32_t count)
@@ -117,8 +110,7 @@ static double noise(const search *s)
     }
     if (count < ENOUGH)
         return GUESSED_NOISE;
-    qsort(distances, count, sizeof *distances, compare_doubles);
-    return fmax(MIN_NOISE, 1.4826 * distances[count / 2]);
+    return fmax(MIN_NOISE, 1.4826 * pst_median(distances, count));
 }
 
 /* The standard error of the difference of two scores. */

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Measuring the processor with a pass's own buffers and the ring's own memory, so that it takes none besides. */
-#include <stdlib.h>
-
 #include "base/error.h"
+#include "base/number.h"
 #include "nn/forward_internal.h"
 #include "os/clock.h"
 
@@ -10,12 +9,6 @@ enum { MAX_READINGS = 32, MIN_READINGS = 3 };
 static const uint64_t MEASURE_NS = 40 * 1000 * 1000;
 /* Enough for a product to be much longer than starting it. */
 static const double OPERATIONS = 2e8;
-
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
 
 /* The widest product of the layers: what a pass spends most of its time with. */
 static pst_matmul widest_product(const pst_forward *f)
@@ -63,7 +56,6 @@ int pst_forward_measure_rate(pst_forward *f, const void *memory, uint64_t bytes,
         readings[count++] = 2.0 * (double)job.x.rows * (double)job.w.rows * (double)job.w.columns / seconds;
         row += job.w.rows;
     }
-    qsort(readings, count, sizeof *readings, by_size);
-    *out = readings[count / 2];
+    *out = pst_median(readings, count);
     return 0;
 }

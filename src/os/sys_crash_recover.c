@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/number.h"
 #include "os/sys_crash_model.h"
 
 static int fail_path(pst_error *err, int code, const char *path, const char *verb)
@@ -127,12 +128,7 @@ static dice make_dice(pst_crash_loss loss, uint64_t seed)
 static uint64_t throw_dice(const dice *d, uint64_t what, uint64_t which)
 {
     uint64_t z = d->seed * 0x9e3779b97f4a7c15u + what * 0xbf58476d1ce4e5b9u + which * 0x94d049bb133111ebu + 1;
-    for (int i = 0; i < 2; i++) {
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        z ^= z >> 31;
-    }
-    return z;
+    return pst_mix(pst_mix(z));
 }
 
 static bool change_survives(const dice *d, const crash_node *folder, size_t change)

@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/number.h"
 #include "os/file.h"
 #include "os/memory.h"
 #include "store/json_text.h"
@@ -44,11 +45,6 @@ struct pst_safetensors_writer {
 };
 
 /* ---- header ---- */
-
-static uint64_t round_up(uint64_t value, uint64_t multiple)
-{
-    return (value + multiple - 1) / multiple * multiple;
-}
 
 static void add_metadata(pst_json_text *text, const pst_metadata *metadata, size_t count)
 {
@@ -86,7 +82,7 @@ static int add_tensor(pst_json_text *text, pst_tensor *tensor, uint64_t *end, ps
 /* Pads the text (8 bytes for the length, then JSON) with spaces and puts the length in. */
 static int finish_header(pst_json_text *text, pst_error *err)
 {
-    size_t bytes = round_up(text->bytes, PST_SAFETENSORS_ALIGNMENT);
+    size_t bytes = pst_round_up(text->bytes, PST_SAFETENSORS_ALIGNMENT);
     pst_json_text_add(text, "%*s", (int)(bytes - text->bytes), "");
     if (text->failed)
         return pst_fail_memory(err, "a safetensors header", bytes);
@@ -189,7 +185,7 @@ static int open_file(pst_safetensors_writer *writer, const char *path, pst_error
     writer->exists = true;
     uint64_t block = pst_io_file_alignment(writer->file);
     writer->padded_bytes =
-        round_up(writer->file_bytes, block > PST_SAFETENSORS_ALIGNMENT ? block : PST_SAFETENSORS_ALIGNMENT);
+        pst_round_up(writer->file_bytes, block > PST_SAFETENSORS_ALIGNMENT ? block : PST_SAFETENSORS_ALIGNMENT);
     return pst_io_file_preallocate(writer->file, writer->padded_bytes, err);
 }
 

@@ -20,6 +20,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/number.h"
 #include "io/engine.h"
 #include "os/clock.h"
 #include "os/sys.h"
@@ -80,18 +81,9 @@ typedef struct queue {
 
 /* ---- chance ---- */
 
-/* splitmix64 */
-static uint64_t draw(uint64_t *state)
-{
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 static uint64_t draw_below(uint64_t *state, uint64_t limit)
 {
-    return draw(state) % limit;
+    return pst_random_next(state) % limit;
 }
 
 static unsigned bit_number(unsigned fault)
@@ -117,7 +109,7 @@ static unsigned choose_fault(const wrapper *w, const pst_io_request *r, uint64_t
 {
     const pst_io_fault_options *o = &w->options;
     *random = o->seed ^ (number + 1) * 0xd1342543de82ef95u;
-    bool strikes = (double)(draw(random) >> 11) * 0x1p-53 < o->rate;
+    bool strikes = (double)(pst_random_next(random) >> 11) * 0x1p-53 < o->rate;
     if (o->times > 0 && number >= (uint64_t)o->at && number - (uint64_t)o->at < (uint64_t)o->times)
         strikes = true;
     unsigned possible = possible_faults(w, r);
