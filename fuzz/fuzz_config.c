@@ -21,12 +21,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (pst_transformer_parse((const char *)data, config_bytes, "config.json", generation, generation_bytes,
                               "generation_config.json", &t, &err) < 0)
         return 0;
-    if (t.heads == 0 || t.kv_heads == 0 || t.heads % t.kv_heads || t.head_dim % 2 || t.layers == 0 || t.vocab == 0 ||
+    if (t.heads == 0 || t.kv_heads == 0 || t.heads % t.kv_heads || t.rope.rotary % 2 || t.layers == 0 || t.vocab == 0 ||
         t.hidden == 0)
         abort();
-    float table[2 * 4096];
-    if (t.head_dim <= 4096)
-        pst_rope_table(&t.rope, t.head_dim, 2, table);
+    float table[2 * 4096], frequencies[2048];
+    if (t.rope.rotary > 0 && t.rope.rotary <= 4096)
+        pst_rope_table(&t.rope, 2, frequencies, table);
     pst_transformer_destroy(&t);
     return 0;
 }

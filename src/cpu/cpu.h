@@ -18,7 +18,13 @@
 #include "cpu/weight.h"
 #include "penstock/types.h"
 
-typedef enum pst_cpu_activation { PST_CPU_SILU, PST_CPU_GELU, PST_CPU_GELU_TANH, PST_CPU_RELU } pst_cpu_activation;
+typedef enum pst_cpu_activation {
+    PST_CPU_SILU,
+    PST_CPU_GELU,
+    PST_CPU_GELU_TANH,
+    PST_CPU_RELU,
+    PST_CPU_IDENTITY
+} pst_cpu_activation;
 
 /* Columns of weights that a core works on at a time: products are best cut at multiples of it. No result depends on
  * it. */
@@ -64,15 +70,21 @@ typedef struct pst_cpu_kernels {
     /* One row: y = x / sqrt(mean(x^2) + eps) * w. y F32 or BF16, may be x. */
     void (*rms_norm)(const float *x, const void *w, pst_dtype w_type, float eps, void *y, pst_dtype y_type,
                      size_t count);
+    /* One row: y = (x - mean(x)) / sqrt(variance(x) + eps) * w + b; w or b NULL: without. y F32 or BF16, may be x. */
+    void (*layer_norm)(const float *x, const void *w, pst_dtype w_type, const void *b, pst_dtype b_type, float eps,
+                       void *y, pst_dtype y_type, size_t count);
     void (*matmul)(const pst_cpu_matmul *job);
-    /* One row: rotates the pairs (i, i + rotary/2) of each head; table: rotary/2 cosines, then rotary/2 sines. */
-    void (*rope)(float *x, uint32_t heads, uint32_t head_dim, uint32_t rotary, const float *table);
+    /* One row: rotates the pairs (i, i + rotary/2) of each head, or (2i, 2i + 1) if interleaved; elements from `rotary` on
+     * stay. table: rotary/2 cosines, then rotary/2 sines. */
+    void (*rope)(float *x, uint32_t heads, uint32_t head_dim, uint32_t rotary, bool interleaved, const float *table);
     /* y = x in the cache's type: F32, or F16 to nearest even, beyond +-65504 held there. */
     void (*kv_store)(const float *x, void *y, pst_dtype type, size_t count);
     void (*attention)(const pst_cpu_attention *job);
     /* y = activation(gate) * up; y F32 (may then be gate or up) or BF16. */
     void (*gated)(pst_cpu_activation activation, const float *gate, const float *up, void *y, pst_dtype y_type,
                   size_t count);
+    /* y = activation(x); y F32 (may be x) or BF16. */
+    void (*activate)(pst_cpu_activation activation, const float *x, void *y, pst_dtype y_type, size_t count);
     /* log(sum(exp(x))) in float64. */
     double (*log_sum_exp)(const float *x, size_t count);
     /* Columns first..first+count-1 of a GROUPED row of `columns`, as f32. All sets give the same numbers. */

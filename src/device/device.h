@@ -55,7 +55,13 @@ typedef struct pst_matmul {
     bool accumulate;
 } pst_matmul;
 
-typedef enum pst_activation { PST_ACT_SILU, PST_ACT_GELU, PST_ACT_GELU_TANH, PST_ACT_RELU } pst_activation;
+typedef enum pst_activation {
+    PST_ACT_SILU,
+    PST_ACT_GELU,
+    PST_ACT_GELU_TANH,
+    PST_ACT_RELU,
+    PST_ACT_IDENTITY /* x itself, in the type of the result */
+} pst_activation;
 
 /* Consecutive rows of one sequence: row first_row + i has position first_position + i. */
 typedef struct pst_segment {
@@ -88,15 +94,17 @@ typedef struct pst_device_ops {
     int (*rms_norm)(pst_device *device, const pst_matrix *x, const pst_weight *w, float eps, const pst_matrix *y);
     int (*matmul)(pst_device *device, const pst_matmul *job);
     /* y[r] = (x[r] - mean(x[r])) / sqrt(variance(x[r]) + eps) * w + b; the variance is divided by the count; x F32; y F32 or
-     * BF16, may be x itself; w, b 1 x columns. */
+     * BF16, may be x itself; w, b 1 x columns, either may be absent. */
     int (*layer_norm)(pst_device *device, const pst_matrix *x, const pst_weight *w, const pst_weight *b, float eps,
                       const pst_matrix *y);
     /* y = activation(x), elementwise; x F32; y of the compute type. */
     int (*activate)(pst_device *device, pst_activation activation, const pst_matrix *x, const pst_matrix *y);
-    /* Rotates in place pairs (i, i + rotary/2) of each head of x (F32, rows x heads*head_dim) by the angle of the row's
-     * position: table[position] holds rotary/2 cosines, then rotary/2 sines. positions[rows]. */
+    /* Rotates in place pairs (i, i + rotary/2) of each head of x (F32, rows x heads*head_dim), or (2i, 2i + 1) if
+     * interleaved, by the angle of the row's position: table[position] holds rotary/2 cosines, then rotary/2 sines.
+     * The elements from `rotary` on stay. x may begin inside its heads: then rotary elements from there turn.
+     * positions[rows]. */
     int (*rope)(pst_device *device, const pst_matrix *x, uint32_t heads, uint32_t head_dim, uint32_t rotary,
-                const float *table, const uint32_t *positions);
+                bool interleaved, const float *table, const uint32_t *positions);
     /* Stores rows of k and v (F32, rows x kv_heads*head_dim) at their positions of their sequences' caches. */
     int (*kv_store)(pst_device *device, const pst_matrix *k, const pst_matrix *v, const pst_segment *segments,
                     size_t segment_count, uint32_t kv_heads, uint32_t head_dim, uint32_t capacity, pst_dtype kv_type);

@@ -111,9 +111,31 @@ static int host_rms_norm(pst_device *device, const pst_matrix *x, const pst_weig
     return run_rows(host_of(device), &cut, false);
 }
 
+typedef struct layer_norm_job {
+    const pst_matrix *x, *y;
+    const pst_weight *w, *b;
+    float eps;
+} layer_norm_job;
+
+static void layer_norm_block(const row_cut *cut, size_t row, size_t column, size_t columns)
+{
+    const layer_norm_job *job = cut->job;
+    cut->host->kernels->layer_norm(element(job->x, row, column), job->w->data, job->w->type, job->b->data, job->b->type,
+                                   job->eps, element(job->y, row, column), job->y->type, columns);
+}
+
+static int host_layer_norm(pst_device *device, const pst_matrix *x, const pst_weight *w, const pst_weight *b, float eps,
+                           const pst_matrix *y)
+{
+    const layer_norm_job job = {x, y, w, b, eps};
+    row_cut cut = {.job = &job, .rows = x->rows, .columns = x->columns, .block = layer_norm_block};
+    return run_rows(host_of(device), &cut, false);
+}
+
 typedef struct rope_job {
     const pst_matrix *x;
     uint32_t heads, head_dim, rotary;
+    bool interleaved;
     const float *table;
     const uint32_t *positions;
 } rope_job;
@@ -122,14 +144,14 @@ static void rope_block(const row_cut *cut, size_t row, size_t column, size_t col
 {
     (void)columns;
     const rope_job *job = cut->job;
-    cut->host->kernels->rope(element(job->x, row, column), job->heads, job->head_dim, job->rotary,
+    cut->host->kernels->rope(element(job->x, row, column), job->heads, job->head_dim, job->rotary, job->interleaved,
                              job->table + (size_t)job->positions[row] * job->rotary);
 }
 
 static int host_rope(pst_device *device, const pst_matrix *x, uint32_t heads, uint32_t head_dim, uint32_t rotary,
-                     const float *table, const uint32_t *positions)
+                     bool interleaved, const float *table, const uint32_t *positions)
 {
-    const rope_job job = {x, heads, head_dim, rotary, table, positions};
+    const rope_job job = {x, heads, head_dim, rotary, interleaved, table, positions};
     row_cut cut = {.job = &job, .rows = x->rows, .columns = (size_t)heads * head_dim, .block = rope_block};
     return run_rows(host_of(device), &cut, false);
 }
@@ -185,10 +207,30 @@ static int host_gated(pst_device *device, pst_activation activation, const pst_m
                       const pst_matrix *y)
 {
     _Static_assert((int)PST_ACT_SILU == (int)PST_CPU_SILU && (int)PST_ACT_GELU == (int)PST_CPU_GELU &&
-                       (int)PST_ACT_GELU_TANH == (int)PST_CPU_GELU_TANH && (int)PST_ACT_RELU == (int)PST_CPU_RELU,
+                       (int)PST_ACT_GELU_TANH == (int)PST_CPU_GELU_TANH && (int)PST_ACT_RELU == (int)PST_CPU_RELU &&
+                       (int)PST_ACT_IDENTITY == (int)PST_CPU_IDENTITY,
                    "the device's activations are the kernels'");
     const gated_job job = {(pst_cpu_activation)activation, gate, up, y};
     row_cut cut = {.job = &job, .rows = gate->rows, .columns = gate->columns, .block = gated_block};
+    return run_rows(host_of(device), &cut, true);
+}
+
+typedef struct activate_job {
+    pst_cpu_activation activation;
+    const pst_matrix *x, *y;
+} activate_job;
+
+static void activate_block(const row_cut *cut, size_t row, size_t column, size_t columns)
+{
+    const activate_job *job = cut->job;
+    cut->host->kernels->activate(job->activation, element(job->x, row, column), element(job->y, row, column),
+                                 job->y->type, columns);
+}
+
+static int host_activate(pst_device *device, pst_activation activation, const pst_matrix *x, const pst_matrix *y)
+{
+    const activate_job job = {(pst_cpu_activation)activation, x, y};
+    row_cut cut = {.job = &job, .rows = x->rows, .columns = x->columns, .block = activate_block};
     return run_rows(host_of(device), &cut, true);
 }
 
@@ -221,6 +263,7 @@ static const pst_device_ops host_ops = {
     .name = "host",
     .convert = host_convert,
     .rms_norm = host_rms_norm,
+    .layer_norm = host_layer_norm,
     .matmul = host_matmul,
     .rope = host_rope,
     .kv_store = host_kv_store,
@@ -228,6 +271,7 @@ static const pst_device_ops host_ops = {
     .gated = host_gated,
     .take_rows = host_take_rows,
     .add_rows = host_add_rows,
+    .activate = host_activate,
     .log_sum_exp = host_log_sum_exp,
     .destroy = host_destroy,
 };

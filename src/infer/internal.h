@@ -26,6 +26,7 @@ typedef struct pst_sequence {
     bool in_use;
     uint32_t *ids; /* max_tokens */
     uint32_t count, computed;
+    uint32_t prompt; /* how many it was added with */
 } pst_sequence;
 
 /* A rate of matrix products at a number of rows. */

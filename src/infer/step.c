@@ -33,7 +33,7 @@ int pst_session_add(pst_session *s, const uint32_t *ids, size_t count, uint32_t 
         if (sequence->in_use)
             continue;
         memcpy(sequence->ids, ids, count * sizeof *ids);
-        sequence->count = (uint32_t)count;
+        sequence->count = sequence->prompt = (uint32_t)count;
         sequence->computed = 0;
         sequence->in_use = true;
         s->order[s->in_use++] = i;
@@ -78,6 +78,7 @@ static uint32_t add_rows(pst_session *s, uint32_t number, uint32_t used)
         s->rows[used + i] = (pst_row){.sequence = number,
                                       .position = position,
                                       .id = sequence->ids[position],
+                                      .prompt = sequence->prompt,
                                       .wants_logits = s->options.all_logits || position + 1 == sequence->count};
         s->row_ids[used + i] = sequence->ids[position];
     }

@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * Reads config.json as transformers does, in both spellings of the rotary parameters: `rope_scaling` with `rope_theta`
- * beside it (before version 5; its type under "rope_type" or, older, "type"), and `rope_parameters` with everything inside.
- */
+/* Reads config.json as transformers does; the rotary parameters are config_rope.c's. */
 #include "nn/config.h"
 
 #include <math.h>
@@ -44,9 +41,6 @@ static int read_dimensions(const reader *in, pst_transformer *t)
     if (dim_default == 0)
         dim_default = 1;
     PST_TRY(pst_config_u32(in, "head_dim", dim_default, 1, PST_MAX_HEAD_DIM, &t->head_dim));
-    if (t->head_dim % 2 != 0)
-        return pst_fail(in->err, PST_E_FORMAT, in->path, "\"head_dim\" is %u, and rotary embedding needs an even one",
-                        t->head_dim);
     return pst_config_u32(in, "max_position_embeddings", family->default_context, 1, UINT32_MAX / 2, &t->context);
 }
 
@@ -87,63 +81,6 @@ static int read_switches(const reader *in, pst_transformer *t)
     int status = pst_json_bool(in->root, "tie_word_embeddings", false, &t->tied_head, in->path, in->err);
     t->tied_stated = status == 0;
     return status < 0 ? status : 0;
-}
-
-/* The numbers of one dictionary of rotary parameters. */
-static int read_rope_dictionary(const reader *in, const json_t *dictionary, pst_transformer *t)
-{
-    const reader sub = {dictionary, in->path, in->err};
-    pst_rope *rope = &t->rope;
-    const char *type = "default";
-    PST_TRY(pst_json_string(dictionary, "type", false, &type, in->path, in->err));
-    PST_TRY(pst_json_string(dictionary, "rope_type", false, &type, in->path, in->err));
-    PST_TRY(pst_json_double(dictionary, "rope_theta", false, &rope->theta, in->path, in->err));
-    double partial = 1;
-    PST_TRY(pst_json_double(dictionary, "partial_rotary_factor", false, &partial, in->path, in->err));
-    if (partial != 1)
-        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "a partial rotary embedding is not supported");
-    if (strcmp(type, "default") == 0)
-        return 0;
-    bool is_llama3 = strcmp(type, "llama3") == 0;
-    if (!is_llama3 && strcmp(type, "linear") != 0)
-        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path,
-                        "rotary scaling of type \"%s\" is not supported (default, linear and llama3 are)", type);
-    rope->type = is_llama3 ? PST_ROPE_LLAMA3 : PST_ROPE_LINEAR;
-    PST_TRY(pst_json_double(sub.root, "factor", true, &rope->factor, in->path, in->err));
-    if (!(rope->factor > 0))
-        return pst_fail(in->err, PST_E_FORMAT, in->path, "a rotary \"factor\" of %g", rope->factor);
-    if (!is_llama3)
-        return 0;
-    rope->original_context = t->context;
-    PST_TRY(pst_json_double(sub.root, "low_freq_factor", true, &rope->low_freq_factor, in->path, in->err));
-    PST_TRY(pst_json_double(sub.root, "high_freq_factor", true, &rope->high_freq_factor, in->path, in->err));
-    PST_TRY(pst_json_double(sub.root, "original_max_position_embeddings", false, &rope->original_context, in->path,
-                            in->err));
-    if (!(rope->low_freq_factor > 0 && rope->high_freq_factor > rope->low_freq_factor && rope->original_context > 0))
-        return pst_fail(in->err, PST_E_FORMAT, in->path,
-                        "llama3 rotary scaling with factors %g to %g over %g positions", rope->low_freq_factor,
-                        rope->high_freq_factor, rope->original_context);
-    return 0;
-}
-
-static int read_rope(const reader *in, pst_transformer *t)
-{
-    t->rope.theta = t->family->default_rope_theta > 0 ? t->family->default_rope_theta : 10000;
-    t->rope.attention_factor = 1;
-    PST_TRY(pst_json_double(in->root, "rope_theta", false, &t->rope.theta, in->path, in->err));
-    double partial = 1;
-    PST_TRY(pst_json_double(in->root, "partial_rotary_factor", false, &partial, in->path, in->err));
-    if (partial != 1)
-        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "a partial rotary embedding is not supported");
-    json_t *dictionary = NULL;
-    PST_TRY(pst_json_object(in->root, "rope_scaling", false, &dictionary, in->path, in->err));
-    if (dictionary == NULL || json_object_size(dictionary) == 0)
-        PST_TRY(pst_json_object(in->root, "rope_parameters", false, &dictionary, in->path, in->err));
-    if (dictionary != NULL)
-        PST_TRY(read_rope_dictionary(in, dictionary, t));
-    if (!(t->rope.theta > 0))
-        return pst_fail(in->err, PST_E_FORMAT, in->path, "\"rope_theta\" is %g", t->rope.theta);
-    return 0;
 }
 
 /* Which layers look at a window only: layer_types, else the layers from max_window_layers on. */
@@ -239,7 +176,7 @@ static int read_common(const reader *in, pst_transformer *t)
     PST_TRY(read_dimensions(in, t));
     PST_TRY(pst_config_activation(in, "hidden_act", NULL, &t->activation));
     PST_TRY(read_switches(in, t));
-    PST_TRY(read_rope(in, t));
+    PST_TRY(pst_config_rope(in, t->head_dim, t));
     PST_TRY(read_windows(in, t));
     return t->family->read ? t->family->read(in, t) : 0;
 }
@@ -292,5 +229,7 @@ void pst_transformer_destroy(pst_transformer *transformer)
     pst_heap_free(transformer->windowed);
     pst_heap_free(transformer->sparse);
     pst_heap_free(transformer->end_ids);
+    pst_heap_free(transformer->rope.short_factors);
+    pst_heap_free(transformer->rope.long_factors);
     *transformer = (pst_transformer){0};
 }

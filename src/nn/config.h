@@ -13,17 +13,28 @@
 
 typedef struct pst_family pst_family;
 
-typedef enum pst_rope_type { PST_ROPE_DEFAULT, PST_ROPE_LINEAR, PST_ROPE_LLAMA3, PST_ROPE_YARN } pst_rope_type;
+typedef enum pst_rope_type {
+    PST_ROPE_DEFAULT,
+    PST_ROPE_LINEAR,
+    PST_ROPE_LLAMA3,
+    PST_ROPE_YARN,
+    PST_ROPE_DYNAMIC,
+    PST_ROPE_LONGROPE
+} pst_rope_type;
 
 typedef struct pst_rope {
     pst_rope_type type;
+    uint32_t rotary; /* elements of a head that are rotated, the first ones; even */
     double theta, factor, low_freq_factor, high_freq_factor;
     double original_context;
     /* yarn */
     double beta_fast, beta_slow;
+    double mscale_all_dim;   /* 0: not given */
     double attention_factor; /* cosines and sines are multiplied with it; 1: not at all */
     bool truncate;           /* the ramp's ends are whole pairs */
     bool interleaved;        /* pairs are neighbours (2i, 2i + 1), not halves (i, i + rotary/2) */
+    /* longrope: what each pair's frequency is divided by, up to the original context and beyond: rotary/2 each; heap */
+    double *short_factors, *long_factors;
 } pst_rope;
 
 typedef enum pst_qkv_order {
@@ -93,10 +104,18 @@ int pst_transformer_parse(const char *config, size_t config_bytes, const char *c
                           size_t generation_bytes, const char *generation_path, pst_transformer *out, pst_error *err);
 void pst_transformer_destroy(pst_transformer *transformer); /* what it holds; a zeroed one is fine */
 
-/* Writes the table that the rope operator takes: for each position below `positions`, head_dim/2 cosines, then head_dim/2
- * sines. Sources: RoFormer (arXiv 2104.09864); linear scaling divides the frequencies; llama3 as published with Llama 3.1
- * (frequencies whose wavelength exceeds the original context are divided, those well below kept, a ramp between); YaRN as in
- * arXiv 2309.00071. */
-void pst_rope_table(const pst_rope *rope, uint32_t head_dim, uint32_t positions, float *table);
+/* Frequencies of the pairs in a sequence of `length` positions: rotary/2. Sources: RoFormer (arXiv 2104.09864); linear scaling
+ * divides them; llama3 as published with Llama 3.1 (frequencies whose wavelength exceeds the original context are divided,
+ * those well below kept, a ramp between); YaRN as in arXiv 2309.00071; dynamic raises the base with the length ("NTK-aware");
+ * LongRoPE (arXiv 2402.13753) divides each by a number of its own. */
+void pst_rope_frequencies(const pst_rope *rope, uint64_t length, float *out);
+/* Whether they do depend on the length. Keys of a position then differ between sequences of different lengths. The length that
+ * counts for a position is that of the sequence's prompt, or position + 1 if that is more: what transformers computes when it
+ * is given the prompt whole and then goes on with a cache. */
+bool pst_rope_depends_on_length(const pst_rope *rope);
+/* One row of what the rope operator takes: rotary/2 cosines, then rotary/2 sines. */
+void pst_rope_row(const pst_rope *rope, const float *frequencies, uint32_t position, float *row);
+/* Rows of all positions below `positions`, as of a sequence of that length. `frequencies`: room for rotary/2. */
+void pst_rope_table(const pst_rope *rope, uint32_t positions, float *frequencies, float *table);
 
 #endif

@@ -4,8 +4,19 @@
 
 #include <string.h>
 
-static const pst_family *const families[] = {&pst_family_llama, &pst_family_mistral, &pst_family_qwen2,
-                                             &pst_family_qwen3, &pst_family_mixtral, &pst_family_qwen3_moe};
+/* A line each, in the order of messages. */
+#define FAMILIES(FAMILY)                                                                                               \
+    FAMILY(llama)                                                                                                      \
+    FAMILY(mistral)                                                                                                    \
+    FAMILY(qwen2)                                                                                                      \
+    FAMILY(qwen3)                                                                                                      \
+    FAMILY(mixtral)                                                                                                    \
+    FAMILY(qwen3_moe)
+
+#define ENTRY(family) &pst_family_##family,
+#define NAME(family)  ", " #family
+
+static const pst_family *const families[] = {FAMILIES(ENTRY)};
 
 const pst_family *pst_family_find(const char *name)
 {
@@ -17,5 +28,6 @@ const pst_family *pst_family_find(const char *name)
 
 const char *pst_family_names(void)
 {
-    return "llama, mistral, qwen2, qwen3, mixtral, qwen3_moe";
+    static const char names[] = FAMILIES(NAME);
+    return names + 2; /* past the first comma */
 }

@@ -179,6 +179,9 @@ int pst_config_experts(const pst_config_reader *in, const char *const *keys, uin
                        pst_transformer *t);
 /* Whether the routing's groups, which are set, can be. */
 int pst_config_groups(const pst_config_reader *in, pst_transformer *t);
+/* The rotary parameters of heads of which head_dim elements may be rotated, into out->rope; after out->context, which
+ * "dynamic" scaling extends. */
+int pst_config_rope(const pst_config_reader *in, uint32_t head_dim, pst_transformer *out);
 
 /* Bounds that no published model comes near; they keep every product of two of them inside 64 bits. */
 enum {

@@ -114,8 +114,7 @@ static int run_steps(const pst_forward_run *run, uint32_t end)
         const pst_nn_step *step = &run->nn->steps[f->next_step];
         pst_forward_op *op = operators[step->op->kind];
         if (op == NULL)
-            return pst_fail(run->err, PST_E_UNSUPPORTED, NULL, "%s: an operator that does not exist",
-                            run->stage->name);
+            return pst_fail(run->err, PST_E_UNSUPPORTED, NULL, "%s: an operator that does not exist", run->stage->name);
         int status = op(run, step);
         PST_TRY(status);
         if (status == 0)
@@ -140,6 +139,19 @@ int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_vi
     return 0;
 }
 
+/* Finds a row's cosines and sines, or computes them where they depend on the sequence's length. */
+static void turn_row(pst_forward *f, uint32_t index, const pst_row *row)
+{
+    const pst_rope *rope = &f->t->rope;
+    if (f->rope_table == NULL || !pst_rope_depends_on_length(rope)) {
+        f->rope_rows[index] = row->position;
+        return;
+    }
+    f->rope_rows[index] = index;
+    pst_rope_frequencies(rope, row->position < row->prompt ? row->prompt : row->position + 1, f->rope_frequencies);
+    pst_rope_row(rope, f->rope_frequencies, row->position, f->rope_table + (size_t)index * rope->rotary);
+}
+
 int pst_forward_begin(pst_forward *f, const pst_row *rows, uint32_t count, pst_error *err)
 {
     if (count == 0 || count > f->max_rows)
@@ -161,7 +173,7 @@ int pst_forward_begin(pst_forward *f, const pst_row *rows, uint32_t count, pst_e
             f->segments[f->segment_count++] = (pst_segment){.first_row = i, .first_position = row->position};
         }
         f->segments[f->segment_count - 1].rows++;
-        f->positions[i] = row->position;
+        turn_row(f, i, row);
         if (row->wants_logits)
             f->logit_row[f->logit_rows++] = i;
     }

@@ -38,6 +38,7 @@ typedef struct pst_row {
     uint32_t sequence; /* slot, < max_sequences */
     uint32_t position; /* < max_tokens */
     uint32_t id;       /* token */
+    uint32_t prompt;   /* positions that its sequence began with; see pst_rope_depends_on_length */
     bool wants_logits;
 } pst_row;
 

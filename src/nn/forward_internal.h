@@ -22,8 +22,10 @@ struct pst_forward {
     uint64_t activation_bytes;
     unsigned char *kv; /* [sequence][layer][k, v][kv_head][position][head_dim] */
     uint64_t kv_bytes;
+    /* Cosines and sines: a row per position, or, where they depend on a sequence's length, a row per row of the pass. */
     float *rope_table; /* NULL: nothing is rotated */
     uint64_t rope_bytes;
+    float *rope_frequencies; /* scratch: rotary/2 */
     /* The small tensors of the product or norm under way, as in the file: they come before the matrix and may be in an
      * earlier part, whose slot is gone by the time that they are needed. */
     unsigned char *bias, *aux[PST_NN_AUX];
@@ -33,7 +35,7 @@ struct pst_forward {
     uint32_t row_count, logit_rows;
     uint32_t expert_rows; /* those that the expert under way computes: of the buffers EH to EY */
     pst_route route;      /* of the layer under way; zeroed: the model has no experts */
-    uint32_t *positions;  /* by row */
+    uint32_t *rope_rows;  /* by row: its row of rope_table */
     uint32_t *logit_row;  /* by logits row: its row */
     pst_segment *segments;
     uint32_t *segment_sequence;

@@ -151,8 +151,13 @@ void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *o
     for (int a = 0; a < PST_NN_AUX; a++)
         out->fixed_bytes += small.aux[a];
     out->fixed_bytes += pst_route_fixed_bytes(t);
-    if (is_rotated(config->program))
-        out->fixed_bytes += (uint64_t)config->max_tokens * t->head_dim * sizeof(float);
+    if (!is_rotated(config->program))
+        return;
+    out->fixed_bytes += t->rope.rotary / 2 * sizeof(float);
+    if (pst_rope_depends_on_length(&t->rope))
+        out->row_bytes += t->rope.rotary * sizeof(float);
+    else
+        out->fixed_bytes += (uint64_t)config->max_tokens * t->rope.rotary * sizeof(float);
 }
 
 static void place_group(pst_forward *f, const pst_forward_config *config, const group_sizes *groups, group which,
@@ -203,17 +208,21 @@ static int make_small(pst_forward *f, pst_error *err)
 
 static int make_tables(pst_forward *f, pst_error *err)
 {
-    f->positions = pst_heap_calloc(f->max_rows, sizeof *f->positions);
+    const pst_rope *rope = &f->t->rope;
+    f->rope_rows = pst_heap_calloc(f->max_rows, sizeof *f->rope_rows);
     f->logit_row = pst_heap_calloc(f->max_logit_rows, sizeof *f->logit_row);
     f->segments = pst_heap_calloc(f->max_rows, sizeof *f->segments);
     f->segment_sequence = pst_heap_calloc(f->max_rows, sizeof *f->segment_sequence);
-    if (!f->positions || !f->logit_row || !f->segments || !f->segment_sequence)
+    f->rope_frequencies = pst_heap_calloc(rope->rotary / 2 + 1, sizeof *f->rope_frequencies);
+    if (!f->rope_rows || !f->logit_row || !f->segments || !f->segment_sequence || !f->rope_frequencies)
         return pst_fail_memory(err, "the rows of a pass", f->max_rows * sizeof *f->segments);
     if (!is_rotated(f->program))
         return 0;
-    f->rope_bytes = (uint64_t)f->max_tokens * f->t->head_dim * sizeof(float);
+    bool is_by_row = pst_rope_depends_on_length(rope);
+    f->rope_bytes = (uint64_t)(is_by_row ? f->max_rows : f->max_tokens) * rope->rotary * sizeof(float);
     PST_TRY(pst_memory_map(f->rope_bytes, "rotary angles", (void **)&f->rope_table, err));
-    pst_rope_table(&f->t->rope, f->t->head_dim, f->max_tokens, f->rope_table);
+    if (!is_by_row)
+        pst_rope_table(rope, f->max_tokens, f->rope_frequencies, f->rope_table);
     return 0;
 }
 
@@ -260,7 +269,8 @@ void pst_forward_destroy(pst_forward *f)
     for (int a = 0; a < PST_NN_AUX; a++)
         pst_heap_free(f->aux[a]);
     pst_heap_free(f->position_row);
-    pst_heap_free(f->positions);
+    pst_heap_free(f->rope_rows);
+    pst_heap_free(f->rope_frequencies);
     pst_heap_free(f->logit_row);
     pst_heap_free(f->segments);
     pst_heap_free(f->segment_sequence);

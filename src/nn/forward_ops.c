@@ -107,8 +107,9 @@ int pst_forward_rope(const pst_forward_run *run, const pst_nn_step *step)
     pst_forward *f = run->f;
     const pst_transformer *t = f->t;
     pst_matrix x = pst_forward_matrix(f, step->op->in);
-    return pst_forward_checked(run, f->device->ops->rope(f->device, &x, (uint32_t)(x.columns / t->head_dim),
-                                                         t->head_dim, t->head_dim, f->rope_table, f->positions));
+    return pst_forward_checked(run,
+                               f->device->ops->rope(f->device, &x, (uint32_t)(x.columns / t->head_dim), t->head_dim,
+                                                    t->rope.rotary, t->rope.interleaved, f->rope_table, f->rope_rows));
 }
 
 int pst_forward_activate(const pst_forward_run *run, const pst_nn_step *step)

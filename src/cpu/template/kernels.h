@@ -29,9 +29,10 @@
 
 #define PST_CPU_TABLE(set)                                                                                             \
     {                                                                                                                  \
-        .name = set, .convert = kernel_convert, .rms_norm = kernel_rms_norm, .matmul = kernel_matmul,                  \
-        .rope = kernel_rope, .kv_store = kernel_kv_store, .attention = kernel_attention, .gated = kernel_gated,        \
-        .log_sum_exp = kernel_log_sum_exp, .dequantize = kernel_dequantize, .quantize = kernel_quantize,               \
+        .name = set, .convert = kernel_convert, .rms_norm = kernel_rms_norm, .layer_norm = kernel_layer_norm,          \
+        .activate = kernel_activate, .matmul = kernel_matmul, .rope = kernel_rope, .kv_store = kernel_kv_store,        \
+        .attention = kernel_attention, .gated = kernel_gated, .log_sum_exp = kernel_log_sum_exp,                       \
+        .dequantize = kernel_dequantize, .quantize = kernel_quantize,                                                  \
     }
 
 #endif

@@ -200,9 +200,10 @@ double ref_activation(pst_cpu_activation activation, double x)
     case PST_CPU_GELU_TANH:
         /* (1 + tanh(u)) / 2 = 1 / (1 + e^-2u), which keeps its relative precision for negative u */
         return x / (1.0 + exp(-2.0 * sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
-    case PST_CPU_RELU: break;
+    case PST_CPU_RELU: return x > 0.0 ? x : 0.0;
+    case PST_CPU_IDENTITY: break;
     }
-    return x > 0.0 ? x : 0.0;
+    return x;
 }
 
 void ref_attend(const ref_array *q, size_t query, const ref_array *k, const ref_array *v, size_t head_dim, size_t first,

@@ -180,6 +180,55 @@ static void test_rms_norm(void **unused)
     }
 }
 
+/* Values far from their mean's zero, so that a variance taken as the difference of two squares would show. */
+static void test_layer_norm(void **unused)
+{
+    (void)unused;
+    ref_seed("layer_norm");
+    const pst_cpu_kernels *kernels;
+    for (size_t s = 0; (kernels = pst_cpu_available(s)) != NULL; s++) {
+        for (size_t round = 0; round < 120; round++) {
+            size_t count = ref_between(0, 3) ? ref_between(1, 150) : ref_between(1, 6000);
+            pst_dtype w_type = types[round % 3], b_type = types[ref_between(0, 2)];
+            pst_dtype y_type = round / 3 % 2 ? PST_BF16 : PST_F32;
+            bool weighted = ref_between(0, 4) != 0, biased = ref_between(0, 4) != 0;
+            bool in_place = y_type == PST_F32 && ref_between(0, 1);
+            double eps = 1e-5, scale = pow(10.0, (double)ref_between(0, 4) - 2.0), middle = 3 * scale * ref_normal();
+            ref_array x = ref_randoms(PST_F32, count, 0, scale), w = ref_randoms(w_type, count, ref_between(0, 9), 1.0);
+            ref_array b = ref_randoms(b_type, count, ref_between(0, 9), 1.0), y = ref_output(y_type, count);
+            for (size_t i = 0; i < count; i++)
+                ref_set(&x, i, ref_get(&x, i) + middle);
+            if (in_place)
+                memcpy(y.data, x.data, count * 4);
+            kernels->layer_norm(in_place ? y.data : x.data, weighted ? w.data : NULL, w_type, biased ? b.data : NULL,
+                                b_type, (float)eps, y.data, y_type, count);
+            double mean = 0, squares = 0, size = 0;
+            for (size_t i = 0; i < count; i++) {
+                mean += ref_get(&x, i) / (double)count;
+                size = fmax(size, fabs(ref_get(&x, i)));
+            }
+            for (size_t i = 0; i < count; i++)
+                squares += (ref_get(&x, i) - mean) * (ref_get(&x, i) - mean);
+            double factor = 1.0 / sqrt(squares / (double)count + (double)(float)eps);
+            for (size_t i = 0; i < count; i++) {
+                double wi = weighted ? ref_get(&w, i) : 1.0, bi = biased ? ref_get(&b, i) : 0.0;
+                double normed = (ref_get(&x, i) - mean) * factor * wi, expected = normed + bi;
+                /* Two chains of count / 16 roundings at least; the mean's error is a share of the values' size. */
+                double roundings = F32_ROUNDING * ((double)count / 16.0 + 16.0);
+                double limit = (fabs(normed) + size * factor * fabs(wi)) * 2 * roundings + 2 * F32_ROUNDING * fabs(bi);
+                require_near(ref_get(&y, i), expected,
+                             limit + (y_type == PST_BF16 ? BF16_ROUNDING * (fabs(expected) + limit) : 0.0),
+                             "layer_norm", kernels->name, i);
+            }
+            ref_check_guards(&y, "layer_norm");
+            ref_free(&x);
+            ref_free(&w);
+            ref_free(&b);
+            ref_free(&y);
+        }
+    }
+}
+
 static void test_rope(void **unused)
 {
     (void)unused;
@@ -190,6 +239,7 @@ static void test_rope(void **unused)
             size_t heads = ref_between(1, 5), dim = ref_between(1, 70) * 2, half = ref_between(1, dim / 2);
             if (ref_between(0, 1))
                 half = dim / 2;
+            bool interleaved = ref_between(0, 1);
             ref_array x = ref_randoms(PST_F32, heads * dim, 0, 1.0), table = ref_input(PST_F32, 2 * half, 0);
             for (size_t i = 0; i < half; i++) {
                 double angle = ref_normal() * 10.0;
@@ -198,16 +248,18 @@ static void test_rope(void **unused)
             }
             ref_array y = ref_output(PST_F32, heads * dim);
             memcpy(y.data, x.data, heads * dim * 4);
-            kernels->rope(y.data, (uint32_t)heads, (uint32_t)dim, (uint32_t)(2 * half), table.data);
+            kernels->rope(y.data, (uint32_t)heads, (uint32_t)dim, (uint32_t)(2 * half), interleaved, table.data);
             for (size_t i = 0; i < heads * dim; i++) {
                 size_t d = i % dim;
                 double expected = ref_get(&x, i), limit = 0.0;
                 if (d < 2 * half) {
-                    double other = ref_get(&x, d < half ? i + half : i - half);
-                    double c = ref_get(&table, d % half), sine = ref_get(&table, half + d % half);
+                    bool is_first = interleaved ? d % 2 == 0 : d < half;
+                    size_t pair = interleaved ? d / 2 : d % half, apart = interleaved ? 1 : half;
+                    double other = ref_get(&x, is_first ? i + apart : i - apart);
+                    double c = ref_get(&table, pair), sine = ref_get(&table, half + pair);
                     /* two products and a sum */
                     limit = 2 * F32_ROUNDING * (fabs(expected * c) + fabs(other * sine));
-                    expected = d < half ? expected * c - other * sine : expected * c + other * sine;
+                    expected = is_first ? expected * c - other * sine : expected * c + other * sine;
                 }
                 require_near(ref_get(&y, i), expected, limit, "rope", kernels->name, i);
             }
@@ -225,10 +277,10 @@ static void test_gated(void **unused)
 {
     (void)unused;
     ref_seed("gated");
-    static const char *const names[] = {"silu", "gelu", "gelu_tanh", "relu"};
+    static const char *const names[] = {"silu", "gelu", "gelu_tanh", "relu", "identity"};
     const pst_cpu_kernels *kernels;
     for (size_t s = 0; (kernels = pst_cpu_available(s)) != NULL; s++) {
-        for (int a = PST_CPU_SILU; a <= PST_CPU_RELU; a++) {
+        for (int a = PST_CPU_SILU; a <= PST_CPU_IDENTITY; a++) {
             for (size_t round = 0; round < 50; round++) {
                 size_t count = round < 40 ? round : 20000;
                 pst_dtype y_type = round % 2 ? PST_BF16 : PST_F32;
@@ -241,7 +293,14 @@ static void test_gated(void **unused)
                 bool in_place = y_type == PST_F32 && ref_between(0, 1);
                 if (in_place)
                     memcpy(y.data, gate.data, count * 4);
-                kernels->gated((pst_cpu_activation)a, in_place ? y.data : gate.data, up.data, y.data, y_type, count);
+                bool alone = ref_between(0, 1); /* the activation by itself */
+                const void *from = in_place ? y.data : gate.data;
+                if (alone)
+                    kernels->activate((pst_cpu_activation)a, from, y.data, y_type, count);
+                else
+                    kernels->gated((pst_cpu_activation)a, from, up.data, y.data, y_type, count);
+                for (size_t i = 0; alone && i < count; i++)
+                    ref_set(&up, i, 1.0);
                 for (size_t i = 0; i < count; i++) {
                     double x = ref_get(&gate, i), expected = ref_activation((pst_cpu_activation)a, x);
                     /* gelu_tanh's argument is a rounded number whose error the exponential magnifies. */
@@ -299,9 +358,9 @@ static void test_log_sum_exp(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_convert),     cmocka_unit_test(test_kv_store), cmocka_unit_test(test_bf16_rounding),
-        cmocka_unit_test(test_rms_norm),    cmocka_unit_test(test_rope),     cmocka_unit_test(test_gated),
-        cmocka_unit_test(test_log_sum_exp),
+        cmocka_unit_test(test_convert),     cmocka_unit_test(test_kv_store),   cmocka_unit_test(test_bf16_rounding),
+        cmocka_unit_test(test_rms_norm),    cmocka_unit_test(test_rope),       cmocka_unit_test(test_gated),
+        cmocka_unit_test(test_log_sum_exp), cmocka_unit_test(test_layer_norm),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -154,6 +154,8 @@ static void test_empty(void **unused)
     assert_int_equal(device->ops->convert(device, &w, &none), 0);
     assert_int_equal(device->ops->rms_norm(device, &none, &w, 1e-5f, &none), 0);
     assert_int_equal(device->ops->gated(device, PST_ACT_SILU, &none, &none, &none), 0);
+    assert_int_equal(device->ops->layer_norm(device, &none, &w, &w, 1e-5f, &none), 0);
+    assert_int_equal(device->ops->activate(device, PST_ACT_RELU, &none, &none), 0);
     assert_int_equal(device->ops->log_sum_exp(device, &none, NULL), 0);
     assert_int_equal(device->ops->kv_store(device, &none, &none, NULL, 0, 1, 8, 1, PST_F32), 0);
     pst_attention nobody = {.q = none, .out = none, .heads = 1, .kv_heads = 1, .head_dim = 8, .kv_type = PST_F32};
@@ -171,7 +173,8 @@ static void check_rows(const pst_cpu_kernels *kernels, size_t rows, size_t colum
     ref_array x = ref_randoms(PST_F32, rows * stride, 0, 1.0), up = ref_randoms(PST_F32, rows * stride, 0, 1.0);
     ref_array w = ref_randoms(PST_BF16, rows * columns, 1, 1.0);
     ref_array norm = ref_output(PST_BF16, rows * stride), gated = ref_output(PST_BF16, rows * stride);
-    ref_array wide = ref_output(PST_F32, rows * stride);
+    ref_array wide = ref_output(PST_F32, rows * stride), centred = ref_output(PST_F32, rows * stride);
+    ref_array active = ref_output(PST_BF16, rows * stride);
     double *sums = pst_heap_alloc(2 * rows * sizeof *sums);
     assert_non_null(sums);
     for (size_t r = 0; r < rows; r++) {
@@ -179,28 +182,40 @@ static void check_rows(const pst_cpu_kernels *kernels, size_t rows, size_t colum
         kernels->rms_norm(row, w.data, PST_BF16, 1e-5f, (char *)norm.data + r * stride * 2, PST_BF16, columns);
         kernels->gated(PST_CPU_SILU, row, (const float *)up.data + r * stride, (char *)gated.data + r * stride * 2,
                        PST_BF16, columns);
+        kernels->layer_norm(row, w.data, PST_BF16, up.data, PST_F32, 1e-5f, (float *)centred.data + r * stride, PST_F32,
+                            columns);
+        kernels->activate(PST_CPU_RELU, row, (char *)active.data + r * stride * 2, PST_BF16, columns);
         kernels->convert((char *)w.data + r * columns * 2, PST_BF16, (float *)wide.data + r * stride, columns);
         sums[r] = kernels->log_sum_exp(row, columns);
     }
     for (size_t pool = 0; pool < POOLS; pool++) {
         pst_device *device = make(pool, kernels->name);
         ref_array y = ref_output(PST_BF16, rows * stride), z = ref_output(PST_BF16, rows * stride);
-        ref_array converted = ref_output(PST_F32, rows * stride);
+        ref_array converted = ref_output(PST_F32, rows * stride), c = ref_output(PST_F32, rows * stride);
+        ref_array a = ref_output(PST_BF16, rows * stride);
+        pst_matrix centre = matrix(&c, rows, columns, stride), activated = matrix(&a, rows, columns, stride);
         pst_matrix mx = matrix(&x, rows, columns, stride), mu = matrix(&up, rows, columns, stride);
         pst_matrix my = matrix(&y, rows, columns, stride), mz = matrix(&z, rows, columns, stride);
         pst_matrix mc = matrix(&converted, rows, columns, stride);
         pst_weight norm_weight = weight(&w, 1, columns), all = weight(&w, rows, columns);
+        pst_weight bias = weight(&up, 1, columns);
         assert_int_equal(device->ops->rms_norm(device, &mx, &norm_weight, 1e-5f, &my), 0);
         assert_int_equal(device->ops->gated(device, PST_ACT_SILU, &mx, &mu, &mz), 0);
+        assert_int_equal(device->ops->layer_norm(device, &mx, &norm_weight, &bias, 1e-5f, &centre), 0);
+        assert_int_equal(device->ops->activate(device, PST_ACT_RELU, &mx, &activated), 0);
         assert_int_equal(device->ops->convert(device, &all, &mc), 0);
         assert_int_equal(device->ops->log_sum_exp(device, &mx, sums + rows), 0);
         require_same(&norm, &y, "rms_norm", kernels, pool);
         require_same(&gated, &z, "gated", kernels, pool);
         require_same(&wide, &converted, "convert", kernels, pool);
+        require_same(&centred, &c, "layer_norm", kernels, pool);
+        require_same(&active, &a, "activate", kernels, pool);
         assert_memory_equal(sums, sums + rows, rows * sizeof *sums);
         ref_free(&y);
         ref_free(&z);
         ref_free(&converted);
+        ref_free(&c);
+        ref_free(&a);
         pst_device_destroy(device);
     }
     pst_heap_free(sums);
@@ -210,6 +225,8 @@ static void check_rows(const pst_cpu_kernels *kernels, size_t rows, size_t colum
     ref_free(&norm);
     ref_free(&gated);
     ref_free(&wide);
+    ref_free(&centred);
+    ref_free(&active);
 }
 
 static void test_rows(void **unused)
@@ -280,7 +297,7 @@ static void by_kernels(const sequences *s, const pst_cpu_kernels *kernels, ref_a
         for (size_t r = 0; r < g->rows; r++) {
             size_t row = g->first_row + r, position = g->first_position + r;
             float *q_row = (float *)q->data + row * s->heads * s->dim;
-            kernels->rope(q_row, (uint32_t)s->heads, (uint32_t)s->dim, (uint32_t)s->dim,
+            kernels->rope(q_row, (uint32_t)s->heads, (uint32_t)s->dim, (uint32_t)s->dim, false,
                           (const float *)s->table.data + position * s->dim);
             for (size_t h = 0; h < s->kv_heads; h++) {
                 size_t from = (row * s->kv_heads + h) * s->dim, head = h * s->capacity * s->dim * bytes;
@@ -328,7 +345,7 @@ static void check_sequences(const pst_cpu_kernels *kernels, bool alike)
                    mo = matrix(&out2, mq.rows, mq.columns, mq.stride);
         pst_matrix mk = matrix(&s.k, s.rows, s.kv_heads * s.dim, s.kv_heads * s.dim);
         pst_matrix mv = matrix(&s.v, mk.rows, mk.columns, mk.stride);
-        assert_int_equal(device->ops->rope(device, &mq, (uint32_t)s.heads, (uint32_t)s.dim, (uint32_t)s.dim,
+        assert_int_equal(device->ops->rope(device, &mq, (uint32_t)s.heads, (uint32_t)s.dim, (uint32_t)s.dim, false,
                                            s.table.data, s.positions),
                          0);
         /* In one call, or each sequence in two: its rows up to a random one, then the rest. */

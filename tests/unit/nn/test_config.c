@@ -114,6 +114,11 @@ static void test_generation_defaults(void **state)
     pst_transformer_destroy(&t);
 }
 
+#define ROPE(dictionary, says)                                                                                         \
+    {                                                                                                                  \
+        "{\"model_type\":\"llama\"," BODY ",\"rope_scaling\":" dictionary "}", PST_E_FORMAT, says                      \
+    }
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -127,7 +132,7 @@ static void test_refused(void **state)
         {"{\"model_type\":\"llama\"," BODY, PST_E_FORMAT, "JSON"},
         {"{\"model_type\":\"llama\",\"model_type\":\"llama\"," BODY "}", PST_E_FORMAT, "duplicate"},
         {"{" BODY "}", PST_E_FORMAT, "model_type"},
-        {"{\"model_type\":\"gpt5\"," BODY "}", PST_E_UNSUPPORTED, "llama, mistral, qwen2, qwen3"},
+        {"{\"model_type\":\"gpt5\"," BODY "}", PST_E_UNSUPPORTED, "llama, "},
         {"{\"model_type\":7," BODY "}", PST_E_FORMAT, "model_type"},
         {"{\"model_type\":\"llama\",\"vocab_size\":32}", PST_E_FORMAT, "hidden_size"},
         {"{\"model_type\":\"llama\"," BODY ",\"num_key_value_heads\":3}", PST_E_FORMAT, "cannot share"},
@@ -136,8 +141,18 @@ static void test_refused(void **state)
         {"{\"model_type\":\"llama\"," BODY ",\"head_dim\":-4}", PST_E_FORMAT, "head_dim"},
         {"{\"model_type\":\"llama\"," BODY ",\"head_dim\":99999999999999}", PST_E_FORMAT, "head_dim"},
         {"{\"model_type\":\"llama\"," BODY ",\"hidden_act\":\"mish\"}", PST_E_UNSUPPORTED, "mish"},
-        {"{\"model_type\":\"llama\"," BODY ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4}}",
-         PST_E_UNSUPPORTED, "yarn"},
+        {"{\"model_type\":\"llama\"," BODY ",\"rope_scaling\":{\"rope_type\":\"axial\",\"factor\":4}}",
+         PST_E_UNSUPPORTED, "axial"},
+        ROPE("{\"rope_type\":\"yarn\",\"factor\":-4}", "factor"),
+        ROPE("{\"rope_type\":\"yarn\",\"factor\":4,\"beta_fast\":1,\"beta_slow\":2}", "betas"),
+        ROPE("{\"rope_type\":\"yarn\",\"factor\":4,\"original_max_position_embeddings\":1e99}", "original context"),
+        ROPE("{\"rope_type\":\"yarn\",\"factor\":4,\"rope_theta\":1}", "rope_theta"),
+        ROPE("{\"rope_type\":\"yarn\",\"factor\":4,\"truncate\":3}", "truncate"),
+        ROPE("{\"rope_type\":\"dynamic\"}", "factor"),
+        ROPE("{\"rope_type\":\"longrope\"}", "short_factor"),
+        ROPE("{\"rope_type\":\"longrope\",\"short_factor\":[1]}", "1 numbers for 2 pairs"),
+        ROPE("{\"rope_type\":\"longrope\",\"short_factor\":[1,2],\"long_factor\":[1,-2]}", "number 2"),
+        ROPE("{\"rope_type\":\"longrope\",\"short_factor\":[1,\"x\"],\"long_factor\":[1,2]}", "number 2"),
         {"{\"model_type\":\"llama\"," BODY ",\"rope_scaling\":{\"type\":\"linear\"}}", PST_E_FORMAT, "factor"},
         {"{\"model_type\":\"llama\"," BODY ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":0}}", PST_E_FORMAT,
          "factor"},
@@ -145,7 +160,8 @@ static void test_refused(void **state)
          ",\"rope_scaling\":{\"type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_factor\":4}}",
          PST_E_FORMAT, "llama3"},
         {"{\"model_type\":\"llama\"," BODY ",\"rope_theta\":0}", PST_E_FORMAT, "rope_theta"},
-        {"{\"model_type\":\"llama\"," BODY ",\"partial_rotary_factor\":0.5}", PST_E_UNSUPPORTED, "partial"},
+        {"{\"model_type\":\"llama\"," BODY ",\"partial_rotary_factor\":1.5}", PST_E_FORMAT, "partial"},
+        {"{\"model_type\":\"llama\"," BODY ",\"partial_rotary_factor\":0.3}", PST_E_FORMAT, "even"},
         {"{\"model_type\":\"llama\"," BODY ",\"quantization_config\":{\"bits\":4}}", PST_E_FORMAT, "quant_method"},
         {"{\"model_type\":\"llama\"," BODY ",\"rms_norm_eps\":-1}", PST_E_FORMAT, "rms_norm_eps"},
         {"{\"model_type\":\"llama\"," BODY ",\"eos_token_id\":\"x\"}", PST_E_FORMAT, "eos_token_id"},
@@ -186,11 +202,8 @@ static void test_names_are_complete(void **state)
         assert_true(*name == '\0' || pst_family_find(name) != NULL);
 }
 
-static void test_allocation_failures(void **state)
+static void check_allocation_failures(const char *config)
 {
-    (void)state;
-    static const char config[] =
-        "{\"model_type\":\"mixtral\"," BODY ",\"num_key_value_heads\":2,\"eos_token_id\":[1,2]}";
     pst_transformer t;
     pst_error err;
     int64_t live = pst_heap_live_count();
@@ -206,6 +219,14 @@ static void test_allocation_failures(void **state)
         assert_true(n < 10000);
     }
     assert_int_equal(pst_heap_live_count(), live);
+}
+
+static void test_allocation_failures(void **state)
+{
+    (void)state;
+    check_allocation_failures("{\"model_type\":\"mixtral\"," BODY ",\"num_key_value_heads\":2,\"eos_token_id\":[1,2]}");
+    check_allocation_failures("{\"model_type\":\"llama\"," BODY ",\"eos_token_id\":[1,2],\"rope_scaling\":{\"type\":"
+                              "\"longrope\",\"short_factor\":[1,1],\"long_factor\":[2,2]}}");
 }
 
 int main(void)
