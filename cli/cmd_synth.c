@@ -14,6 +14,7 @@ typedef struct synth_values {
     cli_io_options io;
     uint64_t layers, seed, shard_size, threads;
     const char *dtype;
+    bool sparse;
 } synth_values;
 
 #define AT(member) .offset = offsetof(synth_values, member)
@@ -35,9 +36,14 @@ static const pst_option shape_rows[] = {
     {.name = "dtype",
      .type = PST_OPTION_CHOICE,
      AT(dtype),
-     .choices = "bf16|f16|f32",
-     .initial = "bf16",
-     .help = "element type of the weights"},
+     .choices = "bf16|f16|f32|f8",
+     .help =
+         "element type of the weights; without it bf16, or f8 with scales of blocks where the model was published so"},
+    {.name = "sparse",
+     .type = PST_OPTION_FLAG,
+     AT(sparse),
+     .help = "files of full length with holes for weights, which read as zeros and take no room: models that fit no "
+             "drive here can be planned and their reading be tried"},
     {.name = "shard-size",
      .type = PST_OPTION_SIZE,
      AT(shard_size),
@@ -68,7 +74,7 @@ static const pst_option_group groups[] = {
 /* The shape, or wrong usage with the names that there are. */
 static int check_shape(const char *shape, pst_error *err)
 {
-    char names[256] = "";
+    char names[1024] = "";
     for (const char *const *name = pst_synth_shape_names(); *name != NULL; name++) {
         if (strcmp(*name, shape) == 0)
             return 0;
@@ -76,6 +82,16 @@ static int check_shape(const char *shape, pst_error *err)
         snprintf(names + used, sizeof names - used, "%s%s", used > 0 ? ", " : "", *name);
     }
     return cli_usage(err, "unknown shape \"%.60s\"; there are %s", shape, names);
+}
+
+static pst_dtype dtype_of(const char *name)
+{
+    if (name == NULL)
+        return 0;
+    return strcmp(name, "f32") == 0   ? PST_F32
+           : strcmp(name, "f16") == 0 ? PST_F16
+           : strcmp(name, "f8") == 0  ? PST_F8_E4M3
+                                      : PST_BF16;
 }
 
 enum { NOTED_BYTES = 100000000 }; /* less than this is not worth a line */
@@ -136,9 +152,8 @@ static int synth(const void *all_values, const pst_options_found *found, pst_err
         .folder = folder,
         .layers = (uint32_t)values->layers,
         .seed = values->seed,
-        .dtype = strcmp(values->dtype, "f32") == 0   ? PST_F32
-                 : strcmp(values->dtype, "f16") == 0 ? PST_F16
-                                                     : PST_BF16,
+        .dtype = dtype_of(values->dtype),
+        .sparse = values->sparse,
         .shard_bytes = values->shard_size,
         .io_engine = io.io.engine,
         .block_size = io.io.block_size,
@@ -164,13 +179,17 @@ const cli_command cli_command_synth = {
              .min_operands = 2,
              .max_operands = 2,
              .summary = "a checkpoint of a known shape with random weights",
-             .description = "Writes a folder OUT in the Hugging Face layout whose weights have the shape of a known "
-                            "model and seeded random values, to measure with and without downloading: llama3-8b, "
-                            "llama3-70b, llama3.1-8b, llama3.2-1b, llama2-7b, mistral-7b, qwen2-7b, qwen3-8b, tiny. "
-                            "OUT must not exist; it appears when it is complete "
-                            "and durable.",
+             .description =
+                 "Writes a folder OUT in the Hugging Face layout whose weights have the shape of a known model and "
+                 "seeded random values, to measure with and without downloading. Shapes: llama3-8b, llama3-70b, "
+                 "llama3.1-8b, llama3.2-1b, llama2-7b, mistral-7b, qwen2-7b, qwen3-8b; opt-1.3b, opt-30b, opt-66b, "
+                 "opt-175b, bloom-176b, gpt2-xl, mixtral-8x7b, mixtral-8x22b, qwen3-30b-a3b, qwen3-235b-a22b and "
+                 "deepseek-r1 as far as this version knows their families; huge-15t (15 trillion parameters, for "
+                 "--sparse); tiny and tiny-FAMILY, which are written in a blink. OUT must not exist; it appears when "
+                 "it is complete and durable.",
              .example = "  penstock synth llama3-8b /mnt/nvme/llama3-8b\n"
-                        "  penstock synth llama3-70b /mnt/nvme/cut --layers 8\n",
+                        "  penstock synth llama3-70b /mnt/nvme/cut --layers 8\n"
+                        "  penstock synth huge-15t /tmp/huge --sparse --shard-size 1T\n",
              .groups = groups,
              .group_count = CLI_COUNT(groups),
              .values_bytes = sizeof(synth_values)},

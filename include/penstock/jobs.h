@@ -22,12 +22,14 @@ typedef int (*pst_on_progress)(void *user, uint64_t done_bytes, uint64_t total_b
 
 /* Zero means the default of every field. */
 typedef struct pst_synth_options {
-    size_t struct_size;    /* sizeof(pst_synth_options) of the caller */
-    const char *shape;     /* one of pst_synth_shape_names; required */
-    const char *folder;    /* where it shall appear; required; must not exist yet */
-    uint32_t layers;       /* the shape's own when 0; at most 4096 */
-    uint64_t seed;         /* the same seed gives the same weights, whatever the other options are */
-    pst_dtype dtype;       /* PST_BF16 (default), PST_F16, PST_F32: roundings of the same numbers */
+    size_t struct_size; /* sizeof(pst_synth_options) of the caller */
+    const char *shape;  /* one of pst_synth_shape_names; required */
+    const char *folder; /* where it shall appear; required; must not exist yet */
+    uint32_t layers;    /* the shape's own when 0; at most 4096 */
+    uint64_t seed;      /* the same seed gives the same weights, whatever the other options are */
+    /* PST_BF16, PST_F16, PST_F32: roundings of the same numbers; PST_F8_E4M3 with scales of blocks of 128 x 128, for shapes
+     * that are published so. Default: PST_F8_E4M3 for those, else PST_BF16. */
+    pst_dtype dtype;
     uint64_t shard_bytes;  /* no file gets more tensor data, except for one larger tensor; default 5,000,000,000 */
     const char *io_engine; /* as in pst_io_options; NULL: "auto" */
     uint64_t block_size;   /* bytes of one write; default 1 MiB */
@@ -37,6 +39,7 @@ typedef struct pst_synth_options {
     void *user;
     uint32_t io_workers;   /* threads that share every write; default as in pst_io_options */
     bool io_single_submit; /* one system call per write */
+    bool sparse; /* the weights are holes, which read as zeros and take no room: to plan and to measure with */
 } pst_synth_options;
 
 typedef struct pst_synth_report {
@@ -46,7 +49,7 @@ typedef struct pst_synth_report {
     uint64_t tensors;
     uint32_t files; /* safetensors files */
     uint32_t layers;
-    double seconds; /* of writing, until it was durable */
+    double seconds;        /* of writing, until it was durable */
     const char *io_engine; /* how it was written; static storage */
     uint64_t block_size;
     uint32_t queue_depth, io_workers;

@@ -38,6 +38,7 @@ typedef struct synth {
     pst_synth_options options;
     const pst_shape *shape;
     uint32_t layers;
+    pst_transformer transformer; /* without quantization: what the family asks for */
     pst_shape_tensors tensors;
     pst_fill *fills; /* one per tensor */
     synth_shard *shards;
@@ -45,8 +46,8 @@ typedef struct synth {
     small_file small[4];
     char generator[128];
     pst_metadata metadata[METADATA];
-    uint64_t file_bytes;              /* of all shards */
-    uint64_t total_bytes, done_bytes; /* of all files, for the progress */
+    uint64_t file_bytes, header_bytes; /* of all shards */
+    uint64_t total_bytes, done_bytes;  /* of all files, for the progress */
     pst_folder *folder;
     pst_io *io;
     pst_io_options settings; /* of io, as they are in use */
@@ -54,6 +55,18 @@ typedef struct synth {
 } synth;
 
 /* ---- what to write ---- */
+
+static int check_dtype(synth *s, pst_error *err)
+{
+    pst_synth_options *o = &s->options;
+    if (o->dtype == 0)
+        o->dtype = s->shape->dtype ? s->shape->dtype : PST_BF16;
+    if (o->dtype == PST_F8_E4M3 && s->shape->dtype != PST_F8_E4M3)
+        return pst_fail(err, PST_E_USAGE, NULL, "no checkpoint of %s was published in f8", s->shape->name);
+    if (o->dtype != PST_BF16 && o->dtype != PST_F16 && o->dtype != PST_F32 && o->dtype != PST_F8_E4M3)
+        return pst_fail(err, PST_E_USAGE, NULL, "synth writes bf16, f16, f32 or f8, not %s", pst_dtype_name(o->dtype));
+    return 0;
+}
 
 static int check_options(synth *s, const pst_synth_options *options, pst_error *err)
 {
@@ -64,15 +77,12 @@ static int check_options(synth *s, const pst_synth_options *options, pst_error *
     pst_synth_options *o = &s->options;
     if (o->shape == NULL || o->folder == NULL)
         return pst_fail(err, PST_E_USAGE, NULL, "synth needs a shape and a folder");
-    char list[256], quoted[PST_QUOTE_BYTES];
+    char list[512], quoted[PST_QUOTE_BYTES];
     s->shape = pst_shape_find(o->shape);
     if (s->shape == NULL)
         return pst_fail(err, PST_E_USAGE, NULL, "unknown shape \"%s\"; there are %s", pst_quote(o->shape, quoted),
                         pst_shape_list(list, sizeof list));
-    if (o->dtype == 0)
-        o->dtype = PST_BF16;
-    if (o->dtype != PST_BF16 && o->dtype != PST_F16 && o->dtype != PST_F32)
-        return pst_fail(err, PST_E_USAGE, NULL, "synth writes bf16, f16 or f32, not %s", pst_dtype_name(o->dtype));
+    PST_TRY(check_dtype(s, err));
     if (o->layers > MAX_LAYERS)
         return pst_fail(err, PST_E_USAGE, NULL, "%u layers; the most is %d", o->layers, MAX_LAYERS);
     s->layers = o->layers ? o->layers : s->shape->layers;
@@ -84,22 +94,30 @@ static int check_options(synth *s, const pst_synth_options *options, pst_error *
     return 0;
 }
 
+/* Uniform numbers, sqrt(3) deviations to each side of 0; of norms and scales: an eighth to each side of 1 (times what an FP8
+ * element counts, whose own range is the type's). */
+static pst_fill make_fill(const synth *s, const pst_tensor *tensor, pst_shape_role role)
+{
+    float deviation = s->shape->deviation > 0 ? s->shape->deviation : 0.02f, reach = deviation * 1.7320508f;
+    const float f8_most = 448;
+    pst_fill fill = {.key = pst_fill_key(s->options.seed, tensor->name), .dtype = tensor->dtype};
+    fill.offset = role == PST_SHAPE_NORM || role == PST_SHAPE_SCALES ? 1 << 19 : 0;
+    if (role == PST_SHAPE_NORM)
+        fill.scale = 0x1p-19f;
+    else if (role == PST_SHAPE_SCALES)
+        fill.scale = reach / f8_most * 0x1p-19f;
+    else
+        fill.scale = (tensor->dtype == PST_F8_E4M3 ? f8_most : reach) / 65536;
+    return fill;
+}
+
 static int make_fills(synth *s, pst_error *err)
 {
     s->fills = pst_heap_calloc(s->tensors.count, sizeof *s->fills);
     if (s->fills == NULL)
         return pst_fail_memory(err, "a table of tensors", s->tensors.count * sizeof *s->fills);
-    for (size_t i = 0; i < s->tensors.count; i++) {
-        const pst_tensor *tensor = &s->tensors.tensors[i];
-        pst_fill *fill = &s->fills[i];
-        *fill = (pst_fill){.key = pst_fill_key(s->options.seed, tensor->name), .dtype = tensor->dtype};
-        if (strstr(tensor->name, "norm.weight") != NULL) {
-            fill->offset = 1 << 19; /* 1 +- 1/8 */
-            fill->scale = 0x1p-19f;
-        } else {
-            fill->scale = s->shape->deviation * 1.7320508f / 65536; /* uniform: sqrt(3) deviations to each side */
-        }
-    }
+    for (size_t i = 0; i < s->tensors.count; i++)
+        s->fills[i] = make_fill(s, &s->tensors.tensors[i], s->tensors.roles[i]);
     return 0;
 }
 
@@ -136,6 +154,7 @@ static int cut_shards(synth *s, pst_error *err)
                                        &header_bytes, err));
         pst_heap_free(header);
         shard->file_bytes = header_bytes;
+        s->header_bytes += header_bytes;
         for (size_t t = 0; t < shard->count; t++)
             shard->file_bytes += s->tensors.tensors[shard->first + t].bytes;
         s->file_bytes += shard->file_bytes;
@@ -151,9 +170,9 @@ static int make_small_files(synth *s, pst_error *err)
     s->small[3].name = "tokenizer_config.json";
     PST_TRY(pst_shape_config(s->shape, s->layers, s->options.dtype, &s->small[0].text, err));
     PST_TRY(pst_shape_generation_config(s->shape, &s->small[1].text, err));
-    PST_TRY(pst_shape_tokenizer(s->shape, &s->small[2].text, err));
-    PST_TRY(pst_shape_tokenizer_config(s->shape, &s->small[3].text, err));
-    s->total_bytes = s->file_bytes;
+    PST_TRY(pst_shape_tokenizer(s->shape, &s->transformer, &s->small[2].text, err));
+    PST_TRY(pst_shape_tokenizer_config(s->shape, &s->transformer, &s->small[3].text, err));
+    s->total_bytes = s->options.sparse ? s->header_bytes : s->file_bytes;
     for (size_t i = 0; i < 4; i++)
         s->total_bytes += strlen(s->small[i].text);
     return 0;
@@ -240,11 +259,29 @@ static int write_data(synth *s, const synth_shard *shard, pst_safetensors_writer
     }
 }
 
+/* The header alone, in a file of full length whose data is a hole. */
+static int write_sparse(synth *s, const synth_shard *shard, const char *path, pst_error *err)
+{
+    char *header;
+    size_t header_bytes;
+    PST_TRY(pst_safetensors_header(s->tensors.tensors + shard->first, shard->count, s->metadata, METADATA, &header,
+                                   &header_bytes, err));
+    int status = pst_file_publish_sparse(path, header, header_bytes, shard->file_bytes, err);
+    pst_heap_free(header);
+    PST_TRY(status);
+    return progress(s, header_bytes, err);
+}
+
 static int write_shard(synth *s, const synth_shard *shard, pst_error *err)
 {
     char *path = pst_folder_file(s->folder, shard->name);
     if (path == NULL)
         return pst_fail_memory(err, "a path", sizeof shard->name);
+    if (s->options.sparse) {
+        int written = write_sparse(s, shard, path, err);
+        pst_heap_free(path);
+        return written;
+    }
     pst_safetensors_writer *writer = NULL;
     int status;
     PST_TRY_GOTO(done, pst_safetensors_writer_open(s->io, path, s->tensors.tensors + shard->first, shard->count,
@@ -326,6 +363,7 @@ static void release(synth *s)
     pst_heap_free(s->shards);
     pst_heap_free(s->fills);
     pst_shape_tensors_free(&s->tensors);
+    pst_transformer_destroy(&s->transformer);
 }
 
 int pst_synth(const pst_synth_options *options, pst_synth_report *report, pst_error *err)
@@ -334,7 +372,9 @@ int pst_synth(const pst_synth_options *options, pst_synth_report *report, pst_er
     uint64_t begin_ns = pst_clock_ns();
     PST_TRY(check_options(&s, options, err));
     int status;
-    PST_TRY_GOTO(done, pst_shape_tensors_make(s.shape, s.layers, s.options.dtype, &s.tensors, err));
+    pst_dtype plain = s.options.dtype == PST_F8_E4M3 ? PST_BF16 : s.options.dtype;
+    PST_TRY_GOTO(done, pst_shape_parse(s.shape, s.layers, plain, &s.transformer, err));
+    PST_TRY_GOTO(done, pst_shape_tensors_make(&s.transformer, s.options.dtype, &s.tensors, err));
     PST_TRY_GOTO(done, make_fills(&s, err));
     PST_TRY_GOTO(done, cut_shards(&s, err));
     PST_TRY_GOTO(done, make_small_files(&s, err));

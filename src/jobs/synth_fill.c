@@ -15,6 +15,7 @@ enum { BLOCK_WORDS = 32768 };
 
 /* Stores without alignment, in a way that the compiler may vectorize. */
 typedef uint32_t __attribute__((aligned(1), may_alias)) u32_any;
+typedef uint16_t __attribute__((aligned(1), may_alias)) u16_any;
 
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) &&    \
     !defined(__clang__)
@@ -80,6 +81,19 @@ static inline uint32_t round_f16(float value)
     return (subnormal & is_small) | (normal & ~is_small) | (bits >> 16 & 0x8000);
 }
 
+/* In the lowest byte; ties to even; for values up to 448, the largest that E4M3 has. As above: the bias of the exponent is 7,
+ * three bits of fraction, and below 2^-6 it counts in steps of 2^-9. */
+static inline uint32_t round_f8(float value)
+{
+    uint32_t bits = float_bits(value), magnitude = bits & 0x7fffffff;
+    uint32_t normal = (magnitude - (120u << 23) + 0x7ffff + (magnitude >> 20 & 1)) >> 20;
+    float small;
+    memcpy(&small, &magnitude, sizeof small);
+    uint32_t subnormal = float_bits(small + 16384.0f) - float_bits(16384.0f);
+    uint32_t is_small = (uint32_t) - ((int32_t)magnitude < 121 << 23);
+    return (subnormal & is_small) | (normal & ~is_small) | (bits >> 24 & 0x80);
+}
+
 /* ---- whole words, into two elements each ---- */
 
 PST_CLONES
@@ -115,12 +129,25 @@ static void words_f32(uint32_t first, uint32_t count, uint64_t key, int32_t offs
     }
 }
 
+PST_CLONES
+static void words_f8(uint32_t first, uint32_t count, uint64_t key, int32_t offset, float scale, u16_any *out)
+{
+    uint32_t low = (uint32_t)key, high = (uint32_t)(key >> 32);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t word = hash_word(first + i, low, high);
+        float a = value_of((int16_t)word, offset, scale), b = value_of((int32_t)word >> 16, offset, scale);
+        out[i] = (uint16_t)(round_f8(a) | round_f8(b) << 8);
+    }
+}
+
 static void fill_words(const pst_fill *fill, uint32_t first, uint32_t count, uint64_t key, void *out)
 {
     if (fill->dtype == PST_F32)
         words_f32(first, count, key, fill->offset, fill->scale, out);
     else if (fill->dtype == PST_F16)
         words_f16(first, count, key, fill->offset, fill->scale, out);
+    else if (fill->dtype == PST_F8_E4M3)
+        words_f8(first, count, key, fill->offset, fill->scale, out);
     else
         words_bf16(first, count, key, fill->offset, fill->scale, out);
 }

@@ -15,7 +15,7 @@ typedef struct pst_fill {
     uint64_t key;
     int32_t offset;
     float scale;
-    pst_dtype dtype; /* PST_BF16, PST_F16 or PST_F32 */
+    pst_dtype dtype; /* PST_BF16, PST_F16, PST_F32 or PST_F8_E4M3 (values up to 448) */
 } pst_fill;
 
 /* The key of a tensor. */

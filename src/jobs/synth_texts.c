@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The small files beside the weights: config.json as transformers writes it for the family, and a byte-level
+ * The small files beside the weights: config.json with the family's own keys, and a byte-level
  * BPE tokenizer that encodes any text (one token per byte: there are no merges) and has a word for every
  * other id, so that whatever random weights choose can be printed.
  */
@@ -23,39 +23,39 @@ static int finish(pst_json_text *text, const char *what, char **out, pst_error *
     return 0;
 }
 
-static void add_rope_scaling(pst_json_text *text, const pst_rope_scaling *rope)
+/* Adds members of a JSON object written with ' for ", one to a line where they are of the outermost object. */
+static void add_members(pst_json_text *text, const char *members, uint32_t layers)
 {
-    if (rope->factor == 0) {
-        pst_json_text_add(text, "  \"rope_scaling\": null,\n");
-        return;
+    static const char variable[] = "$layers";
+    int depth = 0;
+    pst_json_text_add(text, "  ");
+    for (const char *c = members; *c != '\0'; c++) {
+        depth += (*c == '{' || *c == '[') - (*c == '}' || *c == ']');
+        if (*c == '\'') {
+            pst_json_text_add(text, "\"");
+        } else if (strncmp(c, variable, strlen(variable)) == 0) {
+            pst_json_text_add(text, "%u", layers);
+            c += strlen(variable) - 1;
+        } else if (depth == 0 && *c == ',') {
+            pst_json_text_add(text, ",\n  ");
+            c += c[1] == ' ';
+        } else {
+            pst_json_text_add(text, "%c", *c);
+        }
     }
-    pst_json_text_add(text,
-                      "  \"rope_scaling\": {\n    \"factor\": %.1f,\n    \"high_freq_factor\": %.1f,\n"
-                      "    \"low_freq_factor\": %.1f,\n    \"original_max_position_embeddings\": %u,\n"
-                      "    \"rope_type\": \"llama3\"\n  },\n",
-                      rope->factor, rope->high, rope->low, rope->original_context);
 }
 
 int pst_shape_config(const pst_shape *shape, uint32_t layers, pst_dtype dtype, char **out, pst_error *err)
 {
     pst_json_text text = {0};
-    pst_json_text_add(&text, "{\n  \"architectures\": [\n    \"%s\"\n  ],\n  \"model_type\": \"%s\",\n",
-                      shape->architecture, shape->model_type);
-    pst_json_text_add(&text, "  \"bos_token_id\": %u,\n  \"eos_token_id\": %u,\n", shape->begin.id, shape->end.id);
-    pst_json_text_add(&text, "  \"hidden_act\": \"silu\",\n  \"hidden_size\": %u,\n  \"intermediate_size\": %u,\n",
-                      shape->hidden, shape->intermediate);
-    pst_json_text_add(&text,
-                      "  \"num_attention_heads\": %u,\n  \"num_key_value_heads\": %u,\n  \"num_hidden_layers\": %u,\n",
-                      shape->heads, shape->kv_heads, layers);
-    pst_json_text_add(&text, "  \"max_position_embeddings\": %u,\n  \"vocab_size\": %u,\n  \"rms_norm_eps\": %s,\n",
-                      shape->context, shape->vocab, shape->rms_norm_eps);
-    pst_json_text_add(&text, "  \"rope_theta\": %.1f,\n", shape->rope_theta);
-    add_rope_scaling(&text, &shape->rope);
-    pst_json_text_add(&text,
-                      "  \"attention_dropout\": 0.0,\n  \"initializer_range\": %.2f,\n  \"use_cache\": true,\n%s",
-                      (double)shape->deviation, shape->config);
-    pst_json_text_add(&text, "  \"tie_word_embeddings\": %s,\n  \"torch_dtype\": \"%s\"\n}\n",
-                      shape->tied ? "true" : "false",
+    pst_json_text_add(&text, "{\n");
+    add_members(&text, shape->config, layers);
+    if (dtype == PST_F8_E4M3)
+        add_members(&text,
+                    ", 'quantization_config': {'activation_scheme': 'dynamic', 'fmt': 'e4m3', 'quant_method': 'fp8', "
+                    "'weight_block_size': [128, 128]}",
+                    layers);
+    pst_json_text_add(&text, ",\n  \"torch_dtype\": \"%s\"\n}\n",
                       dtype == PST_F32   ? "float32"
                       : dtype == PST_F16 ? "float16"
                                          : "bfloat16");
@@ -179,7 +179,7 @@ static void add_post_processor(pst_json_text *text, const pst_shape *shape)
         begin, begin, shape->begin.id, begin);
 }
 
-int pst_shape_tokenizer(const pst_shape *shape, char **out, pst_error *err)
+int pst_shape_tokenizer(const pst_shape *shape, const pst_transformer *transformer, char **out, pst_error *err)
 {
     pst_json_text text = {0};
     pst_json_text_add(&text, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");
@@ -192,7 +192,7 @@ int pst_shape_tokenizer(const pst_shape *shape, char **out, pst_error *err)
                       "\"continuing_subword_prefix\": null,\n    \"end_of_word_suffix\": null, \"fuse_unk\": false, "
                       "\"byte_fallback\": false, \"ignore_merges\": false,\n    \"vocab\": {");
     uint32_t ordinary = 0;
-    for (uint32_t id = 0; id < shape->vocab; id++) {
+    for (uint32_t id = 0; id < transformer->vocab; id++) {
         char token[16];
         const char *special = special_text(shape, id);
         if (special == NULL)
@@ -205,7 +205,7 @@ int pst_shape_tokenizer(const pst_shape *shape, char **out, pst_error *err)
     return finish(&text, "tokenizer.json", out, err);
 }
 
-int pst_shape_tokenizer_config(const pst_shape *shape, char **out, pst_error *err)
+int pst_shape_tokenizer_config(const pst_shape *shape, const pst_transformer *transformer, char **out, pst_error *err)
 {
     pst_json_text text = {0};
     pst_json_text_add(&text, "{\n");
@@ -214,6 +214,6 @@ int pst_shape_tokenizer_config(const pst_shape *shape, char **out, pst_error *er
     pst_json_text_add(&text,
                       "  \"clean_up_tokenization_spaces\": false,\n  \"eos_token\": \"%s\",\n"
                       "  \"model_max_length\": %u,\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\"\n}\n",
-                      shape->end.text, shape->context);
+                      shape->end.text, transformer->context);
     return finish(&text, "tokenizer_config.json", out, err);
 }

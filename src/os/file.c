@@ -329,8 +329,9 @@ char *pst_file_temporary_name(const char *path)
     return pst_heap_printf("%.*s.tmp-%s", (int)length, path, suffix);
 }
 
-/* Creates `temporary` with the data, synced. Removes it on failure. */
-static int write_temporary(const char *temporary, const char *path, const void *data, size_t bytes, pst_error *err)
+/* Creates `temporary` with the data, synced, and file_bytes long (not less than `bytes`). Removes it on failure. */
+static int write_temporary(const char *temporary, const char *path, const void *data, size_t bytes, uint64_t file_bytes,
+                           pst_error *err)
 {
     int fd = open_retry(temporary, O_WRONLY | O_CREAT | O_EXCL);
     if (fd < 0)
@@ -338,6 +339,10 @@ static int write_temporary(const char *temporary, const char *path, const void *
     const char *verb = "write";
     ssize_t put = pst_sys_write_all(fd, data, bytes, 0);
     int status = put < 0 ? (int)put : 0;
+    if (status >= 0 && file_bytes > bytes) {
+        verb = "make a file of that length of";
+        status = pst_sys->ftruncate(fd, file_bytes);
+    }
     if (status >= 0) {
         verb = "sync";
         status = pst_sys->fdatasync(fd);
@@ -356,10 +361,15 @@ static int write_temporary(const char *temporary, const char *path, const void *
 
 int pst_file_publish(const char *path, const void *data, size_t bytes, pst_error *err)
 {
+    return pst_file_publish_sparse(path, data, bytes, bytes, err);
+}
+
+int pst_file_publish_sparse(const char *path, const void *data, size_t bytes, uint64_t file_bytes, pst_error *err)
+{
     char *temporary = pst_file_temporary_name(path);
     if (temporary == NULL)
         return pst_fail_memory(err, path, strlen(path) + 32);
-    int status = write_temporary(temporary, path, data, bytes, err);
+    int status = write_temporary(temporary, path, data, bytes, file_bytes, err);
     if (status >= 0) {
         status = pst_sys->rename(temporary, path);
         if (status < 0) {

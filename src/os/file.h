@@ -41,6 +41,8 @@ int pst_folder_remove(const char *path, pst_error *err); /* an empty folder; a m
  * below. When it fails, that is the error, and yet `path` is the new version, whole: only whether the name
  * survives a crash of the machine is unknown. Before the rename, a failure leaves `path` as it was. */
 int pst_file_publish(const char *path, const void *data, size_t bytes, pst_error *err);
+/* The same for a file of file_bytes bytes, of which the rest reads as zeros and takes no room. */
+int pst_file_publish_sparse(const char *path, const void *data, size_t bytes, uint64_t file_bytes, pst_error *err);
 /* The last steps alone: sync the data of `temporary`, rename it to `path`, sync the folder of `path`. The
  * temporary file stays the caller's to remove until it was renamed. */
 int pst_file_publish_rename(const char *temporary, const char *path, pst_error *err);
