@@ -72,7 +72,7 @@ typedef struct pst_session_options {
     pst_compute_type
         compute_type; /* auto: bf16 where all matrices of the checkpoint are, from 100 million parameters on; else f32 */
     uint32_t
-        kv_bits; /* 32 or 16; 0: 16 for 16-bit checkpoints from 100 million parameters on unless f32 is asked for, else 32 */
+        kv_bits; /* 32, 16, 8 or 4; 0: 16 for 16-bit checkpoints from 100 million parameters on unless f32 is asked for, else 32 */
     uint32_t threads;        /* compute threads; 0: all processors */
     uint64_t max_slot_bytes; /* no slot of the ring larger than this, as far as rows allow; 0: the planner's choice */
     const char *io_engine;   /* as in pst_io_options, as the next two; NULL: "auto" */
@@ -102,7 +102,8 @@ typedef struct pst_plan_info {
     uint64_t kv_bytes, activation_bytes, process_bytes;
     uint32_t rows_per_pass;
     const char *io_engine, *kernels;
-    pst_dtype compute_type, kv_type;
+    pst_dtype compute_type;
+    uint32_t kv_bits;
     double read_bytes_per_second, operations_per_second; /* measured beforehand; 0 when not */
     double pass_bound_seconds; /* what a pass with one row of every sequence takes at least; 0 when not measured */
     uint64_t block_size;       /* of the reads by io_engine, as the next three */

@@ -70,9 +70,11 @@ const pst_cpu_kernels *pst_cpu_select(const char *name)
     return NULL;
 }
 
-/* Queries and sums of one block, rows padded to whole vectors of any set, then a maximum and a sum per query. */
-size_t pst_cpu_attention_scratch_floats(size_t queries, size_t head_dim)
+/* Queries and sums of one block, rows padded to whole vectors of any set, a maximum and a sum per query; then, of a cache
+ * in codes, a block's keys and values as floats. */
+size_t pst_cpu_attention_scratch_floats(size_t queries, const pst_kv_layout *layout)
 {
-    size_t padded = (head_dim + 15) & ~(size_t)15;
-    return 2 * queries * padded + 2 * queries;
+    size_t key = (layout->key_dim + 15) & ~(size_t)15, value = (layout->value_dim + 15) & ~(size_t)15;
+    size_t wide = layout->type == PST_KV_Q8 || layout->type == PST_KV_Q4 ? key + (layout->shared ? 0 : value) : 0;
+    return queries * (key + value + 2) + PST_KV_BLOCK * wide;
 }

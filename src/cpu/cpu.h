@@ -15,6 +15,7 @@
 
 #include <stdbool.h>
 
+#include "cpu/kv.h"
 #include "cpu/weight.h"
 #include "penstock/types.h"
 
@@ -44,23 +45,27 @@ typedef struct pst_cpu_matmul {
     const void *next_w; /* weights that this thread will probably want next, to fetch early; or NULL */
 } pst_cpu_matmul;
 
-/* Attention of consecutive rows of one sequence with one key/value head (see pst_attention of device/device.h). */
+/* Attention of consecutive rows of one sequence with one key/value head, or with some of the heads that share it (see
+ * pst_attention of device/device.h). */
 typedef struct pst_cpu_attention {
-    const float *q;    /* rows x group x head_dim, row r at q + r * q_stride */
+    const float *q;    /* rows x group x key_dim, row r at q + r * q_stride */
     size_t q_stride;   /* elements */
-    void *out;         /* the same shape, F32 or BF16 */
+    void *out;         /* rows x group x value_dim, F32 or BF16 */
     size_t out_stride; /* elements */
-    pst_dtype out_type, kv_type;
-    const void *k, *v; /* keys x head_dim, F32 or F16 */
-    uint32_t rows, group, head_dim;
+    pst_dtype out_type;
+    const pst_kv_layout *layout;
+    void *const *blocks; /* blocks[p / PST_KV_BLOCK] holds position p; those that no row sees may be anything */
+    uint32_t kv_head;
+    uint32_t rows, group;
     uint32_t first_position; /* of row 0 */
     uint32_t window;         /* 0: all */
+    const float *alibi;      /* `group` slopes, or NULL: score += slope * (key position - query position) */
     float scale;
     float *scratch; /* pst_cpu_attention_scratch_floats */
 } pst_cpu_attention;
 
 /* Floats of scratch for a block of `queries` = rows * group. */
-size_t pst_cpu_attention_scratch_floats(size_t queries, size_t head_dim);
+size_t pst_cpu_attention_scratch_floats(size_t queries, const pst_kv_layout *layout);
 
 typedef struct pst_cpu_kernels {
     const char *name;
@@ -77,8 +82,8 @@ typedef struct pst_cpu_kernels {
     /* One row: rotates the pairs (i, i + rotary/2) of each head, or (2i, 2i + 1) if interleaved; elements from `rotary` on
      * stay. table: rotary/2 cosines, then rotary/2 sines. */
     void (*rope)(float *x, uint32_t heads, uint32_t head_dim, uint32_t rotary, bool interleaved, const float *table);
-    /* y = x in the cache's type: F32, or F16 to nearest even, beyond +-65504 held there. */
-    void (*kv_store)(const float *x, void *y, pst_dtype type, size_t count);
+    /* A row of the cache (cpu/kv.h): F32, F16 to nearest even (beyond +-65504 held there), Q8 or Q4. */
+    void (*kv_store)(const float *x, void *y, pst_kv_type type, size_t count);
     void (*attention)(const pst_cpu_attention *job);
     /* y = activation(gate) * up; y F32 (may then be gate or up) or BF16. */
     void (*gated)(pst_cpu_activation activation, const float *gate, const float *up, void *y, pst_dtype y_type,

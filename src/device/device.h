@@ -16,6 +16,7 @@
 
 #include <stdbool.h>
 
+#include "cpu/kv.h"
 #include "cpu/weight.h"
 #include "penstock/types.h"
 
@@ -63,24 +64,26 @@ typedef enum pst_activation {
     PST_ACT_IDENTITY /* x itself, in the type of the result */
 } pst_activation;
 
-/* Consecutive rows of one sequence: row first_row + i has position first_position + i. */
+/* Consecutive rows of one sequence: row first_row + i has position first_position + i. Keys and values are in blocks of
+ * PST_KV_BLOCK positions (cpu/kv.h): blocks[p / PST_KV_BLOCK] is the memory of position p in this layer. */
 typedef struct pst_segment {
     size_t first_row, rows;
     uint32_t first_position;
-    void *k, *v; /* this layer's cache of the sequence: [kv_heads][capacity][head_dim], kv_type */
+    void *const *blocks; /* up to that of the last row; those below every row's window may be anything */
 } pst_segment;
 
 /* Causal attention of q rows over the stored keys 0..position of their sequence (their own included: stored before the call).
- * out[r][h*head_dim + d] = sum_j softmax_j(scale * q[r][h] . k[h / group][j]) * v[h / group][j][d], group = heads / kv_heads;
- * with window > 0 only keys j with position - j < window. q: F32 rows x heads*head_dim; out: compute type. */
+ * out[r][h*value_dim + d] = sum_j softmax_j(scale * q[r][h] . k[h / group][j] + slope[h] * (j - position)) * v[h / group][j][d],
+ * group = heads / kv_heads; with window > 0 only keys j with position - j < window. q: F32, rows x heads*key_dim; out: rows x
+ * heads*value_dim, F32 or BF16. */
 typedef struct pst_attention {
     pst_matrix q, out;
     const pst_segment *segments;
     size_t segment_count;
-    uint32_t heads, kv_heads, head_dim;
-    uint32_t capacity; /* positions that a cache has room for */
-    uint32_t window;   /* 0: all */
-    pst_dtype kv_type; /* F32 or F16 */
+    uint32_t heads;
+    pst_kv_layout layout;
+    uint32_t window;    /* 0: all */
+    const float *alibi; /* `heads` slopes; NULL: none */
     float scale;
 } pst_attention;
 
@@ -105,9 +108,10 @@ typedef struct pst_device_ops {
      * positions[rows]. */
     int (*rope)(pst_device *device, const pst_matrix *x, uint32_t heads, uint32_t head_dim, uint32_t rotary,
                 bool interleaved, const float *table, const uint32_t *positions);
-    /* Stores rows of k and v (F32, rows x kv_heads*head_dim) at their positions of their sequences' caches. */
-    int (*kv_store)(pst_device *device, const pst_matrix *k, const pst_matrix *v, const pst_segment *segments,
-                    size_t segment_count, uint32_t kv_heads, uint32_t head_dim, uint32_t capacity, pst_dtype kv_type);
+    /* Stores rows of k and v (F32, rows x kv_heads*key_dim and kv_heads*value_dim) at their positions of their sequences'
+     * blocks. v is NULL with shared values. */
+    int (*kv_store)(pst_device *device, const pst_kv_layout *layout, const pst_matrix *k, const pst_matrix *v,
+                    const pst_segment *segments, size_t segment_count);
     int (*attention)(pst_device *device, const pst_attention *job);
     /* y = activation(gate) * up, elementwise; gate, up F32; y of the compute type. */
     int (*gated)(pst_device *device, pst_activation activation, const pst_matrix *gate, const pst_matrix *up,

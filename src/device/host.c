@@ -157,35 +157,44 @@ static int host_rope(pst_device *device, const pst_matrix *x, uint32_t heads, ui
 }
 
 typedef struct store_job {
+    const pst_kv_layout *layout;
     const pst_matrix *k, *v;
     const pst_segment *segment;
-    uint32_t kv_heads, head_dim, capacity;
-    pst_dtype kv_type;
 } store_job;
 
 static void store_block(const row_cut *cut, size_t row, size_t column, size_t columns)
 {
+    (void)column;
     (void)columns;
     const store_job *job = cut->job;
     const pst_segment *segment = job->segment;
-    const size_t bytes = pst_dtype_bits(job->kv_type) / 8, position = segment->first_position + row;
-    const float *k = element(job->k, segment->first_row + row, column);
-    const float *v = element(job->v, segment->first_row + row, column);
-    for (size_t head = 0; head < job->kv_heads; head++) {
-        size_t to = (head * job->capacity + position) * job->head_dim * bytes, from = head * job->head_dim;
-        cut->host->kernels->kv_store(k + from, (char *)segment->k + to, job->kv_type, job->head_dim);
-        cut->host->kernels->kv_store(v + from, (char *)segment->v + to, job->kv_type, job->head_dim);
-    }
+    const pst_kv_layout *l = job->layout;
+    const size_t position = segment->first_position + row, slot = position % PST_KV_BLOCK;
+    char *block = segment->blocks[position / PST_KV_BLOCK];
+    const float *k = element(job->k, segment->first_row + row, 0);
+    const size_t key_bytes = pst_kv_row_bytes(l->type, l->key_dim);
+    for (uint32_t head = 0; head < l->kv_heads; head++)
+        cut->host->kernels->kv_store(k + (size_t)head * l->key_dim,
+                                     block + pst_kv_key_offset(l, head) + slot * key_bytes, l->type, l->key_dim);
+    if (l->shared)
+        return;
+    const float *v = element(job->v, segment->first_row + row, 0);
+    const size_t value_bytes = pst_kv_row_bytes(l->type, l->value_dim);
+    for (uint32_t head = 0; head < l->kv_heads; head++)
+        cut->host->kernels->kv_store(v + (size_t)head * l->value_dim,
+                                     block + pst_kv_value_offset(l, head) + slot * value_bytes, l->type, l->value_dim);
 }
 
-static int host_kv_store(pst_device *device, const pst_matrix *k, const pst_matrix *v, const pst_segment *segments,
-                         size_t segment_count, uint32_t kv_heads, uint32_t head_dim, uint32_t capacity,
-                         pst_dtype kv_type)
+static int host_kv_store(pst_device *device, const pst_kv_layout *layout, const pst_matrix *k, const pst_matrix *v,
+                         const pst_segment *segments, size_t segment_count)
 {
     for (size_t i = 0; i < segment_count; i++) {
-        const store_job job = {k, v, &segments[i], kv_heads, head_dim, capacity, kv_type};
-        row_cut cut = {
-            .job = &job, .rows = segments[i].rows, .columns = (size_t)kv_heads * head_dim, .block = store_block};
+        const store_job job = {layout, k, v, &segments[i]};
+        row_cut cut = {.job = &job,
+                       .rows = segments[i].rows,
+                       .columns =
+                           (size_t)layout->kv_heads * (layout->key_dim + (layout->shared ? 0 : layout->value_dim)),
+                       .block = store_block};
         PST_TRY(run_rows(host_of(device), &cut, false));
     }
     return 0;

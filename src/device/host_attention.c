@@ -1,17 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Attention on the host: one task per (segment, block of rows, key/value head), each with its thread's scratch
- * memory. */
+/* Attention on the host: one task per (segment, block of rows, key/value head, some of the heads that share it), each with
+ * its thread's scratch memory. A query's bits do not depend on the cut. */
 #include <errno.h>
 
 #include "base/heap.h"
 #include "device/host.h"
 
-enum { QUERIES_PER_TASK = 64 }; /* rows x group: so often are keys and values used while they are in a near cache */
+enum {
+    QUERIES_PER_TASK = 64, /* rows x heads: so often are keys and values used while they are in a near cache */
+    TASKS_PER_THREAD = 2   /* with fewer, tasks are made smaller */
+};
 
 typedef struct attention_cut {
     host_device *host;
     const pst_attention *job;
-    size_t block_rows, blocks_per_segment; /* blocks_per_segment: of every segment, 0 when they differ */
+    size_t group, rows_per_task, heads_per_task, head_parts; /* heads_per_task: of a group */
+    size_t blocks_per_segment;                               /* of rows, of every segment; 0 when they differ */
 } attention_cut;
 
 /* The segment and its block of rows that a task belongs to. */
@@ -23,7 +27,7 @@ static const pst_segment *find_block(const attention_cut *cut, size_t index, siz
     }
     const pst_segment *segment = cut->job->segments;
     for (;; segment++) {
-        size_t blocks = host_ceil(segment->rows, cut->block_rows);
+        size_t blocks = host_ceil(segment->rows, cut->rows_per_task);
         if (index < blocks)
             break;
         index -= blocks;
@@ -32,39 +36,44 @@ static const pst_segment *find_block(const attention_cut *cut, size_t index, siz
     return segment;
 }
 
+static size_t lesser(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
 static void attention_task(void *context, uint32_t task, uint32_t worker)
 {
     const attention_cut *cut = context;
     const pst_attention *job = cut->job;
-    size_t block, kv_head = task % job->kv_heads;
-    const pst_segment *segment = find_block(cut, task / job->kv_heads, &block);
-    const size_t skipped = block * cut->block_rows, row = segment->first_row + skipped;
-    const size_t group = job->heads / job->kv_heads, column = kv_head * group * job->head_dim;
-    const size_t rows = segment->rows - skipped < cut->block_rows ? segment->rows - skipped : cut->block_rows;
-    const size_t kv_offset = kv_head * job->capacity * job->head_dim * (pst_dtype_bits(job->kv_type) / 8);
-    pst_cpu_attention part = {
-        .q = (const float *)job->q.data + row * job->q.stride + column,
+    const size_t part = task % cut->head_parts, kv_head = task / cut->head_parts % job->layout.kv_heads;
+    size_t block;
+    const pst_segment *segment = find_block(cut, task / cut->head_parts / job->layout.kv_heads, &block);
+    const size_t skipped = block * cut->rows_per_task, row = segment->first_row + skipped;
+    const size_t head = kv_head * cut->group + part * cut->heads_per_task;
+    const size_t out_first = row * job->out.stride + head * job->layout.value_dim;
+    pst_cpu_attention small = {
+        .q = (const float *)job->q.data + row * job->q.stride + head * job->layout.key_dim,
         .q_stride = job->q.stride,
-        .out = (char *)job->out.data + (row * job->out.stride + column) * (pst_dtype_bits(job->out.type) / 8),
+        .out = (char *)job->out.data + out_first * (pst_dtype_bits(job->out.type) / 8),
         .out_stride = job->out.stride,
         .out_type = job->out.type,
-        .kv_type = job->kv_type,
-        .k = (const char *)segment->k + kv_offset,
-        .v = (const char *)segment->v + kv_offset,
-        .rows = (uint32_t)rows,
-        .group = (uint32_t)group,
-        .head_dim = job->head_dim,
+        .layout = &job->layout,
+        .blocks = segment->blocks,
+        .kv_head = (uint32_t)kv_head,
+        .rows = (uint32_t)lesser(segment->rows - skipped, cut->rows_per_task),
+        .group = (uint32_t)lesser(cut->group - part * cut->heads_per_task, cut->heads_per_task),
         .first_position = segment->first_position + (uint32_t)skipped,
         .window = job->window,
+        .alibi = job->alibi ? job->alibi + head : NULL,
         .scale = job->scale,
         .scratch = cut->host->scratch + worker * cut->host->scratch_floats,
     };
-    cut->host->kernels->attention(&part);
+    cut->host->kernels->attention(&small);
 }
 
-static int reserve_scratch(host_device *host, size_t queries, size_t head_dim)
+static int reserve_scratch(host_device *host, size_t queries, const pst_kv_layout *layout)
 {
-    size_t floats = (pst_cpu_attention_scratch_floats(queries, head_dim) + 15) & ~(size_t)15;
+    size_t floats = (pst_cpu_attention_scratch_floats(queries, layout) + 15) & ~(size_t)15;
     if (floats <= host->scratch_floats)
         return 0;
     float *grown = pst_heap_reallocarray(host->scratch, floats, host->threads * sizeof(float));
@@ -75,24 +84,49 @@ static int reserve_scratch(host_device *host, size_t queries, size_t head_dim)
     return 0;
 }
 
-int host_attention(pst_device *device, const pst_attention *job)
+/* Fills in what follows from rows_per_task and heads_per_task. Returns the number of tasks. */
+static size_t count_tasks(attention_cut *cut)
 {
-    host_device *host = host_of(device);
-    const size_t group = job->heads / job->kv_heads;
-    attention_cut cut = {.host = host, .job = job};
-    cut.block_rows = QUERIES_PER_TASK > group ? QUERIES_PER_TASK / group : 1;
+    const pst_attention *job = cut->job;
     size_t blocks = 0;
     bool alike = true;
     for (size_t i = 0; i < job->segment_count; i++) {
-        blocks += host_ceil(job->segments[i].rows, cut.block_rows);
+        blocks += host_ceil(job->segments[i].rows, cut->rows_per_task);
         alike = alike && job->segments[i].rows == job->segments[0].rows;
     }
-    if (blocks == 0)
+    cut->blocks_per_segment = alike && blocks > 0 ? blocks / job->segment_count : 0;
+    cut->head_parts = host_ceil(cut->group, cut->heads_per_task);
+    return blocks * job->layout.kv_heads * cut->head_parts;
+}
+
+/* The largest tasks that give every thread some: halving them reads keys and values once more, so rows are cut only down to
+ * where all heads of a group still make a fair task. */
+static size_t choose_cut(attention_cut *cut)
+{
+    cut->heads_per_task = lesser(cut->group, QUERIES_PER_TASK);
+    cut->rows_per_task = QUERIES_PER_TASK / cut->heads_per_task;
+    size_t tasks = count_tasks(cut), wanted = cut->host->threads > 1 ? cut->host->threads * TASKS_PER_THREAD : 1;
+    while (tasks > 0 && tasks < wanted && cut->rows_per_task * cut->heads_per_task > 1) {
+        if (cut->rows_per_task > 1)
+            cut->rows_per_task = host_ceil(cut->rows_per_task, 2);
+        else
+            cut->heads_per_task = host_ceil(cut->heads_per_task, 2);
+        tasks = count_tasks(cut);
+    }
+    return tasks;
+}
+
+int host_attention(pst_device *device, const pst_attention *job)
+{
+    host_device *host = host_of(device);
+    attention_cut cut = {.host = host, .job = job, .group = job->heads / job->layout.kv_heads};
+    size_t tasks = choose_cut(&cut);
+    if (tasks == 0)
         return 0;
-    cut.blocks_per_segment = alike ? blocks / job->segment_count : 0;
-    int status = reserve_scratch(host, cut.block_rows * group, job->head_dim);
+    /* As if the tasks were the largest, so that later calls want no more. */
+    int status = reserve_scratch(host, QUERIES_PER_TASK, &job->layout);
     if (status < 0)
         return status;
-    host_run(host, blocks * job->kv_heads, attention_task, &cut);
+    host_run(host, tasks, attention_task, &cut);
     return 0;
 }

@@ -49,6 +49,7 @@ struct pst_session {
     pst_device *device;
     pst_io *io;
     pst_program *program;
+    pst_kv *kv;
     pst_forward *forward;
     pst_plan plan;
     pst_ring *ring;

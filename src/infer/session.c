@@ -39,8 +39,8 @@ static int check_options(const pst_model *model, const pst_session_options *give
         o->max_prompt_tokens = o->max_tokens;
     if (o->resident_set && !(o->resident_share <= 1))
         return pst_fail(err, PST_E_USAGE, NULL, "a resident share of %g", o->resident_share);
-    if (o->kv_bits != 0 && o->kv_bits != 16 && o->kv_bits != 32)
-        return pst_fail(err, PST_E_USAGE, NULL, "a KV cache of %u bits: 16 and 32 are there", o->kv_bits);
+    if (o->kv_bits != 0 && o->kv_bits != 4 && o->kv_bits != 8 && o->kv_bits != 16 && o->kv_bits != 32)
+        return pst_fail(err, PST_E_USAGE, NULL, "a KV cache of %u bits: 32, 16, 8 and 4 are there", o->kv_bits);
     return 0;
 }
 
@@ -57,7 +57,19 @@ static void choose_types(const pst_model *model, const pst_session_options *o, p
     config->compute_type = o->compute_type == PST_COMPUTE_BF16 || auto_bf16 ? PST_BF16 : PST_F32;
     /* Likewise the cache: 16 bits where it is large. */
     bool wants_f32 = is_f32 || o->compute_type == PST_COMPUTE_F32 || !is_large;
-    config->kv_type = o->kv_bits == 32 || (o->kv_bits == 0 && wants_f32) ? PST_F32 : PST_F16;
+    config->kv_type = wants_f32 ? PST_KV_F32 : PST_KV_F16;
+    static const pst_kv_type types[] = {PST_KV_F32, PST_KV_F16, PST_KV_Q8, PST_KV_Q4};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
+        if (o->kv_bits == pst_kv_bits(types[i]))
+            config->kv_type = types[i];
+}
+
+static pst_kv_config describe_kv(const pst_session *s, pst_kv_type type)
+{
+    return (pst_kv_config){.layout = pst_kv_layout_of(&s->model->transformer, type),
+                           .layers = s->model->transformer.layers,
+                           .max_sequences = s->options.max_sequences,
+                           .max_tokens = s->options.max_tokens};
 }
 
 static uint64_t choose_budget(const pst_session_options *o)
@@ -86,6 +98,9 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
     const pst_session_options *o = &s->options;
     pst_forward_memory memory;
     pst_forward_measure(config, &memory);
+    pst_kv_config kv = describe_kv(s, config->kv_type);
+    pst_kv_memory cache;
+    pst_kv_measure(&kv, &cache);
     uint64_t prompt_rows = (uint64_t)o->max_sequences * o->max_prompt_tokens;
     uint64_t useful = prompt_rows < MAX_USEFUL_ROWS ? prompt_rows : MAX_USEFUL_ROWS;
     if (o->all_logits && useful > MAX_LOGIT_ROWS)
@@ -108,7 +123,9 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
     uint64_t others = memory.fixed_bytes + logits + pst_ring_gather_bytes(s->program->stages, s->program->stage_count) +
                       (uint64_t)o->max_sequences *
                           (o->max_tokens * sizeof(uint32_t) + sizeof(pst_sequence) + sizeof(uint32_t) + SLOT_BYTES);
-    if (__builtin_add_overflow(memory.kv_bytes, others, &request.fixed_bytes) || request.fixed_bytes > UINT64_MAX / 4)
+    if (__builtin_add_overflow(cache.kv_bytes, others, &request.fixed_bytes) ||
+        __builtin_add_overflow(cache.table_bytes, request.fixed_bytes, &request.fixed_bytes) ||
+        request.fixed_bytes > UINT64_MAX / 4)
         return pst_fail(err, PST_E_BUDGET, NULL, "the KV cache of %u sequences of %u tokens fits no memory",
                         o->max_sequences, o->max_tokens);
     PST_TRY(pst_plan_create(&request, &s->plan, err));
@@ -123,8 +140,8 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
         .ring_bytes = s->plan.slots * s->plan.slot_bytes,
         .slot_bytes = s->plan.slot_bytes,
         .slots = s->plan.slots,
-        .kv_bytes = memory.kv_bytes,
-        .activation_bytes = request.fixed_bytes - memory.kv_bytes + s->plan.rows_per_pass * request.row_bytes,
+        .kv_bytes = cache.kv_bytes,
+        .activation_bytes = request.fixed_bytes - cache.kv_bytes + s->plan.rows_per_pass * request.row_bytes,
         .process_bytes = request.process_bytes,
         .rows_per_pass = s->plan.rows_per_pass,
         .io_engine = pst_io_engine_name(s->io),
@@ -134,7 +151,7 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
         .io_single_submit = io.single_submit,
         .kernels = pst_device_host_kernels(s->device),
         .compute_type = config->compute_type,
-        .kv_type = config->kv_type,
+        .kv_bits = pst_kv_bits(config->kv_type),
     };
     pst_log(PST_LOG_INFO,
             "plan: %.1f MB of weights resident, %.1f MB streamed per pass through %u slots of %.1f MB; up to %u rows "
@@ -201,6 +218,9 @@ static int open_session(pst_session *s, pst_error *err)
     open_tokenizer(s);
     PST_TRY(make_plan(s, &config, err));
     PST_TRY(make_sequences(s, config.max_logit_rows, err));
+    pst_kv_config kv = describe_kv(s, config.kv_type);
+    PST_TRY(pst_kv_create(&kv, &s->kv, err));
+    config.kv = s->kv;
     PST_TRY(pst_forward_create(&config, &s->forward, err));
     pst_ring_config ring = {.store = s->model->store,
                             .stages = s->program->stages,
@@ -236,6 +256,7 @@ void pst_session_close(pst_session *s)
         return;
     pst_ring_destroy(s->ring);
     pst_forward_destroy(s->forward);
+    pst_kv_destroy(s->kv);
     pst_plan_destroy(&s->plan);
     pst_program_destroy(s->program);
     pst_io_close(s->io);

@@ -64,6 +64,7 @@ void pst_session_remove(pst_session *s, uint32_t number)
         at++;
     s->in_use--;
     memmove(s->order + at, s->order + at + 1, (s->in_use - at) * sizeof *s->order);
+    pst_kv_release(s->kv, number);
 }
 
 /* Adds as many pending rows of a sequence as fit. */

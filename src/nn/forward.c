@@ -84,7 +84,7 @@ static void begin_stage(pst_forward *f, const pst_nn_stage *nn, const pst_stage 
     f->stage = stage;
     f->next_step = 0;
     for (uint32_t layer = nn->layer, i = 0; layer != UINT32_MAX && i < f->segment_count; i++)
-        pst_forward_bind_cache(f, &f->segments[i], f->segment_sequence[i], layer);
+        f->segments[i].blocks = pst_kv_bind(f->kv, f->segment_sequence[i], layer);
 }
 
 /* The steps that the part's next piece can bring on: those of its unit; units before it that the pass did not need are
@@ -177,6 +177,8 @@ int pst_forward_begin(pst_forward *f, const pst_row *rows, uint32_t count, pst_e
         if (row->wants_logits)
             f->logit_row[f->logit_rows++] = i;
     }
+    for (uint32_t i = 0; i < f->segment_count; i++)
+        pst_kv_reach(f->kv, f->segment_sequence[i], f->segments[i].first_position + (uint32_t)f->segments[i].rows);
     f->row_count = count;
     return 0;
 }

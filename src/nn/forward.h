@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The computation of one pass: the activations of its rows, the KV caches, and the function that the stages call.
+ * The computation of one pass: the activations of its rows and the function that the stages call.
  *
  * A stage's operators run in order as its weights arrive: a matrix product computes the output columns whose weight rows
  * are in the part, an operator without weights runs as soon as it is its turn. All rows of the pass go through a part
@@ -9,6 +9,7 @@
 #ifndef PST_NN_FORWARD_H
 #define PST_NN_FORWARD_H
 
+#include "nn/kv.h"
 #include "nn/program.h"
 
 typedef struct pst_forward_config {
@@ -20,13 +21,14 @@ typedef struct pst_forward_config {
     uint32_t max_sequences;
     uint32_t max_tokens;    /* positions of a sequence */
     pst_dtype compute_type; /* F32 or BF16 */
-    pst_dtype kv_type;      /* F32 or F16 */
+    pst_kv_type kv_type;
+    pst_kv *kv; /* the caller's, outlives the forward */
 } pst_forward_config;
 
-/* Memory that pst_forward_create will take, for the planner: KV caches (UINT64_MAX: more than 64 bits hold), activations per
- * row of a pass, more of them per row whose logits are wanted, and the rest. max_rows and max_logit_rows do not count. */
+/* Memory that pst_forward_create will take, for the planner: activations per row of a pass, more of them per row
+ * whose logits are wanted, and the rest. max_rows, max_logit_rows and kv do not count. */
 typedef struct pst_forward_memory {
-    uint64_t kv_bytes, row_bytes, logit_row_bytes, fixed_bytes;
+    uint64_t row_bytes, logit_row_bytes, fixed_bytes;
 } pst_forward_memory;
 void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *out);
 

@@ -7,10 +7,9 @@
 int pst_forward_store_kv(const pst_forward_run *run, const pst_nn_step *step)
 {
     pst_forward *f = run->f;
-    const pst_transformer *t = f->t;
     pst_matrix k = pst_forward_matrix(f, step->op->in), v = pst_forward_matrix(f, PST_NN_V);
-    return pst_forward_checked(run, f->device->ops->kv_store(f->device, &k, &v, f->segments, f->segment_count,
-                                                             t->kv_heads, t->head_dim, f->max_tokens, f->kv_type));
+    return pst_forward_checked(
+        run, f->device->ops->kv_store(f->device, &f->kv_layout, &k, &v, f->segments, f->segment_count));
 }
 
 int pst_forward_attention(const pst_forward_run *run, const pst_nn_step *step)
@@ -22,11 +21,8 @@ int pst_forward_attention(const pst_forward_run *run, const pst_nn_step *step)
                          .segments = f->segments,
                          .segment_count = f->segment_count,
                          .heads = t->heads,
-                         .kv_heads = t->kv_heads,
-                         .head_dim = t->head_dim,
-                         .capacity = f->max_tokens,
+                         .layout = f->kv_layout,
                          .window = t->windowed != NULL && t->windowed[run->nn->layer] ? t->window : 0,
-                         .kv_type = f->kv_type,
                          .scale = t->attention_scale != 0 ? t->attention_scale : 1.0f / sqrtf((float)t->head_dim)};
     return pst_forward_checked(run, f->device->ops->attention(f->device, &job));
 }

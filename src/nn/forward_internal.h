@@ -15,13 +15,12 @@ struct pst_forward {
     pst_device *device;
     pst_program *program;
     uint32_t max_rows, max_logit_rows, max_sequences, max_tokens;
-    pst_dtype kv_type;
+    pst_kv_layout kv_layout;
+    pst_kv *kv;
 
     pst_matrix buffers[PST_NN_BUFFERS]; /* rows are set per pass; data NULL: no step of the program uses it */
     unsigned char *activations;         /* what they lie in */
     uint64_t activation_bytes;
-    unsigned char *kv; /* [sequence][layer][k, v][kv_head][position][head_dim] */
-    uint64_t kv_bytes;
     /* Cosines and sines: a row per position, or, where they depend on a sequence's length, a row per row of the pass. */
     float *rope_table; /* NULL: nothing is rotated */
     uint64_t rope_bytes;
@@ -76,8 +75,5 @@ pst_weight pst_forward_weight(const pst_forward_run *run, const pst_nn_step *ste
                               size_t columns);
 /* Makes the pass's error of a device's status; 1 for a good one: the step is complete. */
 int pst_forward_checked(const pst_forward_run *run, int status);
-
-/* Points a segment at its sequence's cache of a layer. */
-void pst_forward_bind_cache(const pst_forward *forward, pst_segment *segment, uint32_t sequence, uint32_t layer);
 
 #endif

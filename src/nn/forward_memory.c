@@ -92,12 +92,6 @@ static void measure_groups(const pst_forward_config *config, group_sizes *out)
         out->shared = out->bytes[g] > out->shared ? out->bytes[g] : out->shared;
 }
 
-/* Bytes of one sequence's keys (or values) of one layer. */
-static uint64_t cache_bytes(const pst_transformer *t, uint32_t max_tokens, pst_dtype kv_type)
-{
-    return (uint64_t)t->kv_heads * max_tokens * t->head_dim * pst_dtype_bits(kv_type) / 8;
-}
-
 static bool is_rotated(const pst_program *program)
 {
     for (uint32_t s = program->gathered_stages; s < program->stage_count; s++)
@@ -135,11 +129,6 @@ static small_sizes measure_small(const pst_program *program)
 void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *out)
 {
     const pst_transformer *t = config->transformer;
-    uint64_t per_sequence;
-    /* kv_heads and head_dim are below 2^15 and max_tokens below 2^32 (config.c), so only these products can overflow. */
-    if (__builtin_mul_overflow(cache_bytes(t, config->max_tokens, config->kv_type), 2ull * t->layers, &per_sequence) ||
-        __builtin_mul_overflow(per_sequence, config->max_sequences, &out->kv_bytes))
-        out->kv_bytes = UINT64_MAX;
     group_sizes groups;
     measure_groups(config, &groups);
     /* The bookkeeping of a row: position, logits row, segment and its sequence. */
@@ -231,8 +220,6 @@ int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_
     pst_forward *f = pst_heap_calloc(1, sizeof *f);
     if (f == NULL)
         return pst_fail_memory(err, "a pass", sizeof *f);
-    pst_forward_memory memory;
-    pst_forward_measure(config, &memory);
     f->t = config->transformer;
     f->device = config->device;
     f->program = config->program;
@@ -240,15 +227,14 @@ int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_
     f->max_logit_rows = config->max_logit_rows;
     f->max_sequences = config->max_sequences;
     f->max_tokens = config->max_tokens;
-    f->kv_type = config->kv_type;
-    f->kv_bytes = memory.kv_bytes;
+    f->kv_layout = pst_kv_layout_of(config->transformer, config->kv_type);
+    f->kv = config->kv;
     int status;
     PST_TRY_GOTO(fail, make_activations(f, config, err));
     PST_TRY_GOTO(fail, make_small(f, err));
     PST_TRY_GOTO(fail, make_tables(f, err));
     if (f->t->experts > 0)
         PST_TRY_GOTO(fail, pst_route_create(f->t, f->max_rows, &f->route, err));
-    PST_TRY_GOTO(fail, pst_memory_map(f->kv_bytes, "the KV cache", (void **)&f->kv, err));
     config->program->forward = f;
     *out = f;
     return 0;
@@ -263,7 +249,6 @@ void pst_forward_destroy(pst_forward *f)
         return;
     pst_memory_unmap(f->activations, f->activation_bytes);
     pst_memory_unmap(f->rope_table, f->rope_bytes);
-    pst_memory_unmap(f->kv, f->kv_bytes);
     pst_route_destroy(&f->route);
     pst_heap_free(f->bias);
     for (int a = 0; a < PST_NN_AUX; a++)
@@ -275,11 +260,4 @@ void pst_forward_destroy(pst_forward *f)
     pst_heap_free(f->segments);
     pst_heap_free(f->segment_sequence);
     pst_heap_free(f);
-}
-
-void pst_forward_bind_cache(const pst_forward *f, pst_segment *segment, uint32_t sequence, uint32_t layer)
-{
-    uint64_t bytes = cache_bytes(f->t, f->max_tokens, f->kv_type);
-    segment->k = f->kv + ((uint64_t)sequence * f->t->layers + layer) * 2 * bytes;
-    segment->v = (unsigned char *)segment->k + bytes;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Kernels that go through rows once: conversion, norms, rotary embedding, cache store, activation, gating, log of the
+/* Kernels that go through rows once: conversion, norms, rotary embedding, activation, gating, log of the
  * sum of exp. */
 #ifndef PST_CPU_TEMPLATE_ROWS_H
 #define PST_CPU_TEMPLATE_ROWS_H
@@ -52,15 +52,6 @@ static void kernel_convert(const void *w, pst_dtype type, float *y, size_t count
         vf_store_f32(y + i, load_as_f32(type, w, i));
     if (i < count)
         vf_store_f32_n(y + i, load_as_f32_n(type, w, i, count - i), count - i);
-}
-
-static void kernel_kv_store(const float *x, void *y, pst_dtype type, size_t count)
-{
-    size_t i = 0;
-    for (; i + VF_LANES <= count; i += VF_LANES)
-        store_from_f32(type, y, i, vf_load_f32(x + i));
-    if (i < count)
-        store_from_f32_n(type, y, i, vf_load_f32_n(x + i, count - i), count - i);
 }
 
 /* Sum of squares in four vectors of sums, so that neither the order nor the rounding is a single chain. */

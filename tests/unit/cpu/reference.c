@@ -206,34 +206,41 @@ double ref_activation(pst_cpu_activation activation, double x)
     return x;
 }
 
-void ref_attend(const ref_array *q, size_t query, const ref_array *k, const ref_array *v, size_t head_dim, size_t first,
-                size_t end, double scale, double *out, double *error)
+void ref_attend(const ref_query *a, double *out, double *error)
 {
-    size_t count = end - first;
-    double *p = malloc(count * sizeof *p), largest = -INFINITY, total = 0, most = 0, largest_value = 0;
+    size_t count = a->end - a->first;
+    double *p = malloc(count * sizeof *p), largest = -INFINITY, total = 0, most = 0, largest_value = 0, largest_key = 0;
+    double q_size = 0, farthest = 0;
     assert_non_null(p);
+    for (size_t d = 0; d < a->key_dim; d++)
+        q_size += fabs(ref_get(a->q, a->first_element + d));
     for (size_t j = 0; j < count; j++) {
-        double size;
-        p[j] = ref_dot(q, query, k, (first + j) * head_dim, head_dim, &size) * scale;
+        double size, distance = (double)(a->first + j) - (double)(a->end - 1);
+        p[j] = ref_dot(a->q, a->first_element, a->k, (a->first + j) * a->key_dim, a->key_dim, &size) * a->scale;
+        p[j] += a->slope * distance;
+        farthest = fabs(a->slope * distance) > farthest ? fabs(a->slope * distance) : farthest;
         largest = p[j] > largest ? p[j] : largest;
-        most = size * fabs(scale) > most ? size * fabs(scale) : most;
+        most = size * fabs(a->scale) > most ? size * fabs(a->scale) : most;
+        for (size_t d = 0; d < a->key_dim && a->element_roundings > 0; d++)
+            largest_key = fmax(largest_key, fabs(ref_get(a->k, (a->first + j) * a->key_dim + d)));
     }
     for (size_t j = 0; j < count; j++)
         total += p[j] = exp(p[j] - largest);
-    memset(out, 0, head_dim * sizeof *out);
+    memset(out, 0, a->value_dim * sizeof *out);
     for (size_t j = 0; j < count; j++) {
-        for (size_t d = 0; d < head_dim; d++) {
-            double value = ref_get(v, (first + j) * head_dim + d);
+        for (size_t d = 0; d < a->value_dim; d++) {
+            double value = ref_get(a->v, (a->first + j) * a->v_stride + d);
             out[d] += p[j] / total * value;
             largest_value = fabs(value) > largest_value ? fabs(value) : largest_value;
         }
     }
     free(p);
     /* A score is off by at most a rounding of its terms' magnitudes per term of the longest chain (four lanes at
-     * least, a product and a sum each, the tree and the scale); that is the relative error of its exponential,
-     * whose own error is 2 units. Numerator and total are off by that and by one rounding per key (portable: two)
-     * and a few per block. */
-    double score = ((double)head_dim / 4 * 2 + 6) * most,
-           sums = 2.0 * (double)count + 4.0 * (double)(count / 64 + 1) + 8;
+     * least, a product and a sum each, the tree and the scale), and by those of alibi's term and of the sum with it; that is
+     * the relative error of its exponential, whose own error is 2 units. Numerator and total are off by that and by one
+     * rounding per key (portable: two) and a few per block. */
+    double score = ((double)a->key_dim / 4 * 2 + 6) * most + 3 * farthest + most +
+                   a->element_roundings * q_size * largest_key * fabs(a->scale),
+           sums = 2.0 * (double)count + 4.0 * (double)(count / 64 + 1) + 8 + a->element_roundings;
     *error = largest_value * F32_ROUNDING * (2 * score + sums + 8);
 }

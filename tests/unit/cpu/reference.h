@@ -60,9 +60,17 @@ double ref_from_f16(uint16_t bits);
 double ref_dot(const ref_array *x, size_t x_first, const ref_array *w, size_t w_first, size_t k, double *size);
 double ref_activation(pst_cpu_activation activation, double x);
 
-/* One query (head_dim values from `query` on) over keys first..end-1 of one head: out[head_dim], and *error: how
- * far the f32 result may be off. */
-void ref_attend(const ref_array *q, size_t query, const ref_array *k, const ref_array *v, size_t head_dim, size_t first,
-                size_t end, double scale, double *out, double *error);
+/* One query of attention with one head's keys and values as they are stored, a row per position. */
+typedef struct ref_query {
+    const ref_array *q;
+    size_t first_element; /* the query's */
+    const ref_array *k, *v;
+    size_t key_dim, value_dim, v_stride; /* v_stride: elements from value to value */
+    size_t first, end;                   /* keys */
+    double scale, slope;                 /* slope of alibi */
+    double element_roundings;            /* of an element of k and v, of their largest: they were made from codes */
+} ref_query;
+/* out[value_dim], and *error: how far the f32 result may be off. */
+void ref_attend(const ref_query *query, double *out, double *error);
 
 #endif

@@ -93,8 +93,8 @@ static void test_kv_store(void **unused)
                 float value = round == 41 && i < sizeof corners / sizeof *corners ? corners[i] : hard_to_round(13);
                 memcpy((char *)x.data + 4 * i, &value, 4);
             }
-            kernels->kv_store(x.data, y.data, PST_F16, count);
-            kernels->kv_store(x.data, z.data, PST_F32, count);
+            kernels->kv_store(x.data, y.data, PST_KV_F16, count);
+            kernels->kv_store(x.data, z.data, PST_KV_F32, count);
             assert_memory_equal(x.data, z.data, count * 4);
             for (size_t i = 0; i < count; i++) {
                 uint16_t bits, expected = ref_to_f16_saturated(ref_get(&x, i));

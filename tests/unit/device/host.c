@@ -157,8 +157,8 @@ static void test_empty(void **unused)
     assert_int_equal(device->ops->layer_norm(device, &none, &w, &w, 1e-5f, &none), 0);
     assert_int_equal(device->ops->activate(device, PST_ACT_RELU, &none, &none), 0);
     assert_int_equal(device->ops->log_sum_exp(device, &none, NULL), 0);
-    assert_int_equal(device->ops->kv_store(device, &none, &none, NULL, 0, 1, 8, 1, PST_F32), 0);
-    pst_attention nobody = {.q = none, .out = none, .heads = 1, .kv_heads = 1, .head_dim = 8, .kv_type = PST_F32};
+    pst_attention nobody = {.q = none, .out = none, .heads = 1, .layout = {PST_KV_F32, 1, 8, 8, false}};
+    assert_int_equal(device->ops->kv_store(device, &nobody.layout, &none, &none, NULL, 0), 0);
     assert_int_equal(device->ops->attention(device, &nobody), 0);
     assert_true(y == 5.0f);
     pst_device_destroy(device);
@@ -242,87 +242,143 @@ static void test_rows(void **unused)
 }
 
 /* A little model's worth of sequences: rotated, stored and attended on the device and, row by row, by the kernels. */
+enum { MAX_SEGMENTS = 9, BLOCKS = 2 /* of a sequence */ };
 typedef struct sequences {
-    size_t segments, rows, heads, kv_heads, dim, capacity;
-    pst_dtype kv_type;
-    pst_segment segment[9];
-    ref_array cache; /* [segment][k, v][kv_head][capacity][dim] */
-    ref_array q, k, v, out, table;
-    uint32_t positions[400];
+    size_t segments, rows, heads;
+    pst_kv_layout layout;
+    pst_segment segment[MAX_SEGMENTS];
+    size_t cache_bytes;
+    unsigned char *cache; /* the blocks, in an order of their own */
+    void *blocks[MAX_SEGMENTS][BLOCKS];
+    ref_array q, k, v, table;
+    float slopes[12];
+    const float *alibi;
+    uint32_t window;
+    uint32_t positions[MAX_SEGMENTS * 80];
 } sequences;
 
 static void set_up_sequences(sequences *s, bool alike)
 {
     memset(s, 0, sizeof *s);
-    s->segments = ref_between(1, 9);
-    s->kv_heads = ref_between(1, 3);
-    s->heads = s->kv_heads * ref_between(1, 4);
-    s->dim = 2 * ref_between(1, 20);
-    s->capacity = 90;
-    s->kv_type = ref_between(0, 1) ? PST_F16 : PST_F32;
-    s->cache = ref_output(s->kv_type, s->segments * 2 * s->kv_heads * s->capacity * s->dim);
-    size_t cache_bytes = s->kv_heads * s->capacity * s->dim * ref_bytes(s->kv_type), rows = ref_between(1, 40);
+    s->segments = ref_between(1, MAX_SEGMENTS);
+    bool shared = ref_between(0, 3) == 0;
+    uint32_t heads = shared ? 1 : (uint32_t)ref_between(1, 3), dim = 2 * (uint32_t)ref_between(1, 20);
+    s->layout = (pst_kv_layout){.type = (pst_kv_type)ref_between(PST_KV_F32, PST_KV_Q4),
+                                .kv_heads = heads,
+                                .key_dim = dim,
+                                .value_dim = shared ? (uint32_t)ref_between(1, dim) : dim,
+                                .shared = shared};
+    s->heads = heads * ref_between(1, 4);
+    s->window = (uint32_t)(ref_between(0, 1) * ref_between(1, 50));
+    for (size_t i = 0; i < s->heads; i++)
+        s->slopes[i] = 1.0f / (float)(i + 2);
+    s->alibi = ref_between(0, 1) ? s->slopes : NULL;
+    const size_t bytes = pst_kv_block_bytes(&s->layout), rows = ref_between(1, 80);
+    s->cache_bytes = MAX_SEGMENTS * BLOCKS * bytes;
+    assert_non_null(s->cache = pst_heap_alloc(s->cache_bytes));
+    memset(s->cache, 0xff, s->cache_bytes);
     for (size_t i = 0; i < s->segments; i++) {
         pst_segment *segment = &s->segment[i];
-        segment->first_row = s->rows;
-        segment->rows = alike ? rows : ref_between(0, 40);
-        segment->k = (char *)s->cache.data + 2 * i * cache_bytes;
-        segment->v = (char *)segment->k + cache_bytes;
-        segment->first_position = 0;
+        for (size_t b = 0; b < BLOCKS; b++)
+            s->blocks[i][b] = s->cache + ((BLOCKS - b) * MAX_SEGMENTS - 1 - i) * bytes;
+        *segment = (pst_segment){s->rows, alike ? rows : ref_between(0, 80), 0, s->blocks[i]};
         for (size_t r = 0; r < segment->rows; r++)
-            s->positions[s->rows++] = segment->first_position + (uint32_t)r;
+            s->positions[s->rows++] = (uint32_t)r;
     }
-    s->q = ref_randoms(PST_F32, s->rows * s->heads * s->dim, 0, 1.0);
-    s->k = ref_randoms(PST_F32, s->rows * s->kv_heads * s->dim, 0, 1.0);
-    s->v = ref_randoms(PST_F32, s->rows * s->kv_heads * s->dim, 0, 1.0);
-    s->table = ref_randoms(PST_F32, s->capacity * s->dim, 0, 0.7);
+    s->q = ref_randoms(PST_F32, s->rows * s->heads * dim, 0, 1.0);
+    s->k = ref_randoms(PST_F32, s->rows * heads * dim, 0, 1.0);
+    s->v = ref_randoms(PST_F32, s->rows * heads * s->layout.value_dim, 0, 1.0);
+    s->table = ref_randoms(PST_F32, (size_t)80 * dim, 0, 0.7);
 }
 
 static void tear_down_sequences(sequences *s)
 {
-    ref_free(&s->cache);
+    pst_heap_free(s->cache);
     ref_free(&s->q);
     ref_free(&s->k);
     ref_free(&s->v);
     ref_free(&s->table);
 }
 
-/* The kernels alone. *q: rotated queries; *out: attention. Fills the cache. */
-static void by_kernels(const sequences *s, const pst_cpu_kernels *kernels, ref_array *q, ref_array *out,
-                       uint32_t window)
+/* One row by the kernels: its query rotated, its keys and values stored, its attention. */
+static void row_by_kernels(const sequences *s, const pst_cpu_kernels *kernels, const pst_segment *g, size_t r,
+                           ref_array *q, ref_array *out)
 {
-    const size_t bytes = ref_bytes(s->kv_type), group = s->heads / s->kv_heads;
+    const pst_kv_layout *l = &s->layout;
+    const size_t group = s->heads / l->kv_heads, row = g->first_row + r, slot = r % PST_KV_BLOCK;
+    const size_t key_bytes = pst_kv_row_bytes(l->type, l->key_dim),
+                 value_bytes = pst_kv_row_bytes(l->type, l->value_dim);
+    float *q_row = (float *)q->data + row * s->heads * l->key_dim, scratch[2048 + 64 * 96];
+    kernels->rope(q_row, (uint32_t)s->heads, l->key_dim, l->key_dim, false,
+                  (const float *)s->table.data + r * l->key_dim);
+    for (uint32_t h = 0; h < l->kv_heads; h++) {
+        char *block = g->blocks[r / PST_KV_BLOCK];
+        kernels->kv_store((const float *)s->k.data + (row * l->kv_heads + h) * l->key_dim,
+                          block + pst_kv_key_offset(l, h) + slot * key_bytes, l->type, l->key_dim);
+        if (!l->shared)
+            kernels->kv_store((const float *)s->v.data + (row * l->kv_heads + h) * l->value_dim,
+                              block + pst_kv_value_offset(l, h) + slot * value_bytes, l->type, l->value_dim);
+        assert_true(pst_cpu_attention_scratch_floats(group, l) <= sizeof scratch / sizeof *scratch);
+        pst_cpu_attention job = {.q = q_row + h * group * l->key_dim,
+                                 .q_stride = s->heads * l->key_dim,
+                                 .out = (float *)out->data + (row * s->heads + h * group) * l->value_dim,
+                                 .out_stride = s->heads * l->value_dim,
+                                 .out_type = PST_F32,
+                                 .layout = l,
+                                 .blocks = g->blocks,
+                                 .kv_head = h,
+                                 .rows = 1,
+                                 .group = (uint32_t)group,
+                                 .first_position = (uint32_t)r,
+                                 .window = s->window,
+                                 .alibi = s->alibi ? s->alibi + h * group : NULL,
+                                 .scale = 0.25f,
+                                 .scratch = scratch};
+        kernels->attention(&job);
+    }
+}
+
+/* The kernels alone. *q: rotated queries; *out: attention. Fills the cache. */
+static void by_kernels(const sequences *s, const pst_cpu_kernels *kernels, ref_array *q, ref_array *out)
+{
+    for (size_t i = 0; i < s->segments; i++)
+        for (size_t r = 0; r < s->segment[i].rows; r++)
+            row_by_kernels(s, kernels, &s->segment[i], r, q, out);
+}
+
+/* The device. In one call, or each sequence in two: its rows up to a random one, then the rest. */
+static void by_device(sequences *s, pst_device *device, bool cut_in_two, ref_array *q, ref_array *out)
+{
+    const pst_kv_layout *l = &s->layout;
+    const size_t values = s->heads * l->value_dim;
+    pst_matrix mq = matrix(q, s->rows, s->heads * l->key_dim, s->heads * l->key_dim);
+    pst_matrix mo = matrix(out, s->rows, values, values);
+    pst_matrix mk = matrix(&s->k, s->rows, l->kv_heads * l->key_dim, l->kv_heads * l->key_dim);
+    pst_matrix mv = matrix(&s->v, s->rows, l->kv_heads * l->value_dim, l->kv_heads * l->value_dim);
+    assert_int_equal(
+        device->ops->rope(device, &mq, (uint32_t)s->heads, l->key_dim, l->key_dim, false, s->table.data, s->positions),
+        0);
+    pst_segment parts[2][MAX_SEGMENTS];
     for (size_t i = 0; i < s->segments; i++) {
-        const pst_segment *g = &s->segment[i];
-        for (size_t r = 0; r < g->rows; r++) {
-            size_t row = g->first_row + r, position = g->first_position + r;
-            float *q_row = (float *)q->data + row * s->heads * s->dim;
-            kernels->rope(q_row, (uint32_t)s->heads, (uint32_t)s->dim, (uint32_t)s->dim, false,
-                          (const float *)s->table.data + position * s->dim);
-            for (size_t h = 0; h < s->kv_heads; h++) {
-                size_t from = (row * s->kv_heads + h) * s->dim, head = h * s->capacity * s->dim * bytes;
-                size_t to = head + position * s->dim * bytes;
-                kernels->kv_store((const float *)s->k.data + from, (char *)g->k + to, s->kv_type, s->dim);
-                kernels->kv_store((const float *)s->v.data + from, (char *)g->v + to, s->kv_type, s->dim);
-                float scratch[2 * 4 * 48 + 8];
-                pst_cpu_attention job = {.q = q_row + h * group * s->dim,
-                                         .q_stride = s->heads * s->dim,
-                                         .out = (float *)out->data + (row * s->heads + h * group) * s->dim,
-                                         .out_stride = s->heads * s->dim,
-                                         .out_type = PST_F32,
-                                         .kv_type = s->kv_type,
-                                         .k = (char *)g->k + head,
-                                         .v = (char *)g->v + head,
-                                         .rows = 1,
-                                         .group = (uint32_t)group,
-                                         .head_dim = (uint32_t)s->dim,
-                                         .first_position = (uint32_t)position,
-                                         .window = window,
-                                         .scale = 0.25f,
-                                         .scratch = scratch};
-                kernels->attention(&job);
-            }
-        }
+        size_t cut = cut_in_two ? ref_between(0, s->segment[i].rows) : s->segment[i].rows;
+        parts[0][i] = parts[1][i] = s->segment[i];
+        parts[0][i].rows = cut;
+        parts[1][i].rows -= cut;
+        parts[1][i].first_row += cut;
+        parts[1][i].first_position += (uint32_t)cut;
+    }
+    for (int part = 0; part < 2; part++) {
+        pst_attention job = {.q = mq,
+                             .out = mo,
+                             .segments = parts[part],
+                             .segment_count = s->segments,
+                             .heads = (uint32_t)s->heads,
+                             .layout = *l,
+                             .window = s->window,
+                             .alibi = s->alibi,
+                             .scale = 0.25f};
+        assert_int_equal(device->ops->kv_store(device, l, &mk, l->shared ? NULL : &mv, parts[part], s->segments), 0);
+        assert_int_equal(device->ops->attention(device, &job), 0);
     }
 }
 
@@ -330,61 +386,30 @@ static void check_sequences(const pst_cpu_kernels *kernels, bool alike)
 {
     sequences s;
     set_up_sequences(&s, alike);
-    uint32_t window = (uint32_t)(ref_between(0, 1) * ref_between(1, 50));
-    ref_array q = ref_output(PST_F32, s.q.count), out = ref_output(PST_F32, s.q.count);
-    ref_array cache = ref_output(s.kv_type, s.cache.count);
+    const size_t out_count = s.rows * s.heads * s.layout.value_dim;
+    ref_array q = ref_output(PST_F32, s.q.count), out = ref_output(PST_F32, out_count);
     memcpy(q.data, s.q.data, q.count * 4);
-    by_kernels(&s, kernels, &q, &out, window);
-    memcpy(cache.data, s.cache.data, cache.count * ref_bytes(s.kv_type));
+    by_kernels(&s, kernels, &q, &out);
+    unsigned char *cache = pst_heap_alloc(s.cache_bytes);
+    assert_non_null(cache);
+    memcpy(cache, s.cache, s.cache_bytes);
     for (size_t pool = 0; pool < POOLS; pool++) {
         pst_device *device = make(pool, kernels->name);
-        ref_array q2 = ref_output(PST_F32, s.q.count), out2 = ref_output(PST_F32, s.q.count);
+        ref_array q2 = ref_output(PST_F32, s.q.count), out2 = ref_output(PST_F32, out_count);
         memcpy(q2.data, s.q.data, q2.count * 4);
-        memset(s.cache.data, 0xff, s.cache.count * ref_bytes(s.kv_type));
-        pst_matrix mq = matrix(&q2, s.rows, s.heads * s.dim, s.heads * s.dim),
-                   mo = matrix(&out2, mq.rows, mq.columns, mq.stride);
-        pst_matrix mk = matrix(&s.k, s.rows, s.kv_heads * s.dim, s.kv_heads * s.dim);
-        pst_matrix mv = matrix(&s.v, mk.rows, mk.columns, mk.stride);
-        assert_int_equal(device->ops->rope(device, &mq, (uint32_t)s.heads, (uint32_t)s.dim, (uint32_t)s.dim, false,
-                                           s.table.data, s.positions),
-                         0);
-        /* In one call, or each sequence in two: its rows up to a random one, then the rest. */
-        pst_segment parts[2][9];
-        for (size_t i = 0; i < s.segments; i++) {
-            size_t cut = pool == 0 ? s.segment[i].rows : ref_between(0, s.segment[i].rows);
-            parts[0][i] = parts[1][i] = s.segment[i];
-            parts[0][i].rows = cut;
-            parts[1][i].rows -= cut;
-            parts[1][i].first_row += cut;
-            parts[1][i].first_position += (uint32_t)cut;
-        }
-        for (int part = 0; part < 2; part++) {
-            pst_attention job = {.q = mq,
-                                 .out = mo,
-                                 .segments = parts[part],
-                                 .segment_count = s.segments,
-                                 .heads = (uint32_t)s.heads,
-                                 .kv_heads = (uint32_t)s.kv_heads,
-                                 .head_dim = (uint32_t)s.dim,
-                                 .capacity = (uint32_t)s.capacity,
-                                 .window = window,
-                                 .kv_type = s.kv_type,
-                                 .scale = 0.25f};
-            assert_int_equal(device->ops->kv_store(device, &mk, &mv, parts[part], s.segments, job.kv_heads,
-                                                   job.head_dim, job.capacity, s.kv_type),
-                             0);
-            assert_int_equal(device->ops->attention(device, &job), 0);
-        }
+        memset(s.cache, 0xff, s.cache_bytes);
+        by_device(&s, device, pool > 0, &q2, &out2);
         require_same(&q, &q2, "rope", kernels, pool);
-        require_same(&cache, &s.cache, "kv_store", kernels, pool);
+        if (memcmp(cache, s.cache, s.cache_bytes) != 0)
+            fail_msg("%s, %zu threads: kv_store differs", kernels->name, pool + 1);
         require_same(&out, &out2, "attention", kernels, pool);
         ref_free(&q2);
         ref_free(&out2);
         pst_device_destroy(device);
     }
+    pst_heap_free(cache);
     ref_free(&q);
     ref_free(&out);
-    ref_free(&cache);
     tear_down_sequences(&s);
 }
 
@@ -414,8 +439,10 @@ static void test_errors(void **unused)
     assert_int_equal(pst_device_host_create(pools[1], NULL, &device, &err), 0);
     assert_string_equal(pst_device_host_kernels(device), pst_cpu_available(0)->name);
 
-    float q[4] = {1, 2, 3, 4}, k[4] = {0}, v[4] = {5, 6, 7, 8}, out[4] = {9, 9, 9, 9};
-    pst_segment segment = {.rows = 1, .k = k, .v = v};
+    float q[4] = {1, 2, 3, 4}, v[4] = {5, 6, 7, 8}, out[4] = {9, 9, 9, 9}, block[2 * PST_KV_BLOCK * 4] = {0};
+    memcpy(block + PST_KV_BLOCK * 4, v, sizeof v);
+    void *blocks[1] = {block};
+    pst_segment segment = {.rows = 1, .blocks = blocks};
     pst_matrix mq = {.data = q, .type = PST_F32, .rows = 1, .columns = 4, .stride = 4}, mo = mq;
     mo.data = out;
     pst_attention job = {.q = mq,
@@ -423,10 +450,7 @@ static void test_errors(void **unused)
                          .segments = &segment,
                          .segment_count = 1,
                          .heads = 1,
-                         .kv_heads = 1,
-                         .head_dim = 4,
-                         .capacity = 1,
-                         .kv_type = PST_F32,
+                         .layout = {PST_KV_F32, 1, 4, 4, false},
                          .scale = 1.0f};
     pst_heap_fail_after(0, 0);
     assert_int_equal(device->ops->attention(device, &job), -ENOMEM);

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The cache of keys and values of a session: a pool of blocks of PST_KV_BLOCK positions, each of all layers, and a table of
+ * blocks per sequence. A sequence gets a block when it reaches its positions and gives its blocks back when it is removed.
+ * The pool has as many as all sequences at full length need, so that reaching never fails for want of one.
+ *
+ * Memory order: [layer][block][cpu/kv.h's block], so that what one layer's attention reads of neighbouring blocks lies
+ * together. Threads: the session's owner.
+ */
+#ifndef PST_NN_KV_H
+#define PST_NN_KV_H
+
+#include "nn/config.h"
+
+typedef struct pst_kv pst_kv;
+
+typedef struct pst_kv_config {
+    pst_kv_layout layout;
+    uint32_t layers;
+    uint32_t max_sequences;
+    uint32_t max_tokens; /* positions of a sequence */
+} pst_kv_config;
+
+/* The layout of a model's cache. */
+pst_kv_layout pst_kv_layout_of(const pst_transformer *transformer, pst_kv_type type);
+
+/* Memory that pst_kv_create will take, for the planner: of keys and values, and of tables. UINT64_MAX: more than 64 bits (or
+ * blocks than 32 bits) hold. */
+typedef struct pst_kv_memory {
+    uint64_t kv_bytes, table_bytes;
+} pst_kv_memory;
+void pst_kv_measure(const pst_kv_config *config, pst_kv_memory *out);
+
+/* The caller destroys *out. */
+int pst_kv_create(const pst_kv_config *config, pst_kv **out, pst_error *err);
+void pst_kv_destroy(pst_kv *kv);
+
+/* Sees to it that the sequence (< max_sequences) has blocks for its first `positions` (<= max_tokens). Memory of a block that
+ * was used before holds what it held. */
+void pst_kv_reach(pst_kv *kv, uint32_t sequence, uint32_t positions);
+/* Gives the sequence's blocks back. */
+void pst_kv_release(pst_kv *kv, uint32_t sequence);
+/* The sequence's blocks of a layer, as pst_segment wants them; valid until the sequence is bound to another layer. */
+void *const *pst_kv_bind(pst_kv *kv, uint32_t sequence, uint32_t layer);
+/* Blocks that no sequence has. */
+uint32_t pst_kv_free_blocks(const pst_kv *kv);
+
+#endif
