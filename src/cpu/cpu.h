@@ -35,7 +35,7 @@ typedef enum pst_cpu_activation {
 typedef struct pst_cpu_matmul {
     const void *x;    /* rows x k, F32 or BF16 */
     size_t x_stride;  /* elements */
-    const void *w;    /* columns x k, contiguous, F32, F16 or BF16 */
+    const void *w;    /* columns x k, contiguous, F32, F16 or BF16, or as `format` says */
     const void *bias; /* columns, or NULL */
     float *y;         /* rows x columns */
     size_t y_stride;  /* elements */
@@ -43,6 +43,10 @@ typedef struct pst_cpu_matmul {
     pst_dtype x_type, w_type, bias_type;
     bool accumulate;
     const void *next_w; /* weights that this thread will probably want next, to fetch early; or NULL */
+    /* NULL: plain rows of w_type. Else GROUPED or FP8_BLOCKS, not transposed. */
+    const pst_weight_format *format;
+    const void *scales; /* FP8_BLOCKS: of the whole tensor */
+    size_t w_row;       /* FP8_BLOCKS: the tensor's row that w begins with */
 } pst_cpu_matmul;
 
 /* Attention of consecutive rows of one sequence with one key/value head, or with some of the heads that share it (see

@@ -153,6 +153,17 @@ static inline vf vf_load_u4_n(const void *p, size_t n)
     memcpy(&all, p, (n + 1) / 2);
     return vf_load_u4(&all);
 }
+static inline vf vf_load_f8(const void *p)
+{
+    __m128i a = _mm_srai_epi16(_mm_slli_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64(p)), 8), 1);
+    return _mm256_cvtph_ps(_mm_and_si128(a, _mm_set1_epi16((int16_t)0xbfff)));
+}
+static inline vf vf_load_f8_n(const void *p, size_t n)
+{
+    uint64_t all = 0;
+    memcpy(&all, p, n);
+    return vf_load_f8(&all);
+}
 static inline void vf_store_u8(void *p, vf a)
 {
     __m256i whole = _mm256_cvtps_epi32(a);

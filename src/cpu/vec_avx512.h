@@ -159,6 +159,21 @@ static inline vf vf_load_u4_n(const void *p, size_t n)
 {
     return vf_lookup_u4_n(vf_count(), p, n);
 }
+/* F8_E4M3 times 2^-8: moved to their places, sign, exponent and fraction are that as an F16, denormals included. The two
+ * codes that are NaN read as +-480 times 2^-8. */
+static inline vf vf_widen_f8_(__m128i codes)
+{
+    __m256i a = _mm256_srai_epi16(_mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 8), 1);
+    return _mm512_cvtph_ps(_mm256_and_si256(a, _mm256_set1_epi16((int16_t)0xbfff)));
+}
+static inline vf vf_load_f8(const void *p)
+{
+    return vf_widen_f8_(_mm_loadu_si128(p));
+}
+static inline vf vf_load_f8_n(const void *p, size_t n)
+{
+    return vf_widen_f8_(_mm_maskz_loadu_epi8(vf_mask(n), p));
+}
 /* Whole numbers 0..255 to bytes. */
 static inline void vf_store_u8(void *p, vf a)
 {

@@ -165,6 +165,18 @@ static inline vf vf_load_u4(const void *p)
 {
     return vf_load_u4_n(p, 4);
 }
+/* As F16 above; in a float's places it is 2^-120 times too small, and 2^-8 of it shall stay. */
+static inline vf vf_load_f8_n(const void *p, size_t n)
+{
+    uint8_t u[4] = {0};
+    memcpy(u, p, n);
+    vi a = {u[0], u[1], u[2], u[3]};
+    return (vf)((a & vi_set1(0x80)) << 24 | (vi)((vf)((a & vi_set1(0x7f)) << 20) * vf_set1(0x1p112f)));
+}
+static inline vf vf_load_f8(const void *p)
+{
+    return vf_load_f8_n(p, 4);
+}
 static inline void vf_store_u8(void *p, vf a)
 {
     uint8_t u[4] = {(uint8_t)a[0], (uint8_t)a[1], (uint8_t)a[2], (uint8_t)a[3]};

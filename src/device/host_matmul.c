@@ -25,6 +25,12 @@ static size_t bytes_of(pst_dtype type)
     return pst_dtype_bits(type) / 8;
 }
 
+static size_t row_bytes_of(const pst_weight *w)
+{
+    const bool plain = w->format == NULL || w->format->layout == PST_WEIGHT_PLAIN;
+    return plain ? w->columns * bytes_of(w->type) : pst_weight_row_bytes(w->format, w->columns);
+}
+
 static void matmul_task(void *context, uint32_t task, uint32_t worker)
 {
     (void)worker;
@@ -37,7 +43,7 @@ static void matmul_task(void *context, uint32_t task, uint32_t worker)
     columns = columns < cut->columns_per_task ? columns : cut->columns_per_task;
     const char *bias = job->bias.data;
     /* Tasks are taken in rising order, so this thread's next one is probably as far on as there are threads. */
-    const size_t row_bytes = job->w.columns * bytes_of(job->w.type);
+    const size_t row_bytes = row_bytes_of(&job->w);
     const size_t next_task = task + cut->host->threads, next = next_task % cut->column_tasks * cut->columns_per_task;
     const bool more = next_task < cut->tasks && job->w.rows - next >= columns;
     pst_cpu_matmul block = {
@@ -55,6 +61,9 @@ static void matmul_task(void *context, uint32_t task, uint32_t worker)
         .k = job->w.columns,
         .accumulate = job->accumulate,
         .next_w = more ? (const char *)job->w.data + next * row_bytes : NULL,
+        .format = job->w.format,
+        .scales = job->w.scales,
+        .w_row = job->w.first_row + column,
     };
     cut->host->kernels->matmul(&block);
 }
@@ -73,6 +82,8 @@ int host_matmul(pst_device *device, const pst_matmul *job)
 {
     host_device *host = host_of(device);
     const size_t rows = job->x.rows, columns = job->w.rows, k = job->w.columns;
+    if (job->w.format != NULL && job->w.format->transposed)
+        return PST_E_UNSUPPORTED;
     if (rows == 0 || columns == 0)
         return 0;
     matmul_cut cut = {.host = host, .job = job, .rows_per_task = rows, .columns_per_task = columns};

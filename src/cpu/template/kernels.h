@@ -25,6 +25,8 @@
 
 #include "cpu/template/matmul.h"
 
+#include "cpu/template/stored.h"
+
 #include "cpu/template/kv.h"
 
 #include "cpu/template/attention.h"

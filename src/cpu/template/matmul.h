@@ -359,7 +359,7 @@ static void matmul_block(const pst_cpu_matmul *job, product how, const y_block *
         finish_row(job, sums + r * CHUNK_COLUMNS, b->row + r, b->column, b->columns);
 }
 
-static void kernel_matmul(const pst_cpu_matmul *job)
+static void matmul_plain(const pst_cpu_matmul *job)
 {
     const product how = product_of(job);
     const size_t row_bytes = job->k * element_bytes(job->w_type);

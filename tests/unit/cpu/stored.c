@@ -188,11 +188,9 @@ static uint32_t random_group(void)
     return ref_between(0, 1) ? usual[ref_between(0, 2)] : 2 * (uint32_t)ref_between(1, 120);
 }
 
-bool stored_format(size_t index, size_t outputs, size_t inputs, pst_weight_format *out)
+bool stored_format(size_t index, pst_weight_format *out)
 {
     static const pst_dtype plain[] = {PST_F32, PST_F16, PST_BF16};
-    (void)outputs;
-    (void)inputs;
     pst_weight_format f = {.group = random_group()};
     if (index < 8) {
         f.layout = PST_WEIGHT_GROUPED;

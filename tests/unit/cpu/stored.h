@@ -30,6 +30,6 @@ double stored_grouped(const unsigned char *row, const pst_weight_format *format,
 double stored_f8(unsigned char code);
 
 /* Number `index` of the formats under test, with random group or block sizes; false when there are no more. */
-bool stored_format(size_t index, size_t outputs, size_t inputs, pst_weight_format *out);
+bool stored_format(size_t index, pst_weight_format *out);
 
 #endif
