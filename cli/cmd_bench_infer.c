@@ -23,7 +23,7 @@ typedef struct bench_values {
     cli_report report;
     cli_lookup lookup;
     cli_runtime runtime;
-    const char *model, *prompt, *log_file, *offload_dir;
+    const char *model, *prompt, *log_file, *offload_dir, *routing_trace;
     uint64_t loops, batch_size, prompt_len, gen_len, seed;
     uint64_t pin_memory, quant_bits, quant_group_size, num_gpus;
     bool dummy, cpu_offload, disk_offload, kv_offload, pin_kv_cache, async_kv_offload, use_gds;
@@ -77,6 +77,12 @@ static const pst_option work_rows[] = {
      .metavar = "TEXT",
      .help = "use this text as every prompt, whatever its length"},
     {.name = "seed", .type = PST_OPTION_U64, AT(seed), .metavar = "N", .initial = "0", .help = "of the random ids"},
+    {.name = "routing-trace",
+     .type = PST_OPTION_STRING,
+     AT(routing_trace),
+     .metavar = "FILE|zipf:S[:SEED]|uniform[:SEED]",
+     .help = "models with experts: which experts tokens use is read from FILE (JSON Lines, as 'generate "
+             "--routing-trace-out' writes them) or drawn, rank r with a weight of r^-S, instead of computed"},
     {.name = "log-file",
      .type = PST_OPTION_STRING,
      AT(log_file),
@@ -457,7 +463,8 @@ static int run_job(bench_job *job, const pst_options_found *found, pst_error *er
     PST_TRY(build_requests(job, err));
     pst_session_options shape = {.max_sequences = (uint32_t)job->batch,
                                  .max_tokens = (uint32_t)(job->prompt_len + values->gen_len),
-                                 .max_prompt_tokens = (uint32_t)job->prompt_len};
+                                 .max_prompt_tokens = (uint32_t)job->prompt_len,
+                                 .routing_trace = values->routing_trace};
     cli_runtime runtime = values->runtime;
     bool resident_given = pst_options_given(&cli_command_bench_infer.spec, found, "resident");
     if (values->disk_offload && !resident_given) {

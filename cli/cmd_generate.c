@@ -10,13 +10,14 @@
 #include "input.h"
 #include "output.h"
 #include "progress.h"
+#include "routing_out.h"
 
 typedef struct generate_values {
     cli_report report;
     cli_lookup lookup;
     cli_runtime runtime;
     pst_option_strings prompts, stops;
-    const char *prompts_file;
+    const char *prompts_file, *routing_trace_out;
     pst_option_ids token_ids;
     uint64_t max_new_tokens, batch_size, top_k, seed;
     double temperature, top_p, min_p;
@@ -60,6 +61,12 @@ static const pst_option prompt_rows[] = {
      .max = 65536,
      .help = "prompts computed together, which share each pass over the weights; without it all, at most 32, fewer "
              "where memory is short"},
+    {.name = "routing-trace-out",
+     .type = PST_OPTION_STRING,
+     AT(routing_trace_out),
+     .metavar = "FILE",
+     .help = "models with experts: write which experts each token used, a JSON line per token, for --routing-trace of "
+             "'penstock bench infer'"},
 };
 
 static const pst_option sampling_rows[] = {
@@ -129,6 +136,7 @@ static const pst_option_group groups[] = {
 typedef struct generate_job {
     const generate_values *values;
     cli_engine engine;
+    cli_routing_out routing;
     cli_inputs prompts;
     pst_sampling sampling;
     uint64_t longest_new; /* tokens wanted of any request */
@@ -436,7 +444,8 @@ static int run_windows(generate_job *job, pst_error *err)
         status = run_window(job, first, job->window < total - first ? job->window : total - first, err);
     cli_progress_end();
     PST_TRY(status);
-    return job->values->report.json ? cli_json_stream_end(&job->json, cli_engine_stats(&job->engine, &job->stats), err) : 0;
+    return job->values->report.json ? cli_json_stream_end(&job->json, cli_engine_stats(&job->engine, &job->stats), err)
+                                    : 0;
 }
 
 static int run_job(generate_job *job, const char *model, const pst_options_found *found, pst_error *err)
@@ -453,6 +462,7 @@ static int run_job(generate_job *job, const char *model, const pst_options_found
     PST_TRY(measure_prompts(job, found, &shape, err));
     uint64_t most = values->batch_size != 0 ? values->batch_size : 32;
     shape.max_sequences = (uint32_t)(job->prompts.count < most ? job->prompts.count : most);
+    PST_TRY(cli_routing_out_open(&job->routing, values->routing_trace_out, &shape, err));
     PST_TRY(cli_engine_start(&job->engine, &values->runtime,
                              pst_options_given(&cli_command_generate.spec, found, "resident"), &shape,
                              values->batch_size == 0, &(cli_needs){needed_bytes, job}, err));
@@ -482,6 +492,7 @@ static int generate(const void *values, const pst_options_found *found, pst_erro
     generate_job job = {.values = values};
     cli_notes_start(&job.values->report);
     int status = run_job(&job, found->operands[0], found, err);
+    status = cli_routing_out_close(&job.routing, status, err);
     close_job(&job);
     return status;
 }

@@ -58,6 +58,11 @@ PST_API int pst_model_tokenizer(pst_model *model, const pst_tokenizer **out, pst
 
 typedef enum pst_compute_type { PST_COMPUTE_AUTO, PST_COMPUTE_F32, PST_COMPUTE_BF16 } pst_compute_type;
 
+/* Receives the experts of one row after its pass: `layers` lists of `per_token` numbers, those of the first layer with
+ * experts first. sequence: how many were added to the session before; nonzero cancels. */
+typedef int (*pst_on_routing)(void *user, uint64_t sequence, uint32_t position, const uint32_t *experts,
+                              uint32_t layers, uint32_t per_token);
+
 /* Zero means the default of every field, unless it says otherwise. */
 typedef struct pst_session_options {
     size_t struct_size;
@@ -83,6 +88,11 @@ typedef struct pst_session_options {
     pst_trace *trace;        /* NULL: none; the caller's, outlives the session */
     uint32_t io_workers;     /* threads that share every read; 0: default */
     bool io_single_submit;   /* one system call per read */
+    /* Models with experts: "zipf:S[:SEED]", "uniform[:SEED]" or a file of JSON lines, a list of the layers' lists of experts
+     * per token, replaces what the routers choose (not the weights that they give); NULL: nothing does. */
+    const char *routing_trace;
+    pst_on_routing on_routing; /* NULL: none; on the owner's thread, in the steps */
+    void *on_routing_user;
 } pst_session_options;
 
 /* Plans, allocates and loads what stays resident. PST_E_BUDGET names the smallest budget that works. The caller owns *out. */

@@ -27,6 +27,7 @@ typedef struct pst_sequence {
     uint32_t *ids; /* max_tokens */
     uint32_t count, computed;
     uint32_t prompt; /* how many it was added with */
+    uint64_t serial; /* how many were added before it */
 } pst_sequence;
 
 /* A rate of matrix products at a number of rows. */
@@ -54,13 +55,15 @@ struct pst_session {
     pst_plan plan;
     pst_ring *ring;
     pst_plan_info info;
+    pst_routing_trace *routing_trace; /* NULL: the routers choose */
     atomic_bool cancelled;
 
     pst_sequence *sequences; /* options.max_sequences */
     uint32_t *sequence_ids;  /* their ids' memory */
     uint32_t *order;         /* numbers of those in use, by arrival; max_sequences */
     uint32_t in_use;
-    pst_row *rows;           /* of the pass, plan.rows_per_pass */
+    uint64_t added; /* sequences so far */
+    pst_row *rows;  /* of the pass, plan.rows_per_pass */
     uint32_t *row_ids;
     pst_logits *logits;
     bool last_pass;                 /* the caller knows that no other pass follows: read no further */

@@ -215,6 +215,10 @@ static int open_session(pst_session *s, pst_error *err)
                                  .max_sequences = o->max_sequences,
                                  .max_tokens = o->max_tokens};
     choose_types(s->model, o, &config);
+    if (o->routing_trace != NULL)
+        PST_TRY(pst_routing_trace_open(o->routing_trace, &s->model->transformer, &s->routing_trace, err));
+    config.routing_trace = s->routing_trace;
+    config.record_routing = o->on_routing != NULL;
     open_tokenizer(s);
     PST_TRY(make_plan(s, &config, err));
     PST_TRY(make_sequences(s, config.max_logit_rows, err));
@@ -257,6 +261,7 @@ void pst_session_close(pst_session *s)
     pst_ring_destroy(s->ring);
     pst_forward_destroy(s->forward);
     pst_kv_destroy(s->kv);
+    pst_routing_trace_destroy(s->routing_trace);
     pst_plan_destroy(&s->plan);
     pst_program_destroy(s->program);
     pst_io_close(s->io);

@@ -36,6 +36,7 @@ int pst_session_add(pst_session *s, const uint32_t *ids, size_t count, uint32_t 
         sequence->count = sequence->prompt = (uint32_t)count;
         sequence->computed = 0;
         sequence->in_use = true;
+        sequence->serial = s->added++;
         s->order[s->in_use++] = i;
         *out = i;
         return 0;
@@ -80,6 +81,7 @@ static uint32_t add_rows(pst_session *s, uint32_t number, uint32_t used)
                                       .position = position,
                                       .id = sequence->ids[position],
                                       .prompt = sequence->prompt,
+                                      .serial = sequence->serial,
                                       .wants_logits = s->options.all_logits || position + 1 == sequence->count};
         s->row_ids[used + i] = sequence->ids[position];
     }
@@ -103,6 +105,19 @@ static uint32_t choose_rows(pst_session *s)
     return used;
 }
 
+static int tell_routing(const pst_session *s, uint32_t count, pst_error *err)
+{
+    const pst_transformer *t = &s->model->transformer;
+    uint32_t layers = 0;
+    for (uint32_t i = 0; t->experts > 0 && i < t->layers; i++)
+        layers += t->sparse[i];
+    for (uint32_t i = 0; s->options.on_routing != NULL && layers > 0 && i < count; i++)
+        if (s->options.on_routing(s->options.on_routing_user, s->rows[i].serial, s->rows[i].position,
+                                  pst_forward_routing(s->forward, i), layers, t->experts_per_token) != 0)
+            return pst_fail(err, PST_E_CANCELLED, NULL, "cancelled");
+    return 0;
+}
+
 static int run_pass(pst_session *s, uint32_t count, pst_error *err)
 {
     PST_TRY(pst_forward_begin(s->forward, s->rows, count, err));
@@ -112,7 +127,8 @@ static int run_pass(pst_session *s, uint32_t count, pst_error *err)
             s->row_ids[i] = s->rows[i].position + s->model->transformer.position_offset;
         PST_TRY(pst_ring_gather(s->ring, 1, s->row_ids, count, pst_forward_embed_position, s->forward, err));
     }
-    return pst_ring_pass(s->ring, !s->last_pass, err);
+    PST_TRY(pst_ring_pass(s->ring, !s->last_pass, err));
+    return tell_routing(s, count, err);
 }
 
 /* Runs a pass and notes what made it fail: the ring then stands somewhere inside, and no later pass could be right. */

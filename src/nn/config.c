@@ -178,7 +178,14 @@ static int read_common(const reader *in, pst_transformer *t)
     PST_TRY(read_switches(in, t));
     PST_TRY(pst_config_rope(in, t->head_dim, t));
     PST_TRY(read_windows(in, t));
-    return t->family->read ? t->family->read(in, t) : 0;
+    if (t->family->read != NULL)
+        PST_TRY(t->family->read(in, t));
+    bool has_experts = false;
+    for (uint32_t i = 0; t->sparse != NULL && i < t->layers; i++)
+        has_experts = has_experts || t->sparse[i];
+    if (!has_experts)
+        t->experts = 0;
+    return 0;
 }
 
 static int read_config(const reader *in, pst_transformer *t)

@@ -7,12 +7,77 @@
 #include "nn/experts.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/error.h"
+#include "base/heap.h"
 #include "nn/forward_internal.h"
 
 /* From this expected share of touched experts on, reading all ahead wastes less than choosing would save. */
 static const double NEARLY_ALL = 0.95;
+
+static uint32_t sparse_before(const pst_transformer *t, uint32_t layer)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; t->sparse != NULL && i < layer; i++)
+        count += t->sparse[i];
+    return count;
+}
+
+uint64_t pst_experts_row_bytes(const pst_forward_config *config)
+{
+    const pst_transformer *t = config->transformer;
+    if (t->experts == 0)
+        return 0;
+    uint64_t recorded = (uint64_t)sparse_before(t, t->layers) * t->experts_per_token * sizeof(uint32_t);
+    return pst_route_row_bytes(t) + (config->record_routing ? recorded : 0) +
+           (config->routing_trace ? sizeof(pst_traced_row) : 0);
+}
+
+int pst_experts_create(pst_forward *f, const pst_forward_config *config, pst_error *err)
+{
+    if (f->t->experts == 0)
+        return 0;
+    f->sparse_layers = sparse_before(f->t, f->t->layers);
+    PST_TRY(pst_route_create(f->t, f->max_rows, &f->route, err));
+    size_t row = (size_t)f->sparse_layers * f->t->experts_per_token;
+    if (config->record_routing)
+        f->routing = pst_heap_calloc(f->max_rows, row * sizeof *f->routing);
+    f->routing_trace = config->routing_trace;
+    if (f->routing_trace != NULL)
+        f->traced = pst_heap_calloc(f->max_rows, sizeof *f->traced);
+    bool is_made = (f->routing != NULL) == config->record_routing && (f->traced != NULL) == (f->routing_trace != NULL);
+    return is_made ? 0 : pst_fail_memory(err, "the routing of a pass", f->max_rows * row * sizeof *f->routing);
+}
+
+void pst_experts_destroy(pst_forward *f)
+{
+    pst_route_destroy(&f->route);
+    pst_heap_free(f->routing);
+    pst_heap_free(f->traced);
+}
+
+const uint32_t *pst_forward_routing(const pst_forward *f, uint32_t row)
+{
+    return f->routing + (size_t)row * f->sparse_layers * f->t->experts_per_token;
+}
+
+/* Chooses a row's experts, or takes them from the trace with the weights that the router would give them. */
+static void route_row(pst_forward *f, uint32_t layer, uint32_t row, const float *logits, const float *correction)
+{
+    const pst_transformer *t = f->t;
+    uint32_t per_token = t->experts_per_token, sparse = sparse_before(t, layer);
+    uint32_t *chosen = f->route.chosen + (size_t)row * per_token;
+    float *weights = f->route.weights + (size_t)row * per_token;
+    if (f->routing_trace == NULL) {
+        pst_route_choose(t, logits, correction, f->route.scratch, chosen, weights);
+    } else {
+        pst_routing_trace_choose(f->routing_trace, sparse, f->traced[row].serial, f->traced[row].position, chosen);
+        pst_route_weigh(t, logits, f->route.scratch, chosen, weights);
+    }
+    if (f->routing != NULL)
+        memcpy(f->routing + ((size_t)row * f->sparse_layers + sparse) * per_token, chosen, per_token * sizeof *chosen);
+}
 
 int pst_forward_route(const pst_forward_run *run, const pst_nn_step *step)
 {
@@ -30,11 +95,8 @@ int pst_forward_route(const pst_forward_run *run, const pst_nn_step *step)
         correction = f->route.correction;
     }
     const pst_matrix *r = &f->buffers[step->op->in];
-    for (uint32_t row = 0; row < f->row_count; row++) {
-        size_t at = (size_t)row * t->experts_per_token;
-        pst_route_choose(t, (const float *)r->data + row * r->stride, correction, f->route.scratch,
-                         f->route.chosen + at, f->route.weights + at);
-    }
+    for (uint32_t row = 0; row < f->row_count; row++)
+        route_row(f, run->nn->layer, row, (const float *)r->data + row * r->stride, correction);
     pst_route_group(&f->route, f->row_count);
     return 1;
 }

@@ -174,6 +174,8 @@ int pst_forward_begin(pst_forward *f, const pst_row *rows, uint32_t count, pst_e
         }
         f->segments[f->segment_count - 1].rows++;
         turn_row(f, i, row);
+        if (f->traced != NULL)
+            f->traced[i] = (pst_traced_row){row->serial, row->position};
         if (row->wants_logits)
             f->logit_row[f->logit_rows++] = i;
     }

@@ -11,6 +11,7 @@
 
 #include "nn/kv.h"
 #include "nn/program.h"
+#include "nn/routing_trace.h"
 
 typedef struct pst_forward_config {
     const pst_transformer *transformer;
@@ -22,7 +23,9 @@ typedef struct pst_forward_config {
     uint32_t max_tokens;    /* positions of a sequence */
     pst_dtype compute_type; /* F32 or BF16 */
     pst_kv_type kv_type;
-    pst_kv *kv; /* the caller's, outlives the forward */
+    pst_kv *kv;                             /* the caller's, outlives the forward */
+    const pst_routing_trace *routing_trace; /* replaces the routers' choice; NULL: nothing does; outlives the forward */
+    bool record_routing;                    /* for pst_forward_routing */
 } pst_forward_config;
 
 /* Memory that pst_forward_create will take, for the planner: activations per row of a pass, more of them per row
@@ -42,6 +45,7 @@ typedef struct pst_row {
     uint32_t id;       /* token */
     uint32_t prompt;   /* positions that its sequence began with; see pst_rope_depends_on_length */
     bool wants_logits;
+    uint64_t serial; /* of the sequence, for a routing trace: how many began before it */
 } pst_row;
 
 /* Sets the rows of the next pass (copied). */
@@ -57,6 +61,8 @@ int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_vi
  * pass's buffers. */
 int pst_forward_measure_rate(pst_forward *forward, const void *memory, uint64_t bytes, pst_dtype type, uint32_t rows,
                              double *out, pst_error *err);
+/* The experts of a row of the last pass: those of the first layer with experts, then of the next; with record_routing. */
+const uint32_t *pst_forward_routing(const pst_forward *forward, uint32_t row);
 /* Logits of the rows that wanted them, in their order, F32; valid until the next begin. */
 pst_matrix pst_forward_logits(const pst_forward *forward);
 

@@ -10,6 +10,12 @@
 #include "nn/forward.h"
 #include "nn/route.h"
 
+/* What a routing trace goes by. */
+typedef struct pst_traced_row {
+    uint64_t serial;
+    uint32_t position;
+} pst_traced_row;
+
 struct pst_forward {
     const pst_transformer *t;
     pst_device *device;
@@ -34,8 +40,12 @@ struct pst_forward {
     uint32_t row_count, logit_rows;
     uint32_t expert_rows; /* those that the expert under way computes: of the buffers EH to EY */
     pst_route route;      /* of the layer under way; zeroed: the model has no experts */
-    uint32_t *rope_rows;  /* by row: its row of rope_table */
-    uint32_t *logit_row;  /* by logits row: its row */
+    uint32_t sparse_layers;
+    const pst_routing_trace *routing_trace;
+    pst_traced_row *traced; /* by row; NULL: no trace */
+    uint32_t *routing;      /* [row][layer with experts][expert]; NULL: not recorded */
+    uint32_t *rope_rows;    /* by row: its row of rope_table */
+    uint32_t *logit_row;    /* by logits row: its row */
     pst_segment *segments;
     uint32_t *segment_sequence;
     uint32_t segment_count;
@@ -75,5 +85,10 @@ pst_weight pst_forward_weight(const pst_forward_run *run, const pst_nn_step *ste
                               size_t columns);
 /* Makes the pass's error of a device's status; 1 for a good one: the step is complete. */
 int pst_forward_checked(const pst_forward_run *run, int status);
+
+/* What layers with experts need in memory, per row beside the buffers; making it (nothing for a model without experts). */
+uint64_t pst_experts_row_bytes(const pst_forward_config *config);
+int pst_experts_create(pst_forward *forward, const pst_forward_config *config, pst_error *err);
+void pst_experts_destroy(pst_forward *forward);
 
 #endif

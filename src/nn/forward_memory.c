@@ -233,8 +233,7 @@ int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_
     PST_TRY_GOTO(fail, make_activations(f, config, err));
     PST_TRY_GOTO(fail, make_small(f, err));
     PST_TRY_GOTO(fail, make_tables(f, err));
-    if (f->t->experts > 0)
-        PST_TRY_GOTO(fail, pst_route_create(f->t, f->max_rows, &f->route, err));
+    PST_TRY_GOTO(fail, pst_experts_create(f, config, err));
     config->program->forward = f;
     *out = f;
     return 0;
@@ -249,7 +248,7 @@ void pst_forward_destroy(pst_forward *f)
         return;
     pst_memory_unmap(f->activations, f->activation_bytes);
     pst_memory_unmap(f->rope_table, f->rope_bytes);
-    pst_route_destroy(&f->route);
+    pst_experts_destroy(f);
     pst_heap_free(f->bias);
     for (int a = 0; a < PST_NN_AUX; a++)
         pst_heap_free(f->aux[a]);
