@@ -62,10 +62,11 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
     {.name = "kv-bits",
      .type = PST_OPTION_CHOICE,
      .offset = offsetof(cli_runtime, kv_bits),
-     .choices = "auto|16|32",
+     .choices = "auto|4|8|16|32",
      .initial = "auto",
      .help =
-         "bits of a cached key or value; auto is 16 for 16-bit checkpoints from 100 million parameters on, else 32"},
+         "bits of a cached key or value; 8 and 4 are codes with a scale and a minimum per 64 elements; auto is 16 for "
+         "16-bit checkpoints from 100 million parameters on, else 32"},
     {.name = "threads",
      .type = PST_OPTION_U64,
      .offset = offsetof(cli_runtime, threads),

@@ -16,7 +16,7 @@ uint64_t pst_kv_row_bytes(pst_kv_type type, uint32_t dim)
     case PST_KV_Q8: codes = dim; break;
     case PST_KV_Q4: codes = ((uint64_t)dim + 1) / 2; break;
     }
-    return codes + codes % 2 + 4 * groups;
+    return codes + 4 * groups;
 }
 
 uint64_t pst_kv_key_offset(const pst_kv_layout *layout, uint32_t head)

@@ -5,11 +5,10 @@
  * value) of one position, `dim` elements:
  *
  * F32, F16   the elements.
- * Q8, Q4     codes, then for each group of PST_KV_GROUP elements (the last one may be shorter) an F16 minimum and an F16
- *            scale: element = code * scale + minimum. Codes of 8 bits are bytes; of 4 bits, element 2i is in the low half of
- *            byte i, element 2i + 1 in the high half. The codes take an even number of bytes. The minimum is rounded
- *            down and the scale up, so that a stored element is off by half a scale at most; elements beyond what F16 holds
- *            are held at +-65504; a group with a NaN gives NaN.
+ * Q8, Q4     as a row of asymmetric GROUPED weights (cpu/weight.h) in groups of PST_KV_GROUP elements, the last one
+ *            possibly shorter: codes of 8 or 4 bits, then an F16 scale and an F16 minimum per group; element = code * scale +
+ *            minimum, off by half a scale at most. Elements beyond what F16 holds are held at +-65504; a group with a NaN is
+ *            all NaN.
  *
  * With `shared` values there is one head and no values of their own: a value is the first value_dim elements of its key
  * (latent attention, arXiv 2405.04434).

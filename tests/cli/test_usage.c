@@ -69,7 +69,7 @@ static void test_mistakes(void **state)
     EXPECT_ERROR(2, "the nearest is --max-new-tokens", "generate", MODEL, "--max-new", "3");
     EXPECT_ERROR(2, "--max-new-tokens needs a value", "generate", MODEL, "--max_new_tokens");
     EXPECT_ERROR(2, "unexpected \"two\"", "generate", MODEL, "two");
-    EXPECT_ERROR(2, "--kv-bits: \"8\" is none of", "generate", MODEL, "--kv-bits", "8");
+    EXPECT_ERROR(2, "--kv-bits: \"7\" is none of", "generate", MODEL, "--kv-bits", "7");
     EXPECT_ERROR(2, "not a size", "generate", MODEL, "--host-memory", "lots");
     EXPECT_ERROR(2, "exclude each other", "generate", MODEL, "--prompt", "x", "--greedy", "--top-k", "5");
     EXPECT_ERROR(2, "more than one", "generate", MODEL, "--prompt", "x", "--token-ids", "1");

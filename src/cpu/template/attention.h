@@ -178,17 +178,17 @@ static void take_block(attention_state *state, size_t block, size_t lowest, size
     state->key_step = pst_kv_row_bytes(layout->type, layout->key_dim);
     state->value_step = layout->shared ? state->key_step : pst_kv_row_bytes(layout->type, layout->value_dim);
     state->half = layout->type == PST_KV_F16;
-    if (layout->type == PST_KV_F32 || layout->type == PST_KV_F16)
+    if (kv_codes(layout->type) == NULL)
         return;
-    const size_t bits = layout->type == PST_KV_Q4 ? 4 : 8;
+    const pst_weight_format *codes = kv_codes(layout->type);
     float *keys = state->wide, *values = layout->shared ? keys : keys + KEY_BLOCK * state->key_padded;
     const size_t value_padded = layout->shared ? state->key_padded : state->value_padded;
     for (size_t j = lowest; j < highest; j++) {
-        kv_widen_codes((const unsigned char *)state->keys + j * state->key_step, keys + j * state->key_padded, bits,
-                       state->key_dim);
+        kernel_dequantize(state->keys + j * state->key_step, codes, state->key_dim, 0, state->key_dim,
+                          keys + j * state->key_padded);
         if (!layout->shared)
-            kv_widen_codes((const unsigned char *)state->values + j * state->value_step, values + j * value_padded,
-                           bits, state->value_dim);
+            kernel_dequantize(state->values + j * state->value_step, codes, state->value_dim, 0, state->value_dim,
+                              values + j * value_padded);
     }
     state->keys = (const char *)keys;
     state->values = (const char *)values;

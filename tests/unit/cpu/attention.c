@@ -55,12 +55,12 @@ static double decode(pst_kv_type type, const unsigned char *row, size_t dim, siz
         return ref_from_f16(half);
     }
     size_t code_bytes = type == PST_KV_Q8 ? dim : (dim + 1) / 2;
-    const unsigned char *parameters = row + code_bytes + code_bytes % 2 + d / 64 * 4;
+    const unsigned char *parameters = row + code_bytes + d / 64 * 4;
     unsigned code = type == PST_KV_Q8 ? row[d] : d % 2 ? row[d / 2] >> 4 : row[d / 2] & 15;
     memcpy(&half, parameters, 2);
-    double minimum = ref_from_f16(half);
-    memcpy(&half, parameters + 2, 2);
     *scale = ref_from_f16(half);
+    memcpy(&half, parameters + 2, 2);
+    double minimum = ref_from_f16(half);
     return code * *scale + minimum;
 }
 
@@ -401,8 +401,8 @@ static void test_sizes(void **unused)
     (void)unused;
     assert_int_equal(pst_kv_row_bytes(PST_KV_F32, 5), 20);
     assert_int_equal(pst_kv_row_bytes(PST_KV_F16, 5), 10);
-    assert_int_equal(pst_kv_row_bytes(PST_KV_Q8, 5), 6 + 4);
-    assert_int_equal(pst_kv_row_bytes(PST_KV_Q4, 5), 4 + 4);
+    assert_int_equal(pst_kv_row_bytes(PST_KV_Q8, 5), 5 + 4);
+    assert_int_equal(pst_kv_row_bytes(PST_KV_Q4, 5), 3 + 4);
     assert_int_equal(pst_kv_row_bytes(PST_KV_Q8, 128), 128 + 8);
     assert_int_equal(pst_kv_row_bytes(PST_KV_Q4, 576), 288 + 36);
     pst_kv_layout latent = {.type = PST_KV_F16, .kv_heads = 1, .key_dim = 576, .value_dim = 512, .shared = true};
