@@ -51,6 +51,7 @@ int pst_config_activation(const reader *in, const char *key, const char *fallbac
         pst_activation activation;
     } names[] = {{"silu", PST_ACT_SILU},          {"swish", PST_ACT_SILU},
                  {"gelu", PST_ACT_GELU},          {"gelu_pytorch_tanh", PST_ACT_GELU_TANH},
+                 {"gelu_python", PST_ACT_GELU},   {"gelu_accurate", PST_ACT_GELU_TANH},
                  {"gelu_new", PST_ACT_GELU_TANH}, {"gelu_fast", PST_ACT_GELU_TANH},
                  {"relu", PST_ACT_RELU}};
     const char *name = fallback ? fallback : "silu";
@@ -64,13 +65,37 @@ int pst_config_activation(const reader *in, const char *key, const char *fallbac
     return pst_fail(in->err, PST_E_UNSUPPORTED, in->path, "activation \"%s\" is not supported", name);
 }
 
+int pst_config_eps(const reader *in, const char *key, double fallback, pst_transformer *t)
+{
+    double eps = fallback;
+    PST_TRY(pst_json_double(in->root, key, false, &eps, in->path, in->err));
+    if (!(eps >= 0 && eps <= 1))
+        return pst_fail(in->err, PST_E_FORMAT, in->path, "\"%s\" is %g", key, eps);
+    t->norm_eps = (float)eps;
+    return 0;
+}
+
+int pst_config_tied(const reader *in, bool fallback, pst_transformer *t)
+{
+    t->tied_head = fallback;
+    int status = pst_json_bool(in->root, "tie_word_embeddings", false, &t->tied_head, in->path, in->err);
+    t->tied_stated = status == 0;
+    return status < 0 ? status : 0;
+}
+
+int pst_config_even_heads(const reader *in, pst_transformer *t)
+{
+    t->kv_heads = t->heads;
+    t->head_dim = t->hidden / t->heads;
+    if (t->hidden % t->heads != 0 || t->head_dim > PST_MAX_HEAD_DIM)
+        return pst_fail(in->err, PST_E_FORMAT, in->path, "%u attention heads cannot share a width of %u", t->heads,
+                        t->hidden);
+    return 0;
+}
+
 static int read_switches(const reader *in, pst_transformer *t)
 {
-    double eps = 1e-6;
-    PST_TRY(pst_json_double(in->root, "rms_norm_eps", false, &eps, in->path, in->err));
-    if (eps < 0 || eps > 1)
-        return pst_fail(in->err, PST_E_FORMAT, in->path, "\"rms_norm_eps\" is %g", eps);
-    t->norm_eps = (float)eps;
+    PST_TRY(pst_config_eps(in, "rms_norm_eps", 1e-6, t));
     bool attention_bias = false;
     PST_TRY(pst_json_bool(in->root, "attention_bias", false, &attention_bias, in->path, in->err));
     if (t->family->mlp_bias)
@@ -78,9 +103,7 @@ static int read_switches(const reader *in, pst_transformer *t)
     t->qkv_bias = t->family->bias == PST_BIAS_QKV || (t->family->bias == PST_BIAS_CONFIG && attention_bias);
     t->o_bias = t->family->bias == PST_BIAS_CONFIG && attention_bias;
     t->qk_norm = t->family->qk_norm;
-    int status = pst_json_bool(in->root, "tie_word_embeddings", false, &t->tied_head, in->path, in->err);
-    t->tied_stated = status == 0;
-    return status < 0 ? status : 0;
+    return pst_config_tied(in, false, t);
 }
 
 /* Which layers look at a window only: layer_types, else the layers from max_window_layers on. */
@@ -108,11 +131,16 @@ static int read_windowed_layers(const reader *in, pst_transformer *t)
     return 0;
 }
 
-static int read_windows(const reader *in, pst_transformer *t)
+/* No layer looks at a window. */
+static int make_windows(const reader *in, pst_transformer *t)
 {
     t->windowed = pst_heap_calloc(t->layers, sizeof *t->windowed);
-    if (t->windowed == NULL)
-        return pst_fail_memory(in->err, "the layers", t->layers);
+    return t->windowed != NULL ? 0 : pst_fail_memory(in->err, "the layers", t->layers);
+}
+
+static int read_windows(const reader *in, pst_transformer *t)
+{
+    PST_TRY(make_windows(in, t));
     pst_window_rule rule = t->family->window;
     bool use = rule == PST_WINDOW_ALL;
     if (rule == PST_WINDOW_LAYERS || rule == PST_WINDOW_SWITCHED)
@@ -203,6 +231,8 @@ static int read_config(const reader *in, pst_transformer *t)
         PST_TRY(t->family->read_all(in, t));
     else
         PST_TRY(read_common(in, t));
+    if (t->windowed == NULL)
+        PST_TRY(make_windows(in, t));
     if (t->embedding_dim == 0)
         t->embedding_dim = t->hidden;
     return read_end_ids(in, t);

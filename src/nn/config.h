@@ -77,8 +77,10 @@ typedef struct pst_transformer {
     uint32_t position_offset; /* learned positions: position p is row p + offset (OPT: 2) */
     bool alibi;               /* attention's scores fall with the distance, head by head (arXiv 2108.12409) */
     bool norm_last, no_final_norm;
+    bool residual_normed; /* what attention and MLP add to is the normed x */
     pst_qkv_order qkv_order;
     float attention_scale; /* 0: 1 / sqrt(head_dim) */
+    bool scale_by_layer;   /* it is divided by the layer's number, from 1 */
 
     uint32_t experts; /* 0: dense everywhere */
     uint32_t experts_per_token, expert_intermediate, shared_intermediate;
@@ -103,6 +105,10 @@ typedef struct pst_transformer {
 int pst_transformer_parse(const char *config, size_t config_bytes, const char *config_path, const char *generation,
                           size_t generation_bytes, const char *generation_path, pst_transformer *out, pst_error *err);
 void pst_transformer_destroy(pst_transformer *transformer); /* what it holds; a zeroed one is fine */
+
+/* How fast the scores of each head fall with the distance: 2^(-8 i / n) for head i of n from 1, n a power of two; where it is
+ * none, the heads beyond the next lower power take every other one of twice as many (arXiv 2108.12409 and its code). */
+void pst_alibi_slopes(uint32_t heads, float *slopes);
 
 /* Frequencies of the pairs in a sequence of `length` positions: rotary/2. Sources: RoFormer (arXiv 2104.09864); linear scaling
  * divides them; llama3 as published with Llama 3.1 (frequencies whose wavelength exceeds the original context are divided,

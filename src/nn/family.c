@@ -11,7 +11,10 @@
     FAMILY(qwen2)                                                                                                      \
     FAMILY(qwen3)                                                                                                      \
     FAMILY(mixtral)                                                                                                    \
-    FAMILY(qwen3_moe)
+    FAMILY(qwen3_moe)                                                                                                  \
+    FAMILY(opt)                                                                                                        \
+    FAMILY(bloom)                                                                                                      \
+    FAMILY(gpt2)
 
 #define ENTRY(family) &pst_family_##family,
 #define NAME(family)  ", " #family

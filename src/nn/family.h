@@ -37,7 +37,7 @@ typedef enum pst_nn_buffer {
     PST_NN_EY,     /* and result: hidden, f32 */
     PST_NN_S,      /* the rows of x whose logits are wanted: hidden, f32 */
     PST_NN_T,      /* those, normed: hidden, compute type */
-    PST_NN_P,      /* those, projected back: embedding_dim, compute type (families with a projection) */
+    PST_NN_P,      /* those, projected back: embedding_dim, f32 (families with a projection) */
     PST_NN_LOGITS, /* vocab, f32 */
     PST_NN_BUFFERS
 } pst_nn_buffer;
@@ -55,6 +55,7 @@ typedef enum pst_nn_kind {
     PST_NN_LATENT_NORM,      /* rms_norm of the first kv_lora_rank elements of CKV, in place */
     PST_NN_LATENT_ATTENTION, /* rotates, stores and attends in the latent space: Q, CKV to A */
     PST_NN_ACTIVATE,         /* out = activation(in) */
+    PST_NN_COPY,             /* out = in, in out's type */
     PST_NN_GATED,            /* out = activation(in) * the buffer after it */
     PST_NN_ROUTE,            /* chooses every row's experts by R and the weight's correction, if there is one */
     PST_NN_EXPERT_TAKE,      /* H's rows of the expert under way to EH */
@@ -81,7 +82,10 @@ typedef enum pst_nn_when {
     PST_NN_IF_NOT_PROJECTED,
     PST_NN_IF_NORM_FIRST, /* norms stand before attention and MLP */
     PST_NN_IF_NORM_LAST,  /* norms stand after they were added */
-    PST_NN_IF_FINAL_NORM
+    PST_NN_IF_FINAL_NORM,
+    PST_NN_IF_NO_FINAL_NORM,
+    PST_NN_IF_RESIDUAL_PLAIN,
+    PST_NN_IF_RESIDUAL_NORMED
 } pst_nn_when;
 
 typedef struct pst_nn_op {
@@ -153,6 +157,7 @@ const char *pst_family_names(void);
 
 /* The families, each defined in its file of families/. */
 extern const pst_family pst_family_llama, pst_family_mistral, pst_family_qwen2, pst_family_qwen3;
+extern const pst_family pst_family_opt, pst_family_bloom, pst_family_gpt2;
 extern const pst_family pst_family_mixtral, pst_family_qwen3_moe;
 /* Recipes that several of them share. */
 extern const pst_nn_recipe pst_recipe_rms_head;
@@ -179,6 +184,11 @@ int pst_config_experts(const pst_config_reader *in, const char *const *keys, uin
                        pst_transformer *t);
 /* Whether the routing's groups, which are set, can be. */
 int pst_config_groups(const pst_config_reader *in, pst_transformer *t);
+/* Heads that share out->hidden evenly, each with a key and value of its own: sets kv_heads and head_dim. */
+int pst_config_even_heads(const pst_config_reader *in, pst_transformer *out);
+int pst_config_eps(const pst_config_reader *in, const char *key, double fallback, pst_transformer *out);
+/* tie_word_embeddings; `fallback` where config.json is silent. */
+int pst_config_tied(const pst_config_reader *in, bool fallback, pst_transformer *out);
 /* The rotary parameters of heads of which head_dim elements may be rotated, into out->rope; after out->context, which
  * "dynamic" scaling extends. */
 int pst_config_rope(const pst_config_reader *in, uint32_t head_dim, pst_transformer *out);

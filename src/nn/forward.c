@@ -20,6 +20,7 @@ static pst_forward_op *const operators[] = {
     [PST_NN_STORE_KV] = pst_forward_store_kv,
     [PST_NN_ATTENTION] = pst_forward_attention,
     [PST_NN_ACTIVATE] = pst_forward_activate,
+    [PST_NN_COPY] = pst_forward_copy,
     [PST_NN_GATED] = pst_forward_gated,
     [PST_NN_ROUTE] = pst_forward_route,
     [PST_NN_EXPERT_TAKE] = pst_forward_expert_take,

@@ -23,6 +23,9 @@ int pst_forward_attention(const pst_forward_run *run, const pst_nn_step *step)
                          .heads = t->heads,
                          .layout = f->kv_layout,
                          .window = t->windowed != NULL && t->windowed[run->nn->layer] ? t->window : 0,
+                         .alibi = f->alibi,
                          .scale = t->attention_scale != 0 ? t->attention_scale : 1.0f / sqrtf((float)t->head_dim)};
+    if (t->scale_by_layer)
+        job.scale /= (float)(run->nn->layer + 1);
     return pst_forward_checked(run, f->device->ops->attention(f->device, &job));
 }

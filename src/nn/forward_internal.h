@@ -31,6 +31,7 @@ struct pst_forward {
     float *rope_table; /* NULL: nothing is rotated */
     uint64_t rope_bytes;
     float *rope_frequencies; /* scratch: rotary/2 */
+    float *alibi;            /* slopes by head; NULL: none */
     /* The small tensors of the product or norm under way, as in the file: they come before the matrix and may be in an
      * earlier part, whose slot is gone by the time that they are needed. */
     unsigned char *bias, *aux[PST_NN_AUX];
@@ -69,8 +70,8 @@ typedef struct pst_forward_run {
 typedef int pst_forward_op(const pst_forward_run *run, const pst_nn_step *step);
 
 pst_forward_op pst_forward_norm, pst_forward_layer_norm, pst_forward_matmul, pst_forward_split_qkv, pst_forward_rope,
-    pst_forward_store_kv, pst_forward_attention, pst_forward_activate, pst_forward_gated, pst_forward_select,
-    pst_forward_route, pst_forward_expert_take, pst_forward_expert_add;
+    pst_forward_store_kv, pst_forward_attention, pst_forward_activate, pst_forward_copy, pst_forward_gated,
+    pst_forward_select, pst_forward_route, pst_forward_expert_take, pst_forward_expert_add;
 
 /* A buffer's matrix over the rows of this pass. */
 pst_matrix pst_forward_matrix(const pst_forward *forward, pst_nn_buffer buffer);

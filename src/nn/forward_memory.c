@@ -140,6 +140,7 @@ void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *o
     for (int a = 0; a < PST_NN_AUX; a++)
         out->fixed_bytes += small.aux[a];
     out->fixed_bytes += pst_route_fixed_bytes(t);
+    out->fixed_bytes += t->alibi ? t->heads * sizeof(float) : 0;
     if (!is_rotated(config->program))
         return;
     out->fixed_bytes += t->rope.rotary / 2 * sizeof(float);
@@ -205,6 +206,12 @@ static int make_tables(pst_forward *f, pst_error *err)
     f->rope_frequencies = pst_heap_calloc(rope->rotary / 2 + 1, sizeof *f->rope_frequencies);
     if (!f->rope_rows || !f->logit_row || !f->segments || !f->segment_sequence || !f->rope_frequencies)
         return pst_fail_memory(err, "the rows of a pass", f->max_rows * sizeof *f->segments);
+    if (f->t->alibi) {
+        f->alibi = pst_heap_calloc(f->t->heads, sizeof *f->alibi);
+        if (f->alibi == NULL)
+            return pst_fail_memory(err, "the slopes of heads", f->t->heads * sizeof *f->alibi);
+        pst_alibi_slopes(f->t->heads, f->alibi);
+    }
     if (!is_rotated(f->program))
         return 0;
     bool is_by_row = pst_rope_depends_on_length(rope);
@@ -255,6 +262,7 @@ void pst_forward_destroy(pst_forward *f)
     pst_heap_free(f->position_row);
     pst_heap_free(f->rope_rows);
     pst_heap_free(f->rope_frequencies);
+    pst_heap_free(f->alibi);
     pst_heap_free(f->logit_row);
     pst_heap_free(f->segments);
     pst_heap_free(f->segment_sequence);

@@ -119,6 +119,13 @@ int pst_forward_activate(const pst_forward_run *run, const pst_nn_step *step)
     return pst_forward_checked(run, f->device->ops->activate(f->device, f->t->activation, &in, &out));
 }
 
+int pst_forward_copy(const pst_forward_run *run, const pst_nn_step *step)
+{
+    pst_forward *f = run->f;
+    pst_matrix in = pst_forward_matrix(f, step->op->in), out = pst_forward_matrix(f, step->op->out);
+    return pst_forward_checked(run, f->device->ops->activate(f->device, PST_ACT_IDENTITY, &in, &out));
+}
+
 int pst_forward_gated(const pst_forward_run *run, const pst_nn_step *step)
 {
     pst_forward *f = run->f;

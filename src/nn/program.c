@@ -63,6 +63,9 @@ bool pst_nn_applies(const pst_transformer *t, pst_nn_when when, uint32_t layer)
     case PST_NN_IF_NORM_FIRST: return !t->norm_last;
     case PST_NN_IF_NORM_LAST: return t->norm_last;
     case PST_NN_IF_FINAL_NORM: return !t->no_final_norm;
+    case PST_NN_IF_NO_FINAL_NORM: return t->no_final_norm;
+    case PST_NN_IF_RESIDUAL_PLAIN: return !t->residual_normed;
+    case PST_NN_IF_RESIDUAL_NORMED: return t->residual_normed;
     default: return false;
     }
 }

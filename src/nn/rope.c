@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Rotary frequencies and their table; the formulas' sources are in config.h. */
+/* How attention knows positions: rotary frequencies and their table, slopes; the formulas' sources are in config.h. */
 #include <math.h>
 
 #include "nn/config.h"
@@ -88,4 +88,16 @@ void pst_rope_table(const pst_rope *rope, uint32_t positions, float *frequencies
     pst_rope_frequencies(rope, positions, frequencies);
     for (uint32_t position = 0; position < positions; position++)
         pst_rope_row(rope, frequencies, position, table + (size_t)position * rope->rotary);
+}
+
+void pst_alibi_slopes(uint32_t heads, float *slopes)
+{
+    uint32_t even = 1;
+    while (even <= heads / 2)
+        even *= 2;
+    for (uint32_t head = 0; head < heads; head++) {
+        bool is_even = head < even;
+        double place = is_even ? head + 1.0 : (2.0 * (head - even) + 1.0) / 2.0;
+        slopes[head] = (float)exp2(-8.0 * place / even);
+    }
 }

@@ -48,6 +48,7 @@ class Case:
     mixed: bool = False
     extra: str = ""
     lengths: tuple[int, ...] = (1, 7, 33)
+    cached: bool = False  # greedy ids with a cache, whose keys have another base than a whole pass would give
 
 
 def base(
@@ -247,7 +248,115 @@ def qwen_moe_cases() -> dict[str, Case]:
     }
 
 
+def rope_cases() -> dict[str, Case]:
+    theta = {"rope_theta": 10000.0}
+    wide = base("llama", 40, 4, 2, 52, 61, head_dim=24)
+    yarn = {"factor": 4.0, "original_max_position_embeddings": 32}
+    deep = {"mscale": 0.707, "mscale_all_dim": 1.3, "beta_fast": 16, "beta_slow": 2, "truncate": False}
+    short, long = [1.0, 1.1, 1.3, 1.7, 2.1, 3.0, 3.5, 4.0], [1.5, 2.5, 4.0, 7.0, 12.0, 20.0, 30.0, 40.0]
+    factors = {"short_factor": short, "long_factor": long}
+    return {
+        "llama_yarn": Case(
+            {**wide, "rope_parameters": {"rope_type": "yarn", **theta, **yarn}}, native=True, lengths=(7, 70)
+        ),
+        "llama_yarn_scales": Case(
+            {**wide, **theta, "rope_scaling": {"type": "yarn", **yarn, **deep}}, lengths=(7, 70)
+        ),
+        "qwen2_yarn_bf16": Case(
+            base("qwen2", 60, 6, 2, 26, 61, rope_theta=1e6, rope_scaling={"type": "yarn", "attention_factor": 1.2} | yarn),
+            "bf16",
+        ),
+        "qwen3_yarn_null": Case(
+            base("qwen3", 52, 4, 2, 40, 71, head_dim=14, rope_scaling={"rope_type": "yarn", **yarn, "factor": None}, **theta)
+        ),
+        "llama_dynamic": Case(
+            {**wide, "max_position_embeddings": 24}
+            | {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, **theta}},
+            lengths=(7, 40),
+            cached=True,
+        ),
+        "llama_longrope": Case(
+            {**wide, "head_dim": 16, "max_position_embeddings": 256, **theta}
+            | {"rope_scaling": {"type": "longrope", **factors, "original_max_position_embeddings": 64}},
+            lengths=(7, 33, 70),
+        ),
+        "mistral_longrope_crossing": Case(
+            base("mistral", 48, 4, 2, 40, 71, head_dim=16, sliding_window=None, original_max_position_embeddings=24)
+            | {"rope_parameters": {"rope_type": "longrope", "factor": 3.0, **theta, **factors}},
+            "f16",
+            lengths=(7, 15, 30),
+            cached=True,
+        ),
+        "llama_partial": Case({**wide, "rope_parameters": {"rope_type": "default", **theta, "partial_rotary_factor": 0.5}}),
+        "qwen3_partial": Case(
+            base("qwen3", 44, 2, 1, 20, 53, head_dim=22, partial_rotary_factor=0.37, **theta), "bf16", shards=2
+        ),
+    }
+
+
+def dense_base(family: str, vocab: int, **more) -> dict:
+    """The keys of families whose configs share few with Llama's."""
+    class_names = {"opt": "OPTForCausalLM", "bloom": "BloomForCausalLM", "gpt2": "GPT2LMHeadModel"}
+    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    return {"architectures": [class_names[family]], "model_type": family, "vocab_size": vocab, **ids, **more}
+
+
+def opt_cases() -> dict[str, Case]:
+    def opt(vocab: int, hidden: int, heads: int, inner: int, layers: int = 2, **more) -> dict:
+        shape = {"hidden_size": hidden, "num_attention_heads": heads, "ffn_dim": inner, "num_hidden_layers": layers}
+        return dense_base("opt", vocab, max_position_embeddings=128, **shape, **more)
+
+    last = {"do_layer_norm_before": False}
+    return {
+        "opt": Case(opt(131, 48, 4, 52), native=True, lengths=(1, 7, 100)),
+        "opt_350m": Case(opt(97, 48, 4, 37, word_embed_proj_dim=20, torch_dtype="float16", **last), "f16"),
+        "opt_350m_f32": Case(opt(53, 40, 5, 37, 3, word_embed_proj_dim=52, **last), shards=2),
+        "opt_projected_bf16": Case(opt(71, 36, 6, 29, word_embed_proj_dim=10), "bf16", shards=3, extra="bare"),
+        "opt_odd_gelu": Case(
+            opt(61, 51, 3, 35, 3, activation_function="gelu", _remove_final_layer_norm=True, tie_word_embeddings=False)
+        ),
+        "opt_no_bias": Case(opt(53, 42, 7, 31, enable_bias=False, **last), extra="lm_head"),
+    }
+
+
+def bloom_cases() -> dict[str, Case]:
+    old = {"n_embed": 54, "n_layer": 2, "num_attention_heads": 6, "seq_length": 128, "attention_softmax_in_fp32": True}
+    normed = {"apply_residual_connection_post_layernorm": True, "layer_norm_epsilon": 3e-3}
+    return {
+        "bloom": Case(dense_base("bloom", 131, hidden_size=36, n_layer=2, n_head=6), native=True, lengths=(1, 7, 100)),
+        "bloom_old_bf16": Case(dense_base("bloom", 97, **old), "bf16", shards=3, extra="bare"),
+        "bloom_residual_normed": Case(dense_base("bloom", 53, hidden_size=35, n_layer=2, n_head=5, **normed)),
+        "bloom_f16": Case(dense_base("bloom", 61, hidden_size=52, n_layer=1, n_head=13), "f16", mixed=True),
+        "bloom_untied": Case(
+            dense_base("bloom", 71, hidden_size=48, n_layer=1, n_head=8, tie_word_embeddings=False), shards=2
+        ),
+    }
+
+
+def gpt2_cases() -> dict[str, Case]:
+    def gpt2(vocab: int, hidden: int, heads: int, layers: int = 2, **more) -> dict:
+        return dense_base("gpt2", vocab, n_embd=hidden, n_head=heads, n_layer=layers, n_positions=128, **more)
+
+    return {
+        "gpt2": Case(gpt2(101, 36, 4), native=True, lengths=(1, 7, 100)),
+        "gpt2_bare": Case(gpt2(53, 33, 3, 2, n_ctx=128, layer_norm_epsilon=1e-5), extra="bare"),
+        "gpt2_scales_bf16": Case(
+            gpt2(71, 42, 6, 3, n_inner=35, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True),
+            "bf16",
+            shards=3,
+        ),
+        "gpt2_unscaled": Case(
+            gpt2(61, 40, 5, scale_attn_weights=False, activation_function="relu", tie_word_embeddings=False)
+        ),
+        "gpt2_f16": Case(gpt2(97, 42, 7, n_inner=None, activation_function="gelu"), "f16", shards=2),
+    }
+
+
 CASES: dict[str, Case] = {
+    **rope_cases(),
+    **opt_cases(),
+    **bloom_cases(),
+    **gpt2_cases(),
     **llama_cases(),
     **mistral_cases(),
     **qwen_cases(),
@@ -278,7 +387,7 @@ def try_case(folder: Path, case: Case, seed: int) -> bool:
         routers.noise = ROUTER_NOISE[case.dtype]
         logits = tm.logits_of(model, ids)
         routers.noise = ROUTER_NOISE["f32"]
-        chosen, margin = tm.greedy(model, ids, GREEDY_TOKENS)
+        chosen, margin = tm.greedy(model, ids, GREEDY_TOKENS, case.cached)
         if margin < SMALLEST_MARGIN or not routers.stable:
             return False
         np.save(folder / f"logits_{index}.npy", logits)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import types
 import warnings
 from pathlib import Path
 
@@ -36,13 +37,15 @@ def random_tensor(
 ) -> np.ndarray:
     """Float32 values for the tensor `name`; the deviation depends on its role."""
     values = rng.standard_normal(shape, dtype=np.float32)
-    if name.endswith("norm.weight"):
-        return 1.0 + 0.3 * values
+    module = name.split(".")[-2]
+    if name.endswith("norm.weight") or module.startswith("ln_"):
+        return 0.3 * values + (0.0 if name.endswith(".bias") else 1.0)
     if name.endswith(".bias"):
         return 0.3 * values
-    gains = {"q_proj": attention_gain, "k_proj": attention_gain, "embed_tokens": 2.2, "lm_head": 2.2}
-    gain = gains.get(name.split(".")[-2], 1.0)
-    return values * np.float32(gain / np.sqrt(shape[-1]))
+    gains = dict.fromkeys(["q_proj", "k_proj", "query_key_value", "c_attn"], attention_gain)
+    gains |= dict.fromkeys(["embed_tokens", "lm_head", "word_embeddings", "wte", "wpe", "embed_positions"], 2.2)
+    inputs = shape[0] if module.startswith("c_") else shape[-1]  # GPT-2's matrices have a row per input
+    return values * np.float32(gains.get(module, 1.0) / np.sqrt(inputs))
 
 
 def read_config(folder: Path) -> transformers.PretrainedConfig:
@@ -129,18 +132,25 @@ def write_folder(
     extra: str = "",
     attention_gain: float = 1.5,
 ) -> None:
-    """Writes config.json and the weights. `extra`: "inv_freq" (a buffer that old files store) or "lm_head" (a
-    stored copy of the tied embedding)."""
+    """Writes config.json and the weights. `extra`: "inv_freq" (a buffer that old files store), "lm_head" (a
+    stored copy of the tied embedding) or "bare" (names without the decoder's prefix, GPT-2 with its masks)."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     parsed = read_config(folder)
     tensors = model_tensors(parsed, seed, dtype, mixed, attention_gain)
     if extra == "lm_head":
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        embedding = next(name for name in tensors if name.endswith("embed_tokens.weight"))
+        tensors["lm_head.weight"] = tensors[embedding].clone()
     if extra == "inv_freq":
         half = parsed.hidden_size // parsed.num_attention_heads // 2
         for layer in range(parsed.num_hidden_layers):
             tensors[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.full((half,), 7.0)
+    if extra == "bare":
+        tensors = {name.removeprefix("transformer.").removeprefix("model."): t for name, t in tensors.items()}
+    if parsed.model_type == "gpt2" and extra == "bare":
+        length = parsed.n_positions
+        for layer in range(parsed.n_layer):
+            tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, length, length).tril().bool()
     save_weights(folder, tensors, shards)
 
 
@@ -156,7 +166,37 @@ def load_reference(folder: Path) -> torch.nn.Module:
     missing = set(info["missing_keys"]) - {"lm_head.weight"}
     if missing or info["mismatched_keys"]:
         raise RuntimeError(f"{folder}: missing {missing}, mismatched {info['mismatched_keys']}")
+    rotate_part(model)
     return model.eval()
+
+
+def rotate_part(model: torch.nn.Module) -> None:
+    """Makes a Llama-like model of transformers, which rotates whole heads, rotate their first elements only."""
+    config = model.config
+    share = (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)
+    if share == 1.0 or config.model_type not in ("llama", "mistral", "qwen2", "qwen3"):
+        return
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rotary = int(head_dim * share)
+    powers = torch.arange(0, rotary, 2, dtype=torch.float32) / rotary
+    model.model.rotary_emb.inv_freq = 1.0 / config.rope_parameters["rope_theta"] ** powers
+
+    def rotate(q, k, cos, sin, unsqueeze_dim=1):
+        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+
+        def turn(x):
+            first, second, rest = x[..., : rotary // 2], x[..., rotary // 2 : rotary], x[..., rotary:]
+            turned = torch.cat((-second, first), dim=-1)
+            return torch.cat((x[..., :rotary] * cos + turned * sin, rest), dim=-1)
+
+        return turn(q), turn(k)
+
+    for layer in model.model.layers:
+        forward = layer.self_attn.forward.__func__
+        names = {**forward.__globals__, "apply_rotary_pos_emb": rotate}
+        own = types.FunctionType(forward.__code__, names, closure=forward.__closure__)
+        own.__kwdefaults__, own.__defaults__ = forward.__kwdefaults__, forward.__defaults__
+        layer.self_attn.forward = types.MethodType(own, layer.self_attn)
 
 
 @torch.no_grad()
@@ -189,12 +229,20 @@ class RouterCheck:
             self.stable = self.stable and torch.equal(again, chosen)
 
 
-def greedy(model: torch.nn.Module, ids: list[int], count: int) -> tuple[list[int], float]:
+@torch.no_grad()
+def greedy(
+    model: torch.nn.Module, ids: list[int], count: int, cached: bool = False
+) -> tuple[list[int], float]:
     """`count` greedy ids, each from a whole pass without a cache, and the smallest margin between the best two
-    logits in shares of the largest: where it is near zero, equal ids cannot be expected."""
-    sequence, margin = list(ids), float("inf")
+    logits in shares of the largest: where it is near zero, equal ids cannot be expected. `cached`: with a cache, where
+    that makes a difference, as frequencies then change under way."""
+    sequence, margin, cache = list(ids), float("inf"), None
     for _ in range(count):
-        last = logits_of(model, sequence)[-1]
+        if cached:
+            out = model(torch.tensor([sequence if cache is None else sequence[-1:]]), past_key_values=cache)
+            last, cache = out.logits[0, -1].to(torch.float32).numpy(), out.past_key_values
+        else:
+            last = logits_of(model, sequence)[-1]
         best, second = np.sort(last)[-1:-3:-1]
         margin = min(margin, float((best - second) / np.abs(last).max()))
         sequence.append(int(last.argmax()))

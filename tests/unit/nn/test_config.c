@@ -114,6 +114,78 @@ static void test_generation_defaults(void **state)
     pst_transformer_destroy(&t);
 }
 
+#define OPT   "{\"model_type\":\"opt\",\"vocab_size\":32,\"hidden_size\":16,\"ffn_dim\":24,\"num_hidden_layers\":2"
+#define BLOOM "{\"model_type\":\"bloom\",\"vocab_size\":32"
+#define GPT2  "{\"model_type\":\"gpt2\",\"vocab_size\":32,\"n_embd\":12,\"n_layer\":2"
+
+static void test_dense_families(void **state)
+{
+    (void)state;
+    pst_transformer t;
+    pst_error err;
+    assert_int_equal(parse(OPT ",\"num_attention_heads\":4}", &t, &err), 0);
+    assert_true(t.tied_head && !t.tied_stated && !t.norm_last && !t.no_final_norm && t.qkv_bias && t.mlp_bias);
+    assert_true(t.position_offset == 2 && t.context == 2048 && t.embedding_dim == 16 && t.kv_heads == 4);
+    assert_true(t.activation == PST_ACT_RELU && t.rope.rotary == 0 && !t.windowed[1]);
+    pst_transformer_destroy(&t);
+    /* opt-350m */
+    assert_int_equal(parse(OPT ",\"num_attention_heads\":4,\"do_layer_norm_before\":false,\"word_embed_proj_dim\":5,"
+                               "\"max_position_embeddings\":9}",
+                           &t, &err),
+                     0);
+    assert_true(t.norm_last && t.no_final_norm && t.embedding_dim == 5 && t.context == 9);
+    pst_transformer_destroy(&t);
+    static const char *const blooms[] = {
+        BLOOM ",\"n_embed\":18,\"hidden_size\":7,\"n_layer\":3,\"num_attention_heads\":6}",
+        BLOOM ",\"hidden_size\":18,\"num_hidden_layers\":3,\"n_head\":6,\"seq_length\":2048}"};
+    for (size_t i = 0; i < 2; i++) {
+        assert_int_equal(parse(blooms[i], &t, &err), 0);
+        assert_true(t.hidden == 18 && t.layers == 3 && t.heads == 6 && t.head_dim == 3 && t.intermediate == 72);
+        assert_true(t.alibi && t.context == 2048 && t.qkv_order == PST_QKV_PER_HEAD && !t.residual_normed);
+        pst_transformer_destroy(&t);
+    }
+    assert_int_equal(parse(GPT2 ",\"n_head\":4,\"n_inner\":null,\"scale_attn_weights\":false}", &t, &err), 0);
+    assert_true(t.intermediate == 48 && t.context == 1024 && t.attention_scale == 1 && !t.scale_by_layer);
+    assert_true(t.activation == PST_ACT_GELU_TANH && t.qkv_order == PST_QKV_CONCATENATED && t.tied_head);
+    pst_transformer_destroy(&t);
+}
+
+/* Two heads' slopes below are those that the paper lists for eight and, for heads beyond a power of two, for sixteen. */
+static void test_alibi_slopes(void **state)
+{
+    (void)state;
+    float slopes[12];
+    pst_alibi_slopes(8, slopes);
+    for (int i = 0; i < 8; i++)
+        assert_true(slopes[i] == 1.0f / (float)(2 << i));
+    pst_alibi_slopes(12, slopes);
+    for (int i = 0; i < 12; i++)
+        assert_true(fabsf(slopes[i] / (i < 8 ? 1.0f / (float)(2 << i) : exp2f(-0.5f - (float)(i - 8))) - 1) < 1e-6f);
+    pst_alibi_slopes(1, slopes);
+    assert_true(slopes[0] == 1.0f / 256);
+}
+
+/* What depends on a sequence's length does so only beyond the original context. */
+static void test_rope_by_length(void **state)
+{
+    (void)state;
+    pst_rope rope = {.type = PST_ROPE_DYNAMIC,
+                     .rotary = 8,
+                     .theta = 10000,
+                     .factor = 2,
+                     .original_context = 16,
+                     .attention_factor = 1};
+    float plain[4], at_end[4], beyond[4];
+    assert_true(pst_rope_depends_on_length(&rope));
+    pst_rope_frequencies(&rope, 3, plain);
+    pst_rope_frequencies(&rope, 16, at_end);
+    pst_rope_frequencies(&rope, 17, beyond);
+    assert_memory_equal(plain, at_end, sizeof plain);
+    assert_true(plain[0] == beyond[0] && plain[3] > beyond[3]);
+    rope.type = PST_ROPE_LINEAR;
+    assert_true(!pst_rope_depends_on_length(&rope));
+}
+
 #define ROPE(dictionary, says)                                                                                         \
     {                                                                                                                  \
         "{\"model_type\":\"llama\"," BODY ",\"rope_scaling\":" dictionary "}", PST_E_FORMAT, says                      \
@@ -163,6 +235,20 @@ static void test_refused(void **state)
         {"{\"model_type\":\"llama\"," BODY ",\"partial_rotary_factor\":1.5}", PST_E_FORMAT, "partial"},
         {"{\"model_type\":\"llama\"," BODY ",\"partial_rotary_factor\":0.3}", PST_E_FORMAT, "even"},
         {"{\"model_type\":\"llama\"," BODY ",\"quantization_config\":{\"bits\":4}}", PST_E_FORMAT, "quant_method"},
+        {OPT "}", PST_E_FORMAT, "num_attention_heads"},
+        {OPT ",\"num_attention_heads\":5}", PST_E_FORMAT, "cannot share"},
+        {OPT ",\"num_attention_heads\":32}", PST_E_FORMAT, "cannot share"},
+        {OPT ",\"num_attention_heads\":4,\"max_position_embeddings\":4294967296}", PST_E_FORMAT, "max_position"},
+        {OPT ",\"num_attention_heads\":4,\"word_embed_proj_dim\":-1}", PST_E_FORMAT, "word_embed_proj_dim"},
+        {OPT ",\"num_attention_heads\":4,\"layer_norm_elementwise_affine\":false}", PST_E_UNSUPPORTED, "affine"},
+        {OPT ",\"num_attention_heads\":4,\"activation_function\":\"tanh\"}", PST_E_UNSUPPORTED, "tanh"},
+        {BLOOM ",\"hidden_size\":16777217,\"n_layer\":1,\"n_head\":1}", PST_E_FORMAT, "hidden_size"},
+        {BLOOM ",\"hidden_size\":8192,\"n_layer\":1,\"n_head\":1}", PST_E_FORMAT, "cannot share"},
+        {BLOOM ",\"hidden_size\":16,\"n_layer\":0,\"n_head\":1}", PST_E_FORMAT, "n_layer"},
+        {BLOOM ",\"hidden_size\":16,\"n_layer\":1,\"n_head\":1,\"layer_norm_epsilon\":1e999}", PST_E_FORMAT, ""},
+        {GPT2 "}", PST_E_FORMAT, "n_head"},
+        {GPT2 ",\"n_head\":4,\"n_inner\":0}", PST_E_FORMAT, "n_inner"},
+        {GPT2 ",\"n_head\":4,\"add_cross_attention\":true}", PST_E_UNSUPPORTED, "cross"},
         {"{\"model_type\":\"llama\"," BODY ",\"rms_norm_eps\":-1}", PST_E_FORMAT, "rms_norm_eps"},
         {"{\"model_type\":\"llama\"," BODY ",\"eos_token_id\":\"x\"}", PST_E_FORMAT, "eos_token_id"},
         {"{\"model_type\":\"llama\"," BODY ",\"tie_word_embeddings\":1}", PST_E_FORMAT, "tie_word_embeddings"},
@@ -236,6 +322,9 @@ int main(void)
         cmocka_unit_test(test_defaults_of_families),
         cmocka_unit_test(test_experts),
         cmocka_unit_test(test_generation_defaults),
+        cmocka_unit_test(test_dense_families),
+        cmocka_unit_test(test_alibi_slopes),
+        cmocka_unit_test(test_rope_by_length),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_names_are_complete),
         cmocka_unit_test(test_allocation_failures),
