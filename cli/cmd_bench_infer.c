@@ -24,7 +24,7 @@ typedef struct bench_values {
     cli_lookup lookup;
     cli_runtime runtime;
     const char *model, *prompt, *log_file, *offload_dir, *routing_trace;
-    uint64_t loops, batch_size, prompt_len, gen_len, seed;
+    uint64_t loops, batch_size, prompt_len, gen_len, seed, layers;
     uint64_t pin_memory, quant_bits, quant_group_size, num_gpus;
     bool dummy, cpu_offload, disk_offload, kv_offload, pin_kv_cache, async_kv_offload, use_gds;
 } bench_values;
@@ -83,6 +83,14 @@ static const pst_option work_rows[] = {
      .metavar = "FILE|zipf:S[:SEED]|uniform[:SEED]",
      .help = "models with experts: which experts tokens use is read from FILE (JSON Lines, as 'generate "
              "--routing-trace-out' writes them) or drawn, rank r with a weight of r^-S, instead of computed"},
+    {.name = "layers",
+     .type = PST_OPTION_U64,
+     AT(layers),
+     .metavar = "N",
+     .min = 1,
+     .max = 16384,
+     .help = "compute only the first N layers and the head, to measure models that would take too long (or are holes, "
+             "see synth --sparse); what is generated is then not the model's"},
     {.name = "log-file",
      .type = PST_OPTION_STRING,
      AT(log_file),
@@ -464,7 +472,8 @@ static int run_job(bench_job *job, const pst_options_found *found, pst_error *er
     pst_session_options shape = {.max_sequences = (uint32_t)job->batch,
                                  .max_tokens = (uint32_t)(job->prompt_len + values->gen_len),
                                  .max_prompt_tokens = (uint32_t)job->prompt_len,
-                                 .routing_trace = values->routing_trace};
+                                 .routing_trace = values->routing_trace,
+                                 .max_layers = (uint32_t)values->layers};
     cli_runtime runtime = values->runtime;
     bool resident_given = pst_options_given(&cli_command_bench_infer.spec, found, "resident");
     if (values->disk_offload && !resident_given) {

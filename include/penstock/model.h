@@ -93,6 +93,8 @@ typedef struct pst_session_options {
     const char *routing_trace;
     pst_on_routing on_routing; /* NULL: none; on the owner's thread, in the steps */
     void *on_routing_user;
+    uint32_t max_layers; /* only the first so many layers and the head are computed: to measure with, the results are
+                              * not the model's; 0: all */
 } pst_session_options;
 
 /* Plans, allocates and loads what stays resident. PST_E_BUDGET names the smallest budget that works. The caller owns *out. */
@@ -119,6 +121,7 @@ typedef struct pst_plan_info {
     uint64_t block_size;       /* of the reads by io_engine, as the next three */
     uint32_t queue_depth, io_workers;
     bool io_single_submit;
+    double decode_operations_per_second; /* with a row of every sequence; operations_per_second: with many rows */
 } pst_plan_info;
 PST_API void pst_session_get_plan(const pst_session *session, pst_plan_info *out);
 

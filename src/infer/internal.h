@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "infer/cost.h"
 #include "nn/forward.h"
 #include "os/thread.h"
 #include "penstock/io.h"
@@ -49,6 +50,7 @@ struct pst_session {
     pst_pool *pool;
     pst_device *device;
     pst_io *io;
+    pst_transformer transformer; /* the model's, with options.max_layers; its arrays are the model's */
     pst_program *program;
     pst_kv *kv;
     pst_forward *forward;
@@ -72,10 +74,15 @@ struct pst_session {
 
     double disk_bytes_per_second;
     pst_rate decode_rate, prefill_rate; /* rows: up to how many the rate stands for */
-    uint32_t windowed_layers;
+    pst_cost cost;                      /* once measured */
     pst_session_counters counters;
 };
 
+/* What a session of these (checked) options asks of the planner; pure but for the default of the budget. config: transformer
+ * and program are set, what belongs to the request is set here. process_bytes: what the process takes before the session has
+ * its memory. */
+int pst_session_request_plan(const pst_session_options *options, uint64_t process_bytes, pst_forward_config *config,
+                             pst_plan_request *out, pst_kv_memory *out_cache, pst_error *err);
 /* Measures the drive and the processor, in the session's own memory; before the first pass. */
 int pst_session_measure(pst_session *session, pst_error *err);
 /* PST_E_USAGE while sequences that were added by hand hold slots. */

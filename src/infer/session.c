@@ -45,13 +45,13 @@ static int check_options(const pst_model *model, const pst_session_options *give
 }
 
 /* What belongs to the request and the checkpoint, never to placement. */
-static void choose_types(const pst_model *model, const pst_session_options *o, pst_forward_config *config)
+static void choose_types(const pst_session_options *o, pst_forward_config *config)
 {
-    bool is_f32 = model->program->weight_type == PST_F32;
+    const pst_program *program = config->program;
+    bool is_f32 = program->weight_type == PST_F32;
     /* auto: bf16 where every matrix is bf16 and there are so many that products take the time. Rounding their inputs costs no
      * likelihood that `score` could show (docs/benchmarks) and halves the time; a small model can have its digits for nothing.
      * f16 weights have more digits than bf16 and no products of their own. */
-    const pst_program *program = model->program;
     bool is_large = program->parameters >= LARGE_PARAMETERS;
     bool auto_bf16 = o->compute_type == PST_COMPUTE_AUTO && program->weight_type == PST_BF16 && is_large;
     config->compute_type = o->compute_type == PST_COMPUTE_BF16 || auto_bf16 ? PST_BF16 : PST_F32;
@@ -64,12 +64,12 @@ static void choose_types(const pst_model *model, const pst_session_options *o, p
             config->kv_type = types[i];
 }
 
-static pst_kv_config describe_kv(const pst_session *s, pst_kv_type type)
+static pst_kv_config describe_kv(const pst_forward_config *config)
 {
-    return (pst_kv_config){.layout = pst_kv_layout_of(&s->model->transformer, type),
-                           .layers = s->model->transformer.layers,
-                           .max_sequences = s->options.max_sequences,
-                           .max_tokens = s->options.max_tokens};
+    return (pst_kv_config){.layout = pst_kv_layout_of(config->transformer, config->kv_type),
+                           .layers = config->transformer->layers,
+                           .max_sequences = config->max_sequences,
+                           .max_tokens = config->max_tokens};
 }
 
 static uint64_t choose_budget(const pst_session_options *o)
@@ -82,7 +82,7 @@ static uint64_t choose_budget(const pst_session_options *o)
     return pst_memory_resident_bytes() + memory.available_bytes / 4 * 3;
 }
 
-static uint64_t choose_resident(const pst_model *model, const pst_session_options *o)
+static uint64_t choose_resident(const pst_program *program, const pst_session_options *o)
 {
     if (!o->resident_set)
         return UINT64_MAX;
@@ -90,15 +90,19 @@ static uint64_t choose_resident(const pst_model *model, const pst_session_option
         return o->resident_bytes;
     if (o->resident_share >= 1)
         return UINT64_MAX;
-    return (uint64_t)(o->resident_share * (double)model->program->weight_bytes);
+    return (uint64_t)(o->resident_share * (double)program->weight_bytes);
 }
 
-static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
+int pst_session_request_plan(const pst_session_options *o, uint64_t process_bytes, pst_forward_config *config,
+                             pst_plan_request *out, pst_kv_memory *out_cache, pst_error *err)
 {
-    const pst_session_options *o = &s->options;
+    const pst_program *program = config->program;
+    config->max_sequences = o->max_sequences;
+    config->max_tokens = o->max_tokens;
+    choose_types(o, config);
     pst_forward_memory memory;
     pst_forward_measure(config, &memory);
-    pst_kv_config kv = describe_kv(s, config->kv_type);
+    pst_kv_config kv = describe_kv(config);
     pst_kv_memory cache;
     pst_kv_measure(&kv, &cache);
     uint64_t prompt_rows = (uint64_t)o->max_sequences * o->max_prompt_tokens;
@@ -108,19 +112,19 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
     /* Decoding wants a row of every sequence in one pass; scoring can do with one row. */
     uint32_t least = o->all_logits ? 1 : o->max_sequences;
     pst_plan_request request = {
-        .stages = s->program->stages,
-        .stage_count = s->program->stage_count,
+        .stages = program->stages,
+        .stage_count = program->stage_count,
         .budget_bytes = choose_budget(o),
-        .process_bytes = pst_memory_resident_bytes() + PROCESS_RESERVE_BYTES + pst_trace_memory_bytes(o->trace),
+        .process_bytes = process_bytes + PROCESS_RESERVE_BYTES + pst_trace_memory_bytes(o->trace),
         .row_bytes =
             memory.row_bytes + sizeof(pst_row) + sizeof(uint32_t) + (o->all_logits ? memory.logit_row_bytes : 0),
         .min_rows = least,
         .max_rows = useful > least ? (uint32_t)useful : least,
-        .max_resident_bytes = choose_resident(s->model, o),
+        .max_resident_bytes = choose_resident(program, o),
         .max_slot_bytes = o->max_slot_bytes,
     };
     uint64_t logits = o->all_logits ? 0 : o->max_sequences * memory.logit_row_bytes;
-    uint64_t others = memory.fixed_bytes + logits + pst_ring_gather_bytes(s->program->stages, s->program->stage_count) +
+    uint64_t others = memory.fixed_bytes + logits + pst_ring_gather_bytes(program->stages, program->stage_count) +
                       (uint64_t)o->max_sequences *
                           (o->max_tokens * sizeof(uint32_t) + sizeof(pst_sequence) + sizeof(uint32_t) + SLOT_BYTES);
     if (__builtin_add_overflow(cache.kv_bytes, others, &request.fixed_bytes) ||
@@ -128,6 +132,17 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
         request.fixed_bytes > UINT64_MAX / 4)
         return pst_fail(err, PST_E_BUDGET, NULL, "the KV cache of %u sequences of %u tokens fits no memory",
                         o->max_sequences, o->max_tokens);
+    *out = request;
+    *out_cache = cache;
+    return 0;
+}
+
+static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
+{
+    const pst_session_options *o = &s->options;
+    pst_plan_request request;
+    pst_kv_memory cache;
+    PST_TRY(pst_session_request_plan(o, pst_memory_resident_bytes(), config, &request, &cache, err));
     PST_TRY(pst_plan_create(&request, &s->plan, err));
     config->max_rows = s->plan.rows_per_pass;
     config->max_logit_rows = o->all_logits ? s->plan.rows_per_pass : o->max_sequences;
@@ -190,7 +205,10 @@ static int make_engines(pst_session *s, pst_error *err)
     PST_TRY(pst_pool_create(o->threads, &s->pool, err));
     PST_TRY(pst_device_host_create(s->pool, o->kernels, &s->device, err));
     PST_TRY(pst_io_open(&io, &s->io, err));
-    return pst_program_create(&s->model->transformer, s->model->store, &s->program, err);
+    s->transformer = s->model->transformer;
+    if (o->max_layers != 0 && o->max_layers < s->transformer.layers)
+        s->transformer.layers = o->max_layers;
+    return pst_program_create(&s->transformer, s->model->store, &s->program, err);
 }
 
 /* The tokenizer, before the plan is made, so that its memory counts. A model may have none, or one that is not understood:
@@ -209,20 +227,15 @@ static int open_session(pst_session *s, pst_error *err)
 {
     const pst_session_options *o = &s->options;
     PST_TRY(make_engines(s, err));
-    pst_forward_config config = {.transformer = &s->model->transformer,
-                                 .program = s->program,
-                                 .device = s->device,
-                                 .max_sequences = o->max_sequences,
-                                 .max_tokens = o->max_tokens};
-    choose_types(s->model, o, &config);
+    pst_forward_config config = {.transformer = &s->transformer, .program = s->program, .device = s->device};
     if (o->routing_trace != NULL)
-        PST_TRY(pst_routing_trace_open(o->routing_trace, &s->model->transformer, &s->routing_trace, err));
+        PST_TRY(pst_routing_trace_open(o->routing_trace, &s->transformer, &s->routing_trace, err));
     config.routing_trace = s->routing_trace;
     config.record_routing = o->on_routing != NULL;
     open_tokenizer(s);
     PST_TRY(make_plan(s, &config, err));
     PST_TRY(make_sequences(s, config.max_logit_rows, err));
-    pst_kv_config kv = describe_kv(s, config.kv_type);
+    pst_kv_config kv = describe_kv(&config);
     PST_TRY(pst_kv_create(&kv, &s->kv, err));
     config.kv = s->kv;
     PST_TRY(pst_forward_create(&config, &s->forward, err));

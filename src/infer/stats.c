@@ -14,24 +14,6 @@
 enum { PREFILL_ROWS = 256 };
 static const uint64_t MEASURED_BYTES = 512ull << 20;
 
-/* Multiplications and additions of a pass: two per weight and row, and attention's products with `keys` keys in all layers
- * and rows together. */
-static double operations(const pst_session *s, uint32_t rows, uint32_t logit_rows, double keys)
-{
-    const pst_transformer *t = &s->model->transformer;
-    double head = (double)t->vocab * t->hidden;
-    double layers = (double)s->model->program->parameters - head * (t->tied_head ? 1 : 2);
-    return 2.0 * (layers * rows + head * logit_rows) + 4.0 * t->heads * t->head_dim * keys;
-}
-
-/* Keys that a row at `position` looks at, in all layers together. */
-static double keys_of_row(const pst_session *s, uint32_t position)
-{
-    const pst_transformer *t = &s->model->transformer;
-    double all = position + 1.0, near = t->window && t->window < all ? t->window : all;
-    return near * s->windowed_layers + all * (t->layers - s->windowed_layers);
-}
-
 static double bound(const pst_session *s, uint32_t rows, double operation_count, uint64_t bytes, double *disk,
                     double *math)
 {
@@ -45,21 +27,21 @@ int pst_session_measure(pst_session *s, pst_error *err)
 {
     uint64_t bytes;
     const void *memory = pst_ring_weights(s->ring, &bytes);
-    pst_dtype type = s->model->program->weight_type;
-    const pst_transformer *t = &s->model->transformer;
+    pst_dtype type = s->program->weight_type;
     uint32_t sequences = s->options.max_sequences;
     s->decode_rate.rows = sequences;
     s->prefill_rate.rows = PREFILL_ROWS;
-    for (uint32_t i = 0; i < t->layers; i++)
-        s->windowed_layers += t->windowed[i];
+    pst_cost_of(&s->transformer, s->program, &s->cost);
     PST_TRY(pst_forward_measure_rate(s->forward, memory, bytes, type, sequences, &s->decode_rate.flops, err));
     PST_TRY(pst_forward_measure_rate(s->forward, memory, bytes, type, PREFILL_ROWS, &s->prefill_rate.flops, err));
     PST_TRY(pst_ring_measure(s->ring, MEASURED_BYTES, &s->disk_bytes_per_second, err));
     double disk, math;
-    double count = operations(s, sequences, sequences, sequences * keys_of_row(s, s->options.max_tokens / 2));
+    double count = pst_cost_operations(&s->cost, sequences, sequences,
+                                       sequences * pst_cost_keys(&s->cost, s->options.max_tokens / 2));
     s->info.pass_bound_seconds = bound(s, sequences, count, s->plan.streamed_bytes, &disk, &math);
     s->info.read_bytes_per_second = s->disk_bytes_per_second;
     s->info.operations_per_second = s->prefill_rate.flops;
+    s->info.decode_operations_per_second = s->decode_rate.flops;
     pst_log(PST_LOG_INFO,
             "bound: a pass with a row of each of %u sequences takes at least %.3g s (drive %.3g s, compute %.3g s)",
             sequences, s->info.pass_bound_seconds, disk, math);
@@ -73,8 +55,8 @@ void pst_session_count_bound(pst_session *s, uint32_t rows, uint32_t logit_rows,
         return;
     double keys = 0, disk, math;
     for (uint32_t i = 0; i < rows; i++)
-        keys += keys_of_row(s, s->rows[i].position);
-    c->bound_seconds += bound(s, rows, operations(s, rows, logit_rows, keys), bytes_read, &disk, &math);
+        keys += pst_cost_keys(&s->cost, s->rows[i].position);
+    c->bound_seconds += bound(s, rows, pst_cost_operations(&s->cost, rows, logit_rows, keys), bytes_read, &disk, &math);
     c->disk_seconds += disk;
     c->math_seconds += math;
 }
