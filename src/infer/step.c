@@ -107,7 +107,7 @@ static uint32_t choose_rows(pst_session *s)
 
 static int tell_routing(const pst_session *s, uint32_t count, pst_error *err)
 {
-    const pst_transformer *t = &s->model->transformer;
+    const pst_transformer *t = &s->transformer;
     uint32_t layers = 0;
     for (uint32_t i = 0; t->experts > 0 && i < t->layers; i++)
         layers += t->sparse[i];
@@ -124,7 +124,7 @@ static int run_pass(pst_session *s, uint32_t count, pst_error *err)
     PST_TRY(pst_ring_gather(s->ring, 0, s->row_ids, count, pst_forward_embed, s->forward, err));
     if (s->program->gathered_stages > 1) {
         for (uint32_t i = 0; i < count; i++)
-            s->row_ids[i] = s->rows[i].position + s->model->transformer.position_offset;
+            s->row_ids[i] = s->rows[i].position + s->transformer.position_offset;
         PST_TRY(pst_ring_gather(s->ring, 1, s->row_ids, count, pst_forward_embed_position, s->forward, err));
     }
     PST_TRY(pst_ring_pass(s->ring, !s->last_pass, err));
