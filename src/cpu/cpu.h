@@ -49,6 +49,26 @@ typedef struct pst_cpu_matmul {
     size_t w_row;       /* FP8_BLOCKS: the tensor's row that w begins with */
 } pst_cpu_matmul;
 
+/* A block of a product with a transposed matrix: y[r][c] = (begin: the old y[r][c] if accumulate, + bias[c]; else the old
+ * y[r][c]), then + x[r][i] * w[i][first_output + c] for one input i at hand after the other. */
+typedef struct pst_cpu_transposed {
+    const void *x;   /* rows x inputs, F32 or BF16 */
+    size_t x_stride; /* elements */
+    pst_dtype x_type, bias_type;
+    const void *w; /* the tensor's rows at hand, all their columns */
+    const pst_weight_format *format;
+    /* GPTQ, AWQ: of the whole tensor. index: groups in range, or NULL. Any address. */
+    const void *scales, *zeros, *index;
+    size_t outputs; /* of the tensor; GPTQ, AWQ: a multiple of 32/bits */
+    size_t first_output, columns;
+    size_t first_input, inputs; /* at hand; GPTQ: multiples of 32/bits */
+    const void *bias;           /* columns, or NULL */
+    float *y;                   /* rows x columns */
+    size_t y_stride;            /* elements */
+    size_t rows;
+    bool begin, accumulate;
+} pst_cpu_transposed;
+
 /* Attention of consecutive rows of one sequence with one key/value head, or with some of the heads that share it (see
  * pst_attention of device/device.h). */
 typedef struct pst_cpu_attention {
@@ -83,6 +103,7 @@ typedef struct pst_cpu_kernels {
     void (*layer_norm)(const float *x, const void *w, pst_dtype w_type, const void *b, pst_dtype b_type, float eps,
                        void *y, pst_dtype y_type, size_t count);
     void (*matmul)(const pst_cpu_matmul *job);
+    void (*matmul_transposed)(const pst_cpu_transposed *job);
     /* One row: rotates the pairs (i, i + rotary/2) of each head, or (2i, 2i + 1) if interleaved; elements from `rotary` on
      * stay. table: rotary/2 cosines, then rotary/2 sines. */
     void (*rope)(float *x, uint32_t heads, uint32_t head_dim, uint32_t rotary, bool interleaved, const float *table);

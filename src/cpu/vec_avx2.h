@@ -153,6 +153,11 @@ static inline vf vf_load_u4_n(const void *p, size_t n)
     memcpy(&all, p, (n + 1) / 2);
     return vf_load_u4(&all);
 }
+static inline vf vf_bits(vf lanes, int shift, int mask)
+{
+    __m256i a = _mm256_srl_epi32(_mm256_castps_si256(lanes), _mm_cvtsi32_si128(shift));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(a, _mm256_set1_epi32(mask)));
+}
 static inline vf vf_load_f8(const void *p)
 {
     __m128i a = _mm_srai_epi16(_mm_slli_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64(p)), 8), 1);

@@ -159,6 +159,12 @@ static inline vf vf_load_u4_n(const void *p, size_t n)
 {
     return vf_lookup_u4_n(vf_count(), p, n);
 }
+/* Bits shift.. of every 32-bit lane, under a mask, as floats. */
+static inline vf vf_bits(vf lanes, int shift, int mask)
+{
+    __m512i a = _mm512_srl_epi32(_mm512_castps_si512(lanes), _mm_cvtsi32_si128(shift));
+    return _mm512_cvtepi32_ps(_mm512_and_si512(a, _mm512_set1_epi32(mask)));
+}
 /* F8_E4M3 times 2^-8: moved to their places, sign, exponent and fraction are that as an F16, denormals included. The two
  * codes that are NaN read as +-480 times 2^-8. */
 static inline vf vf_widen_f8_(__m128i codes)

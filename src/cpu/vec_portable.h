@@ -165,6 +165,10 @@ static inline vf vf_load_u4(const void *p)
 {
     return vf_load_u4_n(p, 4);
 }
+static inline vf vf_bits(vf lanes, int shift, int mask)
+{
+    return __builtin_convertvector(((vi)lanes >> shift) & vi_set1(mask), vf); /* the mask takes the sign's copies */
+}
 /* As F16 above; in a float's places it is 2^-120 times too small, and 2^-8 of it shall stay. */
 static inline vf vf_load_f8_n(const void *p, size_t n)
 {

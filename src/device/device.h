@@ -47,7 +47,9 @@ typedef struct pst_weight {
  *
  * With a transposed format the rows at hand are inputs first_row.. (times 32/bits for GPTQ) of all w.columns outputs, and a
  * product is a run of calls with rising rows: the first one (w.first_row 0) begins with y = (old y if `accumulate`) + bias,
- * and each adds its inputs one after the other, so that the bits do not depend on the cut. */
+ * and each adds its inputs one after the other, so that the bits do not depend on the cut. w.columns and bias are the
+ * outputs, also where a word of the tensor holds several (AWQ); x.columns are all inputs. An index that names a group
+ * which is not there is PST_E_FORMAT. */
 typedef struct pst_matmul {
     pst_matrix x;
     pst_weight w, bias;

@@ -33,6 +33,7 @@ static inline size_t host_ceil(size_t a, size_t b)
 void host_run(host_device *host, size_t tasks, pst_pool_body *body, void *context);
 
 int host_matmul(pst_device *device, const pst_matmul *job);
+int host_matmul_transposed(host_device *host, const pst_matmul *job);
 int host_take_rows(pst_device *device, const pst_matrix *x, const uint32_t *rows, const pst_matrix *y);
 int host_add_rows(pst_device *device, const pst_matrix *x, const uint32_t *rows, const float *weights,
                   const pst_matrix *y);

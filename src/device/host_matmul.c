@@ -83,7 +83,7 @@ int host_matmul(pst_device *device, const pst_matmul *job)
     host_device *host = host_of(device);
     const size_t rows = job->x.rows, columns = job->w.rows, k = job->w.columns;
     if (job->w.format != NULL && job->w.format->transposed)
-        return PST_E_UNSUPPORTED;
+        return host_matmul_transposed(host, job);
     if (rows == 0 || columns == 0)
         return 0;
     matmul_cut cut = {.host = host, .job = job, .rows_per_task = rows, .columns_per_task = columns};

@@ -3,3 +3,4 @@ pst_test(unit_cpu_matmul SOURCES ${PST_TEST_DIR}/matmul.c ${PST_TEST_DIR}/refere
 pst_test(unit_cpu_attention SOURCES ${PST_TEST_DIR}/attention.c ${PST_TEST_DIR}/reference.c LABELS unit)
 pst_test(unit_cpu_quantize SOURCES ${PST_TEST_DIR}/quantize.c ${PST_TEST_DIR}/stored.c ${PST_TEST_DIR}/reference.c LABELS unit)
 pst_test(unit_cpu_matmul_stored SOURCES ${PST_TEST_DIR}/matmul_stored.c ${PST_TEST_DIR}/stored.c ${PST_TEST_DIR}/reference.c LABELS unit)
+pst_test(unit_cpu_matmul_transposed SOURCES ${PST_TEST_DIR}/matmul_transposed.c ${PST_TEST_DIR}/stored.c ${PST_TEST_DIR}/reference.c LABELS unit)
