@@ -12,10 +12,10 @@ CLASS_NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3"
 SMALLEST_MARGIN = 2e-3  # of the best two logits in shares of the largest: below it, greedy ids may differ
 
 
-def rope_keys(rng: random.Random) -> dict:
+def rope_keys(rng: random.Random, head_dim: int) -> dict:
     """Rotary settings in one of the spellings that folders have."""
     theta = rng.choice([10000.0, 100000.0, 500000.0, 1e6])
-    kind = rng.choice(["default", "default", "llama3", "linear"])
+    kind = rng.choice(["default", "default", "llama3", "linear", "yarn", "dynamic", "longrope"])
     scaling: dict = {}
     if kind == "llama3":
         low = rng.choice([1.0, 2.0])
@@ -27,6 +27,15 @@ def rope_keys(rng: random.Random) -> dict:
         }
     if kind == "linear":
         scaling = {"factor": rng.choice([1.5, 2.0, 4.0])}
+    if kind == "yarn":
+        scaling = {"factor": rng.choice([2.0, 4.0, 40.0]), "original_max_position_embeddings": rng.choice([16, 64])}
+        scaling |= rng.choice([{}, {"beta_fast": 8, "beta_slow": 0.5}, {"attention_factor": 0.8}, {"truncate": False}])
+        scaling |= rng.choice([{}, {"mscale": 1.0}, {"mscale": 0.7, "mscale_all_dim": 1.4}])
+    if kind == "dynamic":  # no test here reaches the context, from which on it differs
+        scaling = {"factor": rng.choice([2.0, 4.0])}
+    if kind == "longrope":  # all sequences on one side: crossing, a whole pass is not what a cache gives
+        lists = {f"{k}_factor": [rng.uniform(1, 30) for _ in range(head_dim // 2)] for k in ("short", "long")}
+        scaling = {"attention_factor": 1.1, "original_max_position_embeddings": rng.choice([1, 128]), **lists}
     spelling = rng.choice(["rope_parameters", "rope_type", "type"])
     if spelling == "rope_parameters":
         return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **scaling}}
@@ -52,8 +61,35 @@ def family_keys(rng: random.Random, family: str, layers: int) -> dict:
     return keys
 
 
+def dense_config(rng: random.Random) -> dict:
+    """OPT, BLOOM or GPT-2, whose configs share few keys with Llama's."""
+    family = rng.choice(["opt", "bloom", "gpt2"])
+    heads, layers, context = rng.choice([1, 2, 3, 5, 6, 8, 11]), rng.randint(1, 3), 256
+    hidden, inner = heads * rng.randint(2, 17), rng.randint(9, 150)
+    config = {"model_type": family, "vocab_size": rng.randint(40, 300), "bos_token_id": 1, "eos_token_id": 2}
+    if family == "opt":
+        config |= {"hidden_size": hidden, "ffn_dim": inner, "num_hidden_layers": layers, "num_attention_heads": heads}
+        config |= {"max_position_embeddings": context, "activation_function": rng.choice(["relu", "gelu"])}
+        config |= {"do_layer_norm_before": rng.random() < 0.6, "enable_bias": rng.random() < 0.8}
+        config["word_embed_proj_dim"] = rng.choice([hidden, hidden, rng.randint(4, 90)])
+        config["_remove_final_layer_norm"] = rng.random() < 0.2
+    if family == "bloom":
+        config |= {rng.choice(["hidden_size", "n_embed"]): hidden, "seq_length": context}
+        config |= {rng.choice(["n_layer", "num_hidden_layers"]): layers}
+        config |= {rng.choice(["n_head", "num_attention_heads"]): heads}
+        config["apply_residual_connection_post_layernorm"] = rng.random() < 0.3
+    if family == "gpt2":
+        config |= {"n_embd": hidden, "n_layer": layers, "n_head": heads, "n_positions": context}
+        config |= {"n_inner": rng.choice([None, inner]), "scale_attn_weights": rng.random() < 0.8}
+        config |= {"scale_attn_by_inverse_layer_idx": rng.random() < 0.3}
+        config["activation_function"] = rng.choice(["gelu_new", "gelu_new", "gelu", "relu"])
+    return {**config, "tie_word_embeddings": rng.random() < 0.7}
+
+
 def random_config(rng: random.Random) -> dict:
     """A config.json; shapes that no kernel's block size divides are likely."""
+    if rng.random() < 0.4:
+        return dense_config(rng)
     family = rng.choice(list(CLASS_NAMES))
     kv_heads = rng.choice([1, 1, 2, 3, 4])
     heads = kv_heads * rng.choice([1, 2, 3, 4, 7])
@@ -74,14 +110,14 @@ def random_config(rng: random.Random) -> dict:
         "bos_token_id": 1,
         "eos_token_id": rng.choice([2, [2, 3], None]),
         "tie_word_embeddings": rng.random() < 0.4,
-        **rope_keys(rng),
         **family_keys(rng, family, layers),
     }
     # Qwen2 has no head_dim of its own; the others may leave it out, save where hidden / heads is odd or the
     # family's default is another number.
     if family != "qwen2" and (family == "qwen3" or rng.random() < 0.6):
         config["head_dim"] = rng.choice([4, 6, 8, 10, 16, 20, 32, 40, 64])
-    return config
+    head_dim = config.get("head_dim", hidden // heads)
+    return {**config, **rope_keys(rng, head_dim)}
 
 
 def random_ids(rng: random.Random, vocab: int, longest: int) -> list[int]:
@@ -98,7 +134,14 @@ def make_random_model(folder: Path, seed: int, dtype: str) -> dict:
     gain = 1.5 if dtype == "f32" else 1.0
     mixed = dtype != "f32" and rng.random() < 0.2
     tm.write_folder(
-        folder, config, seed, dtype, shards=rng.choice([1, 1, 2, 5]), mixed=mixed, attention_gain=gain
+        folder,
+        config,
+        seed,
+        dtype,
+        shards=rng.choice([1, 1, 2, 5]),
+        mixed=mixed,
+        extra=rng.choice(["", "bare"]),
+        attention_gain=gain,
     )
     return config
 

@@ -14,6 +14,7 @@ import random_models
 import tiny_models as tm
 import torch
 from conftest import CASES
+from transformers.pytorch_utils import Conv1D
 
 MODELS = 24
 GREEDY_TOKENS = 16
@@ -37,7 +38,7 @@ def rounded_inputs_error(model: torch.nn.Module, ids: list[int], wanted: np.ndar
     """How far the logits move when every matrix product's input is rounded to bf16: what a model makes of it."""
     hooks = []
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, (torch.nn.Linear, Conv1D)):
             hooks.append(module.register_forward_pre_hook(lambda _, args: (args[0].bfloat16().float(),)))
     moved = tm.relative_difference(tm.logits_of(model, ids), wanted)
     for hook in hooks:

@@ -197,6 +197,12 @@ static void test_invariance(void **state)
     check_case("llama_biases", PST_COMPUTE_AUTO, 0);
     check_case("qwen2", PST_COMPUTE_AUTO, 8);
     check_case("llama_gqa2", PST_COMPUTE_AUTO, 4);
+    check_case("opt_350m", PST_COMPUTE_BF16, 0);
+    check_case("bloom_old_bf16", PST_COMPUTE_BF16, 0);
+    check_case("gpt2_bare", PST_COMPUTE_F32, 0);
+    check_case("gpt2_scales_bf16", PST_COMPUTE_BF16, 16);
+    check_case("mistral_longrope_crossing", PST_COMPUTE_AUTO, 0); /* angles that depend on a sequence's length */
+    check_case("llama_dynamic", PST_COMPUTE_AUTO, 0);
     check_case("mixtral_top3_window", PST_COMPUTE_AUTO, 0);
     check_case("qwen3_moe_mixed_layers", PST_COMPUTE_F32, 16);
     check_case("qwen3_moe_bf16", PST_COMPUTE_BF16, 0);
