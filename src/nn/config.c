@@ -23,6 +23,29 @@ int pst_config_u32(const reader *in, const char *key, uint64_t fallback, uint64_
     return 0;
 }
 
+/* Of a key that latent attention caches and of one that it does not, together a head's dimension. */
+static int read_latent(const reader *in, pst_transformer *t)
+{
+    pst_latent *latent = &t->latent;
+    uint64_t rank = 1536;
+    PST_TRY(pst_config_u32(in, "kv_lora_rank", 512, 1, PST_MAX_HEAD_DIM, &latent->kv_lora_rank));
+    PST_TRY(pst_config_u32(in, "qk_nope_head_dim", 128, 1, PST_MAX_HEAD_DIM / 2, &latent->nope_dim));
+    PST_TRY(pst_config_u32(in, "qk_rope_head_dim", 64, 1, PST_MAX_HEAD_DIM / 2, &latent->rope_dim));
+    PST_TRY(pst_config_u32(in, "v_head_dim", 128, 1, PST_MAX_HEAD_DIM, &latent->value_dim));
+    PST_TRY(pst_json_u64(in->root, "q_lora_rank", false, 1, PST_MAX_DIMENSION, &rank, in->path, in->err));
+    latent->q_lora_rank = json_is_null(json_object_get(in->root, "q_lora_rank")) ? 0 : (uint32_t)rank;
+    t->head_dim = latent->nope_dim + latent->rope_dim;
+    return 0;
+}
+
+static int read_head_dim(const reader *in, pst_transformer *t)
+{
+    if (t->family->latent)
+        return read_latent(in, t);
+    uint32_t dim_default = t->family->default_head_dim ? t->family->default_head_dim : t->hidden / t->heads;
+    return pst_config_u32(in, "head_dim", dim_default ? dim_default : 1, 1, PST_MAX_HEAD_DIM, &t->head_dim);
+}
+
 static int read_dimensions(const reader *in, pst_transformer *t)
 {
     const pst_family *family = t->family;
@@ -37,10 +60,7 @@ static int read_dimensions(const reader *in, pst_transformer *t)
     if (t->heads % t->kv_heads != 0)
         return pst_fail(in->err, PST_E_FORMAT, in->path, "%u attention heads cannot share %u key/value heads", t->heads,
                         t->kv_heads);
-    uint32_t dim_default = family->default_head_dim ? family->default_head_dim : t->hidden / t->heads;
-    if (dim_default == 0)
-        dim_default = 1;
-    PST_TRY(pst_config_u32(in, "head_dim", dim_default, 1, PST_MAX_HEAD_DIM, &t->head_dim));
+    PST_TRY(read_head_dim(in, t));
     return pst_config_u32(in, "max_position_embeddings", family->default_context, 1, UINT32_MAX / 2, &t->context);
 }
 
@@ -204,7 +224,7 @@ static int read_common(const reader *in, pst_transformer *t)
     PST_TRY(read_dimensions(in, t));
     PST_TRY(pst_config_activation(in, "hidden_act", NULL, &t->activation));
     PST_TRY(read_switches(in, t));
-    PST_TRY(pst_config_rope(in, t->head_dim, t));
+    PST_TRY(pst_config_rope(in, t->family->latent ? t->latent.rope_dim : t->head_dim, t));
     PST_TRY(read_windows(in, t));
     if (t->family->read != NULL)
         PST_TRY(t->family->read(in, t));

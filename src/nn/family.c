@@ -14,7 +14,9 @@
     FAMILY(qwen3_moe)                                                                                                  \
     FAMILY(opt)                                                                                                        \
     FAMILY(bloom)                                                                                                      \
-    FAMILY(gpt2)
+    FAMILY(gpt2)                                                                                                       \
+    FAMILY(deepseek_v2)                                                                                                \
+    FAMILY(deepseek_v3)
 
 #define ENTRY(family) &pst_family_##family,
 #define NAME(family)  ", " #family

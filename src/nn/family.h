@@ -51,8 +51,8 @@ typedef enum pst_nn_kind {
     PST_NN_ROPE,       /* in place */
     PST_NN_STORE_KV,
     PST_NN_ATTENTION,
-    PST_NN_LATENT_KEEP,      /* takes a copy of the weight, which LATENT_ATTENTION multiplies with */
-    PST_NN_LATENT_NORM,      /* rms_norm of the first kv_lora_rank elements of CKV, in place */
+    PST_NN_LATENT_KEEP, /* takes a copy of the weight, which LATENT_ATTENTION multiplies with */
+    PST_NN_LATENT_NORM, /* rms_norm with latent attention's own epsilon; of CKV the first kv_lora_rank elements, in place */
     PST_NN_LATENT_ATTENTION, /* rotates, stores and attends in the latent space: Q, CKV to A */
     PST_NN_ACTIVATE,         /* out = activation(in) */
     PST_NN_COPY,             /* out = in, in out's type */
@@ -134,6 +134,7 @@ struct pst_family {
     pst_bias_rule bias;
     bool mlp_bias; /* mlp_bias in config.json counts */
     bool qk_norm;
+    bool latent; /* latent attention: the ranks and the dimensions of heads' parts are read, head_dim is not */
     pst_window_rule window;
     /* What transformers assumes where config.json is silent; 0: derived from the other numbers. */
     uint32_t default_kv_heads, default_head_dim, default_context, default_window;
@@ -158,7 +159,7 @@ const char *pst_family_names(void);
 /* The families, each defined in its file of families/. */
 extern const pst_family pst_family_llama, pst_family_mistral, pst_family_qwen2, pst_family_qwen3;
 extern const pst_family pst_family_opt, pst_family_bloom, pst_family_gpt2;
-extern const pst_family pst_family_mixtral, pst_family_qwen3_moe;
+extern const pst_family pst_family_mixtral, pst_family_qwen3_moe, pst_family_deepseek_v2, pst_family_deepseek_v3;
 /* Recipes that several of them share. */
 extern const pst_nn_recipe pst_recipe_rms_head;
 #define PST_RMS_ATTENTION_OPS 11

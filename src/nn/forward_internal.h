@@ -16,6 +16,16 @@ typedef struct pst_traced_row {
     uint32_t position;
 } pst_traced_row;
 
+/* Latent attention: the matrix that makes keys and values, and what a block of rows is computed in. */
+typedef struct pst_latent_memory {
+    unsigned char *memory; /* all of it; NULL: the model has none */
+    uint64_t bytes;
+    unsigned char *kept; /* the layer's kv_b_proj: plain rows of kept_type */
+    pst_dtype kept_type;
+    float *q, *a, *v; /* block_rows rows: [heads][key_dim], [heads][kv_lora_rank], [heads][value_dim] */
+    uint32_t block_rows;
+} pst_latent_memory;
+
 struct pst_forward {
     const pst_transformer *t;
     pst_device *device;
@@ -40,7 +50,8 @@ struct pst_forward {
     /* The rows of this pass. */
     uint32_t row_count, logit_rows;
     uint32_t expert_rows; /* those that the expert under way computes: of the buffers EH to EY */
-    pst_route route;      /* of the layer under way; zeroed: the model has no experts */
+    pst_latent_memory latent;
+    pst_route route; /* of the layer under way; zeroed: the model has no experts */
     uint32_t sparse_layers;
     const pst_routing_trace *routing_trace;
     pst_traced_row *traced; /* by row; NULL: no trace */
@@ -71,7 +82,8 @@ typedef int pst_forward_op(const pst_forward_run *run, const pst_nn_step *step);
 
 pst_forward_op pst_forward_norm, pst_forward_layer_norm, pst_forward_matmul, pst_forward_split_qkv, pst_forward_rope,
     pst_forward_store_kv, pst_forward_attention, pst_forward_activate, pst_forward_copy, pst_forward_gated,
-    pst_forward_select, pst_forward_route, pst_forward_expert_take, pst_forward_expert_add;
+    pst_forward_select, pst_forward_route, pst_forward_expert_take, pst_forward_expert_add, pst_forward_latent_norm,
+    pst_forward_latent_keep, pst_forward_latent_attention;
 
 /* A buffer's matrix over the rows of this pass. */
 pst_matrix pst_forward_matrix(const pst_forward *forward, pst_nn_buffer buffer);
@@ -87,6 +99,10 @@ pst_weight pst_forward_weight(const pst_forward_run *run, const pst_nn_step *ste
 /* Makes the pass's error of a device's status; 1 for a good one: the step is complete. */
 int pst_forward_checked(const pst_forward_run *run, int status);
 
+/* The same for latent attention. */
+uint64_t pst_latent_bytes(const pst_forward_config *config);
+int pst_latent_create(pst_forward *forward, const pst_forward_config *config, pst_error *err);
+void pst_latent_destroy(pst_forward *forward);
 /* What layers with experts need in memory, per row beside the buffers; making it (nothing for a model without experts). */
 uint64_t pst_experts_row_bytes(const pst_forward_config *config);
 int pst_experts_create(pst_forward *forward, const pst_forward_config *config, pst_error *err);

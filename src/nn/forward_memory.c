@@ -96,7 +96,8 @@ static bool is_rotated(const pst_program *program)
 {
     for (uint32_t s = program->gathered_stages; s < program->stage_count; s++)
         for (uint32_t i = 0; i < program->nn_stages[s].step_count; i++)
-            if (program->nn_stages[s].steps[i].op->kind == PST_NN_ROPE)
+            if (program->nn_stages[s].steps[i].op->kind == PST_NN_ROPE ||
+                program->nn_stages[s].steps[i].op->kind == PST_NN_LATENT_ATTENTION)
                 return true;
     return false;
 }
@@ -139,7 +140,7 @@ void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *o
     out->fixed_bytes = small.bias + (t->family->positions != NULL ? t->hidden * sizeof(float) : 0);
     for (int a = 0; a < PST_NN_AUX; a++)
         out->fixed_bytes += small.aux[a];
-    out->fixed_bytes += pst_route_fixed_bytes(t);
+    out->fixed_bytes += pst_route_fixed_bytes(t) + pst_latent_bytes(config);
     out->fixed_bytes += t->alibi ? t->heads * sizeof(float) : 0;
     if (!is_rotated(config->program))
         return;
@@ -241,6 +242,7 @@ int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_
     PST_TRY_GOTO(fail, make_small(f, err));
     PST_TRY_GOTO(fail, make_tables(f, err));
     PST_TRY_GOTO(fail, pst_experts_create(f, config, err));
+    PST_TRY_GOTO(fail, pst_latent_create(f, config, err));
     config->program->forward = f;
     *out = f;
     return 0;
@@ -256,6 +258,7 @@ void pst_forward_destroy(pst_forward *f)
     pst_memory_unmap(f->activations, f->activation_bytes);
     pst_memory_unmap(f->rope_table, f->rope_bytes);
     pst_experts_destroy(f);
+    pst_latent_destroy(f);
     pst_heap_free(f->bias);
     for (int a = 0; a < PST_NN_AUX; a++)
         pst_heap_free(f->aux[a]);

@@ -184,9 +184,22 @@ static uint64_t vector_width(const builder *b, const pst_nn_op *op)
 {
     switch (op->kind) {
     case PST_NN_HEAD_NORM: return b->t->head_dim;
-    case PST_NN_LATENT_NORM: return b->t->latent.kv_lora_rank;
+    case PST_NN_LATENT_NORM: return op->in == PST_NN_CKV ? b->t->latent.kv_lora_rank : pst_nn_width(b->t, op->in);
     default: return pst_nn_width(b->t, op->in);
     }
+}
+
+/* A matrix of which rows are used on their own, so that they must lie together. */
+static int add_kept(const builder *b, pst_stage *stage, const char *name, const char *suffix, uint64_t outputs,
+                    uint64_t inputs, pst_nn_step *step)
+{
+    PST_TRY(add_matrix(b, stage, name, suffix, outputs, inputs, false, step));
+    if (b->expect == NULL && step->format->transposed)
+        return pst_fail(b->err, PST_E_UNSUPPORTED,
+                        pst_store_file_path(b->store, stage->tensors[step->weight].tensor->file),
+                        "tensor %s has a row per input, which latent attention does not support",
+                        stage->tensors[step->weight].tensor->name);
+    return 0;
 }
 
 static int bind_op(const builder *b, pst_stage *stage, pst_nn_step *step, uint32_t layer, uint32_t expert)
@@ -208,6 +221,8 @@ static int bind_op(const builder *b, pst_stage *stage, pst_nn_step *step, uint32
         PST_TRY(add_vector(b, stage, bias, is_matrix ? out : vector_width(b, op), false, true, &step->bias));
     }
     bool is_tied_head = b->expect != NULL && b->t->tied_head && strcmp(op->weight, "lm_head") == 0;
+    if (op->kind == PST_NN_LATENT_KEEP)
+        return add_kept(b, stage, name, suffix, out, in, step);
     if (is_matrix)
         return is_tied_head ? 0 : add_matrix(b, stage, name, suffix, out, in, op->transposed, step);
     snprintf(whole, sizeof whole, "%s%s", name, suffix);

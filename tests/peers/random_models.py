@@ -8,7 +8,16 @@ from pathlib import Path
 
 import tiny_models as tm
 
-CLASS_NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+CLASS_NAMES = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "mixtral": "Mixtral",
+    "qwen3_moe": "Qwen3Moe",
+    "deepseek_v2": "DeepseekV2",
+    "deepseek_v3": "DeepseekV3",
+}
 SMALLEST_MARGIN = 2e-3  # of the best two logits in shares of the largest: below it, greedy ids may differ
 
 
@@ -44,11 +53,40 @@ def rope_keys(rng: random.Random, head_dim: int) -> dict:
     return {"rope_theta": theta, "rope_scaling": {spelling: kind, **scaling}}
 
 
+def expert_keys(rng: random.Random, family: str, layers: int) -> dict:
+    """Experts in any number, all of them for a token at times."""
+    groups = rng.choice([1, 2, 3, 4])
+    experts = groups * rng.choice([2, 3, 4, 7])
+    top_groups = rng.randint(1, groups)
+    keys: dict = {"num_experts_per_tok": rng.randint(1, min(5, experts))}
+    if family == "mixtral":
+        return {**keys, "num_local_experts": experts, "sliding_window": rng.choice([None, 5, 24])}
+    keys["moe_intermediate_size"] = rng.randint(3, 60)
+    if family == "qwen3_moe":
+        some = [layer for layer in range(layers) if rng.random() < 0.3]
+        sparse = {"decoder_sparse_step": rng.choice([1, 1, 2]), "mlp_only_layers": some}
+        window = {"use_sliding_window": rng.random() < 0.3, "sliding_window": rng.choice([3, 20])}
+        norm = {"norm_topk_prob": rng.random() < 0.5, "attention_bias": rng.random() < 0.3}
+        return {**keys, "num_experts": experts, **sparse, **window, **norm}
+    keys["num_experts_per_tok"] = rng.randint(1, min(5, top_groups * experts // groups))
+    keys |= {"n_routed_experts": experts, "n_shared_experts": rng.choice([1, 2, 3])}
+    keys |= {"first_k_dense_replace": rng.randint(0, layers), "routed_scaling_factor": rng.choice([1.0, 2.5])}
+    keys |= {"n_group": groups, "topk_group": top_groups, "attention_bias": rng.random() < 0.3}
+    keys |= {"q_lora_rank": rng.choice([None, 9, 32]), "kv_lora_rank": rng.choice([8, 17, 64])}
+    keys |= {"qk_nope_head_dim": rng.choice([5, 16, 32]), "qk_rope_head_dim": rng.choice([2, 8, 16])}
+    keys["v_head_dim"] = rng.choice([6, 16, 33])
+    if family == "deepseek_v2":
+        return {**keys, "topk_method": rng.choice(["greedy", "group_limited_greedy"])}
+    return {**keys, "norm_topk_prob": rng.random() < 0.7, "rope_interleave": rng.random() < 0.8}
+
+
 def family_keys(rng: random.Random, family: str, layers: int) -> dict:
     """Keys that only some families know."""
     if family == "llama":
         biases = {"attention_bias": rng.random() < 0.3, "mlp_bias": rng.random() < 0.3}
         return {**biases, "hidden_act": rng.choice(["silu", "silu", "silu", "gelu", "gelu_pytorch_tanh"])}
+    if family in ("mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"):
+        return expert_keys(rng, family, layers)
     if family == "mistral":
         return {"sliding_window": rng.choice([None, 3, 8, 31, 4096])}
     keys: dict = {"use_sliding_window": rng.random() < 0.5, "sliding_window": rng.choice([2, 9, 24])}
@@ -114,7 +152,9 @@ def random_config(rng: random.Random) -> dict:
     }
     # Qwen2 has no head_dim of its own; the others may leave it out, save where hidden / heads is odd or the
     # family's default is another number.
-    if family != "qwen2" and (family == "qwen3" or rng.random() < 0.6):
+    if family.startswith("deepseek"):
+        config["num_key_value_heads"] = heads
+    elif family != "qwen2" and (family == "qwen3" or rng.random() < 0.6):
         config["head_dim"] = rng.choice([4, 6, 8, 10, 16, 20, 32, 40, 64])
     head_dim = config.get("head_dim", hidden // heads)
     return {**config, **rope_keys(rng, head_dim)}
@@ -149,10 +189,23 @@ def make_random_model(folder: Path, seed: int, dtype: str) -> dict:
 def clear_greedy(
     model, rng: random.Random, vocab: int, longest: int, count: int
 ) -> tuple[list[int], list[int]]:
-    """A prompt whose greedy continuation is not a close call, and that continuation."""
+    """A prompt whose greedy continuation is not a close call, nor any token's experts, and that continuation."""
+    routers = tm.RouterCheck(model, rng.randrange(2**31))
+    routers.noise = 1e-5
     for _ in range(200):
         ids = random_ids(rng, vocab, longest)
+        routers.stable = True
         chosen, margin = tm.greedy(model, ids, count)
-        if margin >= SMALLEST_MARGIN:
+        if margin >= SMALLEST_MARGIN and routers.stable:
+            routers.noise = 0.0
             return ids, chosen
     raise RuntimeError("no prompt with clear greedy choices")
+
+
+def survives_rounding(model, ids: list[int]) -> bool:
+    """Whether no token would choose other experts had activations been rounded to bf16."""
+    routers = tm.RouterCheck(model, 0)
+    routers.noise = 1e-2
+    tm.logits_of(model, ids)
+    routers.noise = 0.0
+    return routers.stable

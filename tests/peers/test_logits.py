@@ -78,7 +78,7 @@ def test_random_model(penstock, engines, seed: int, tmp_path: Path, number: int)
             options
         )
 
-    if dtype != "f32":
+    if dtype != "f32" and random_models.survives_rounding(model, ids):
         allowed = max(BF16_TOLERANCE, 2 * rounded_inputs_error(model, ids, wanted))
         for options in placements(rng, engines, 2):
             assert tm.relative_difference(penstock.logits(folder, ids, *options), wanted) <= allowed, options

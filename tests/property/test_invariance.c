@@ -206,6 +206,9 @@ static void test_invariance(void **state)
     check_case("mixtral_top3_window", PST_COMPUTE_AUTO, 0);
     check_case("qwen3_moe_mixed_layers", PST_COMPUTE_F32, 16);
     check_case("qwen3_moe_bf16", PST_COMPUTE_BF16, 0);
+    check_case("deepseek_v3_yarn", PST_COMPUTE_F32, 16);
+    check_case("deepseek_v3_bf16", PST_COMPUTE_BF16, 0);
+    check_case("deepseek_v2", PST_COMPUTE_AUTO, 8);
     assert_true(cut_sessions > 10);
 }
 

@@ -57,6 +57,7 @@ def base(
     """The keys that every config has; the rest as given."""
     class_names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
     class_names |= {"mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe"}
+    class_names |= {"deepseek_v2": "DeepseekV2", "deepseek_v3": "DeepseekV3"}
     return {
         "architectures": [f"{class_names[family]}ForCausalLM"],
         "model_type": family,
@@ -352,6 +353,73 @@ def gpt2_cases() -> dict[str, Case]:
     }
 
 
+# As in DeepSeek-V3's folders, from a context of 16.
+DEEPSEEK_YARN = {
+    "type": "yarn",
+    "factor": 8,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 16,
+}
+
+
+def deepseek_cases() -> dict[str, Case]:
+    latent = {"kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
+    experts = {"n_routed_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 11}
+    groups = {"n_group": 4, "topk_group": 2}
+    names = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1, "ep_size": 1}
+    greedy = {"q_lora_rank": None, "topk_method": "greedy", "norm_topk_prob": False, "n_shared_experts": 2}
+    limited = {"topk_method": "group_limited_greedy", "routed_scaling_factor": 1.7, "n_shared_experts": 1}
+
+    def v3(hidden: int, heads: int, layers: int, **more) -> dict:
+        shape = {"q_lora_rank": 20, "first_k_dense_replace": 1, "n_shared_experts": 1, **latent, **experts, **groups}
+        return base("deepseek_v3", hidden, heads, heads, 34, 71, layers, rope_theta=10000.0, **{**shape, **more})
+
+    def v2(hidden: int, heads: int, layers: int, **more) -> dict:
+        return base("deepseek_v2", hidden, heads, heads, 30, 67, layers, **{**latent, **experts, **more})
+
+    yarn = {"rope_scaling": DEEPSEEK_YARN}
+    sharp = {"rope_scaling": {**DEEPSEEK_YARN, "mscale": 0.707, "mscale_all_dim": 0.5, "factor": 3.5}}
+    return {
+        "deepseek_v3": Case(v3(48, 4, 3), native=True),
+        "deepseek_v3_yarn": Case(v3(52, 3, 2, **yarn, **names), extra="mtp", lengths=(7, 70)),
+        "deepseek_v3_plain_query": Case(
+            v3(40, 5, 2, q_lora_rank=None, first_k_dense_replace=0, norm_topk_prob=False, rope_interleave=False)
+        ),
+        "deepseek_v3_odd": Case(
+            v3(
+                44,
+                2,
+                2,
+                n_routed_experts=9,
+                n_group=3,
+                topk_group=1,
+                num_experts_per_tok=1,
+                n_shared_experts=3,
+                kv_lora_rank=13,
+                qk_nope_head_dim=7,
+                qk_rope_head_dim=6,
+                v_head_dim=9,
+                q_lora_rank=5,
+                attention_bias=True,
+                tie_word_embeddings=True,
+                rms_norm_eps=3e-3,
+                **sharp,
+            ),
+            shards=3,
+        ),
+        "deepseek_v3_bf16": Case(
+            v3(64, 4, 2, n_routed_experts=8, n_group=2, topk_group=1, num_experts_per_tok=2, **yarn),
+            "bf16",
+            lengths=(1, 7, 21),
+        ),
+        "deepseek_v2": Case(v2(48, 4, 2, q_lora_rank=18, **groups, **limited, **yarn), lengths=(7, 70)),
+        "deepseek_v2_greedy": Case(v2(48, 3, 3, first_k_dense_replace=2, **greedy), native=True),
+    }
+
+
 CASES: dict[str, Case] = {
     **rope_cases(),
     **opt_cases(),
@@ -362,6 +430,7 @@ CASES: dict[str, Case] = {
     **qwen_cases(),
     **mixtral_cases(),
     **qwen_moe_cases(),
+    **deepseek_cases(),
 }
 
 

@@ -132,8 +132,9 @@ def write_folder(
     extra: str = "",
     attention_gain: float = 1.5,
 ) -> None:
-    """Writes config.json and the weights. `extra`: "inv_freq" (a buffer that old files store), "lm_head" (a
-    stored copy of the tied embedding) or "bare" (names without the decoder's prefix, GPT-2 with its masks)."""
+    """Writes config.json and the weights. `extra`: "inv_freq" (a buffer that old files store), "lm_head" (a stored
+    copy of the tied embedding), "bare" (names without the decoder's prefix, GPT-2 with its masks) or "mtp" (a layer
+    more than the model has, as DeepSeek-V3's folders store it)."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     parsed = read_config(folder)
@@ -151,6 +152,10 @@ def write_folder(
         length = parsed.n_positions
         for layer in range(parsed.n_layer):
             tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, length, length).tril().bool()
+    if extra == "mtp":
+        layer = parsed.num_hidden_layers
+        tensors[f"model.layers.{layer}.eh_proj.weight"] = torch.full((3, 5), 7.0)
+        tensors[f"model.layers.{layer}.self_attn.o_proj.weight"] = torch.full((2, 2), 7.0)
     save_weights(folder, tensors, shards)
 
 

@@ -17,6 +17,8 @@
 #define BODY                                                                                                           \
     "\"vocab_size\":32,\"hidden_size\":16,\"intermediate_size\":24,\"num_hidden_layers\":2,\"num_attention_heads\":4"
 
+#define V3 "{\"model_type\":\"deepseek_v3\"," BODY
+
 static int parse(const char *config, pst_transformer *out, pst_error *err)
 {
     *err = (pst_error){0};
@@ -95,6 +97,38 @@ static void test_experts(void **state)
     assert_int_equal(parse(config, &t, &err), 0);
     assert_true(t.experts == 5 && t.expert_intermediate == 768 && !t.routing.normalize && t.qk_norm);
     assert_true(t.window == 3 && t.windowed[0] && t.windowed[1] && !t.sparse[0] && t.sparse[1]);
+    pst_transformer_destroy(&t);
+    /* All layers plain: then there are no experts. */
+    static const char plain[] = "{\"model_type\":\"qwen3_moe\"," BODY ",\"decoder_sparse_step\":3}";
+    assert_int_equal(parse(plain, &t, &err), 0);
+    assert_int_equal(t.experts, 0);
+    pst_transformer_destroy(&t);
+}
+
+static void test_deepseek(void **state)
+{
+    (void)state;
+    pst_transformer t;
+    pst_error err;
+    static const char published[] =
+        V3 ",\"first_k_dense_replace\":1,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":40,\"mscale\":1.0,"
+           "\"mscale_all_dim\":1.0,\"original_max_position_embeddings\":4096,\"beta_fast\":32,\"beta_slow\":1},"
+           "\"max_position_embeddings\":163840,\"scoring_func\":\"sigmoid\",\"topk_method\":\"noaux_tc\"}";
+    assert_int_equal(parse(published, &t, &err), 0);
+    assert_true(t.experts == 256 && t.experts_per_token == 8 && t.shared_intermediate == 2048);
+    assert_true(t.latent.q_lora_rank == 1536 && t.latent.kv_lora_rank == 512 && t.latent.value_dim == 128);
+    assert_true(t.head_dim == 192 && t.rope.rotary == 64 && t.rope.interleaved && t.rope.attention_factor == 1);
+    assert_true(t.routing.sigmoid && t.routing.corrected && t.routing.normalize && t.routing.groups == 8);
+    assert_true(t.routing.top_groups == 4 && t.routing.group_scores == 2 && t.routing.scale == 2.5);
+    assert_true(!t.sparse[0] && t.sparse[1]);
+    double sharpening = 0.1 * log(40) + 1; /* the published model's softmax scale */
+    assert_true(fabs((double)t.attention_scale - sharpening * sharpening / sqrt(192)) < 1e-7);
+    pst_transformer_destroy(&t);
+    static const char second[] =
+        "{\"model_type\":\"deepseek_v2\"," BODY ",\"num_experts_per_tok\":6,\"q_lora_rank\":null,\"n_group\":null}";
+    assert_int_equal(parse(second, &t, &err), 0);
+    assert_true(t.experts == 64 && t.routing.groups == 1 && !t.routing.sigmoid && !t.routing.corrected);
+    assert_true(t.latent.q_lora_rank == 0 && t.shared_intermediate == 2 * 1407 && t.sparse[0]);
     pst_transformer_destroy(&t);
 }
 
@@ -258,6 +292,27 @@ static void test_refused(void **state)
         {"{\"model_type\":\"qwen2\"," BODY
          ",\"num_key_value_heads\":4,\"use_sliding_window\":true,\"layer_types\":[1,2]}",
          PST_E_UNSUPPORTED, "layer"},
+        {V3 ",\"n_routed_experts\":10,\"n_group\":4}", PST_E_FORMAT, "10 experts cannot be in 4 groups"},
+        {V3 ",\"n_routed_experts\":8,\"n_group\":8,\"topk_group\":2,\"num_experts_per_tok\":3}", PST_E_FORMAT,
+         "2 groups of 1 experts have no 3"},
+        {V3 ",\"n_group\":2,\"topk_group\":3}", PST_E_FORMAT, "the best 3 groups of 2"},
+        {V3 ",\"n_routed_experts\":0}", PST_E_FORMAT, "n_routed_experts"},
+        {V3 ",\"num_experts_per_tok\":300}", PST_E_FORMAT, "300 experts per token of 256"},
+        {V3 ",\"n_shared_experts\":16000,\"moe_intermediate_size\":100000}", PST_E_FORMAT, "shared experts"},
+        {V3 ",\"kv_lora_rank\":1000000000}", PST_E_FORMAT, "kv_lora_rank"},
+        {V3 ",\"kv_lora_rank\":0}", PST_E_FORMAT, "kv_lora_rank"},
+        {V3 ",\"q_lora_rank\":100000000000}", PST_E_FORMAT, "q_lora_rank"},
+        {V3 ",\"q_lora_rank\":0}", PST_E_FORMAT, "q_lora_rank"},
+        {V3 ",\"qk_rope_head_dim\":7}", PST_E_FORMAT, "even"},
+        {V3 ",\"v_head_dim\":0}", PST_E_FORMAT, "v_head_dim"},
+        {V3 ",\"scoring_func\":\"softmax\"}", PST_E_UNSUPPORTED, "scoring_func"},
+        {V3 ",\"topk_method\":\"greedy\"}", PST_E_UNSUPPORTED, "topk_method"},
+        {V3 ",\"moe_layer_freq\":2}", PST_E_UNSUPPORTED, "moe_layer_freq"},
+        {"{\"model_type\":\"deepseek_v2\"," BODY "}", PST_E_FORMAT, "num_experts_per_tok"},
+        {"{\"model_type\":\"deepseek_v2\"," BODY ",\"num_experts_per_tok\":2,\"norm_topk_prob\":true}",
+         PST_E_UNSUPPORTED, "norm_topk_prob"},
+        {"{\"model_type\":\"deepseek_v2\"," BODY ",\"num_experts_per_tok\":2,\"topk_method\":\"group_limited_greedy\"}",
+         PST_E_FORMAT, "n_group"},
         {"{\"model_type\":\"mixtral\"," BODY ",\"num_key_value_heads\":2,\"num_local_experts\":0}", PST_E_FORMAT,
          "num_local_experts"},
         {"{\"model_type\":\"mixtral\"," BODY ",\"num_key_value_heads\":2,\"num_experts_per_tok\":9}", PST_E_FORMAT,
@@ -321,6 +376,7 @@ int main(void)
         cmocka_unit_test(test_spellings_of_rope),
         cmocka_unit_test(test_defaults_of_families),
         cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_deepseek),
         cmocka_unit_test(test_generation_defaults),
         cmocka_unit_test(test_dense_families),
         cmocka_unit_test(test_alibi_slopes),

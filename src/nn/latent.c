@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Latent attention (arXiv 2405.04434), absorbed. kv_b_proj holds for each head the matrices K (nope x rank) and V (value x
+ * rank) that make keys and values of the cached vector c. Neither is ever made: q . (K c) = (K^T q) . c, so the query goes
+ * into the latent space, attention's result comes out of it, and one cached vector serves all heads:
+ *
+ *   q' = [K^T q_nope, rotated q_rope]    key = [c, rotated k_rope]    a' = softmax(scale q' key) c    a = V a'
+ *
+ * The vectors in the latent space are f32 in any compute type: these products are a few percent of a layer's, and in between
+ * lies the softmax; only the result is rounded, as every input of a product is.
+ *
+ * A head's query and result are some 5 times as long here as in ordinary attention, so rows go through in blocks; no bit
+ * depends on the block, since no operator's does.
+ */
+#include <string.h>
+
+#include "base/error.h"
+#include "base/number.h"
+#include "nn/forward_internal.h"
+#include "os/memory.h"
+
+enum { MAX_BLOCK_ROWS = 64 };
+static const uint64_t BLOCK_BYTES = 24ull
+                                    << 20; /* of the vectors of a block's rows, as far as more than one row goes */
+static const float NORM_EPS = 1e-6f;       /* of the norms inside, which config.json's rms_norm_eps does not speak of */
+
+/* Element counts of one row's vectors. */
+typedef struct row_sizes {
+    uint64_t q, a, v;
+} row_sizes;
+
+static row_sizes sizes_of(const pst_transformer *t)
+{
+    const pst_latent *l = &t->latent;
+    return (row_sizes){(uint64_t)t->heads * (l->kv_lora_rank + l->rope_dim), (uint64_t)t->heads * l->kv_lora_rank,
+                       (uint64_t)t->heads * l->value_dim};
+}
+
+static uint32_t block_rows(const pst_transformer *t)
+{
+    row_sizes sizes = sizes_of(t);
+    uint64_t rows = BLOCK_BYTES / ((sizes.q + sizes.a + sizes.v) * sizeof(float));
+    return (uint32_t)pst_min(pst_max(rows, 1), MAX_BLOCK_ROWS);
+}
+
+/* Bytes of an element as it is kept: plain matrices as they are, others as numbers. */
+static uint32_t kept_bytes(const pst_nn_step *step)
+{
+    return step->format->layout == PST_WEIGHT_PLAIN ? pst_dtype_bits(step->format->type) / 8 : sizeof(float);
+}
+
+/* The largest kv_b_proj as it is kept. */
+static uint64_t most_kept(const pst_forward_config *config)
+{
+    const pst_latent *l = &config->transformer->latent;
+    const pst_program *program = config->program;
+    uint64_t most = 0;
+    for (uint32_t s = program->gathered_stages; s < program->stage_count; s++) {
+        for (uint32_t i = 0; i < program->nn_stages[s].step_count; i++) {
+            const pst_nn_step *step = &program->nn_stages[s].steps[i];
+            if (step->op->kind == PST_NN_LATENT_KEEP)
+                most = pst_max(most, kept_bytes(step));
+        }
+    }
+    return most * config->transformer->heads * (l->nope_dim + l->value_dim) * l->kv_lora_rank;
+}
+
+uint64_t pst_latent_bytes(const pst_forward_config *config)
+{
+    if (config->transformer->latent.kv_lora_rank == 0)
+        return 0;
+    row_sizes sizes = sizes_of(config->transformer);
+    return pst_round_up(most_kept(config), sizeof(float)) +
+           block_rows(config->transformer) * (sizes.q + sizes.a + sizes.v) * sizeof(float);
+}
+
+int pst_latent_create(pst_forward *f, const pst_forward_config *config, pst_error *err)
+{
+    pst_latent_memory *m = &f->latent;
+    m->bytes = pst_latent_bytes(config);
+    if (m->bytes == 0)
+        return 0;
+    PST_TRY(pst_memory_map(m->bytes, "latent attention", (void **)&m->memory, err));
+    row_sizes sizes = sizes_of(f->t);
+    m->block_rows = block_rows(f->t);
+    m->kept = m->memory;
+    m->q = (float *)(void *)(m->memory + pst_round_up(most_kept(config), sizeof(float)));
+    m->a = m->q + m->block_rows * sizes.q;
+    m->v = m->a + m->block_rows * sizes.a;
+    return 0;
+}
+
+void pst_latent_destroy(pst_forward *f)
+{
+    pst_memory_unmap(f->latent.memory, f->latent.bytes);
+}
+
+int pst_forward_latent_norm(const pst_forward_run *run, const pst_nn_step *step)
+{
+    pst_forward *f = run->f;
+    const pst_piece *piece = pst_forward_next_piece(run, step->weight);
+    if (piece == NULL)
+        return 0;
+    pst_matrix in = pst_forward_matrix(f, step->op->in), out = pst_forward_matrix(f, step->op->out);
+    if (step->op->in == PST_NN_CKV)
+        in.columns = out.columns = f->t->latent.kv_lora_rank;
+    pst_weight weight = pst_forward_weight(run, step, piece, in.columns);
+    f->next_piece++;
+    return pst_forward_checked(run, f->device->ops->rms_norm(f->device, &in, &weight, NORM_EPS, &out));
+}
+
+int pst_forward_latent_keep(const pst_forward_run *run, const pst_nn_step *step)
+{
+    pst_forward *f = run->f;
+    const uint32_t rank = f->t->latent.kv_lora_rank;
+    const bool is_plain = step->format->layout == PST_WEIGHT_PLAIN;
+    const uint64_t row_bytes = (uint64_t)rank * kept_bytes(step);
+    f->latent.kept_type = is_plain ? step->format->type : PST_F32;
+    for (int i = 0; i < PST_NN_AUX; i++)
+        pst_forward_keep(run, step->aux[i], f->aux[i]);
+    const pst_piece *piece;
+    while ((piece = pst_forward_next_piece(run, step->weight)) != NULL) {
+        pst_weight weight = pst_forward_weight(run, step, piece, rank);
+        unsigned char *to = f->latent.kept + piece->first_row * row_bytes;
+        f->next_piece++;
+        if (is_plain) {
+            memcpy(to, weight.data, piece->rows * row_bytes);
+        } else {
+            pst_matrix numbers = {to, PST_F32, piece->rows, rank, rank};
+            PST_TRY(pst_forward_checked(run, f->device->ops->convert(f->device, &weight, &numbers)));
+        }
+        if (piece->first_row + piece->rows == run->stage->tensors[step->weight].rows)
+            return 1;
+    }
+    return 0;
+}
+
+/* Rotates the part of each of `heads` heads of x from `first` on. */
+static int rotate(const pst_forward *f, pst_matrix x, uint32_t heads, uint32_t head_dim, uint32_t first)
+{
+    const pst_rope *rope = &f->t->rope;
+    x.data = (float *)x.data + first;
+    x.columns = (size_t)heads * head_dim;
+    return f->device->ops->rope(f->device, &x, heads, head_dim, rope->rotary, rope->interleaved, f->rope_table,
+                                f->rope_rows);
+}
+
+/* `columns` columns of a matrix from `first` on. */
+static pst_matrix columns_of(pst_matrix matrix, size_t first, size_t columns)
+{
+    matrix.data = (float *)matrix.data + first;
+    matrix.columns = columns;
+    return matrix;
+}
+
+/* Rows [first, first + rows) of the matrix that is kept. */
+static pst_weight kept_rows(const pst_forward *f, uint64_t first, size_t rows, const pst_weight_format *format)
+{
+    const pst_latent_memory *m = &f->latent;
+    const uint32_t rank = f->t->latent.kv_lora_rank;
+    return (pst_weight){.data = m->kept + first * rank * (pst_dtype_bits(m->kept_type) / 8),
+                        .type = m->kept_type,
+                        .rows = rows,
+                        .columns = rank,
+                        .format = format};
+}
+
+/* q' of a block of rows: q: [rows][heads][nope, rope]. */
+static int into_latent_space(const pst_forward *f, const pst_matrix *q, const pst_matrix *out)
+{
+    const pst_latent *l = &f->t->latent;
+    const pst_weight_format transposed = {.layout = PST_WEIGHT_PLAIN, .type = f->latent.kept_type, .transposed = true};
+    const uint32_t key_dim = l->kv_lora_rank + l->rope_dim, rows_per_head = l->nope_dim + l->value_dim;
+    for (uint32_t head = 0; head < f->t->heads; head++) {
+        pst_matmul job = {.x = columns_of(*q, (size_t)head * f->t->head_dim, l->nope_dim),
+                          .w = kept_rows(f, (uint64_t)head * rows_per_head, l->nope_dim, &transposed),
+                          .y = columns_of(*out, (size_t)head * key_dim, l->kv_lora_rank)};
+        PST_TRY(f->device->ops->matmul(f->device, &job));
+    }
+    for (size_t row = 0; row < q->rows; row++) {
+        const float *from = (const float *)q->data + row * q->stride + l->nope_dim;
+        float *to = (float *)out->data + row * out->stride + l->kv_lora_rank;
+        for (size_t head = 0; head < f->t->heads; head++)
+            memcpy(to + head * key_dim, from + head * f->t->head_dim, l->rope_dim * sizeof *to);
+    }
+    return 0;
+}
+
+/* f32 to the type of a product's input, to nearest even. */
+static void round_row(const float *x, void *y, pst_dtype type, size_t count)
+{
+    if (type == PST_F32) {
+        memcpy(y, x, count * sizeof *x);
+        return;
+    }
+    uint16_t *to = y;
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+        to[i] = is_nan ? (uint16_t)(bits >> 16 | 0x40) : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
+/* a of a block of rows from a'. */
+static int out_of_latent_space(const pst_forward *f, const pst_matrix *a, const pst_matrix *out)
+{
+    const pst_latent *l = &f->t->latent;
+    const uint32_t rows_per_head = l->nope_dim + l->value_dim;
+    const size_t width = sizes_of(f->t).v;
+    const pst_matrix v = {f->latent.v, PST_F32, a->rows, width, width};
+    for (uint32_t head = 0; head < f->t->heads; head++) {
+        pst_matmul job = {
+            .x = columns_of(*a, (size_t)head * l->kv_lora_rank, l->kv_lora_rank),
+            .w = kept_rows(f, (uint64_t)head * rows_per_head + l->nope_dim, l->value_dim, NULL),
+            .y = columns_of(v, (size_t)head * l->value_dim, l->value_dim),
+        };
+        PST_TRY(f->device->ops->matmul(f->device, &job));
+    }
+    const size_t bytes = pst_dtype_bits(out->type) / 8;
+    for (size_t row = 0; row < v.rows; row++)
+        round_row(f->latent.v + row * width, (char *)out->data + row * out->stride * bytes, out->type, width);
+    return 0;
+}
+
+/* The parts of the pass's segments that lie in rows [first, first + rows), which are row 0 there. */
+static size_t segments_within(const pst_forward *f, size_t first, size_t rows, pst_segment *out)
+{
+    size_t count = 0;
+    for (uint32_t i = 0; i < f->segment_count; i++) {
+        pst_segment segment = f->segments[i];
+        size_t begin = pst_max(segment.first_row, first);
+        size_t end = pst_min(segment.first_row + segment.rows, first + rows);
+        if (begin >= end)
+            continue;
+        segment.first_position += (uint32_t)(begin - segment.first_row);
+        segment.first_row = begin - first;
+        segment.rows = end - begin;
+        out[count++] = segment;
+    }
+    return count;
+}
+
+/* Rows [first, first + rows) of q, at the latest block_rows, to `out`. */
+static int attend(const pst_forward *f, const pst_matrix *q, size_t first, size_t rows, const pst_matrix *out)
+{
+    const pst_latent_memory *m = &f->latent;
+    const row_sizes sizes = sizes_of(f->t);
+    pst_segment segments[MAX_BLOCK_ROWS];
+    pst_matrix from = *q, to = *out;
+    from.data = (float *)q->data + first * q->stride;
+    to.data = (char *)out->data + first * out->stride * (pst_dtype_bits(out->type) / 8);
+    from.rows = to.rows = rows;
+    pst_attention job = {.q = {m->q, PST_F32, rows, sizes.q, sizes.q},
+                         .out = {m->a, PST_F32, rows, sizes.a, sizes.a},
+                         .segments = segments,
+                         .segment_count = segments_within(f, first, rows, segments),
+                         .heads = f->t->heads,
+                         .layout = f->kv_layout,
+                         .scale = f->t->attention_scale};
+    PST_TRY(into_latent_space(f, &from, &job.q));
+    PST_TRY(f->device->ops->attention(f->device, &job));
+    return out_of_latent_space(f, &job.out, &to);
+}
+
+static int attend_all(const pst_forward *f, const pst_matrix *q, const pst_matrix *ckv, const pst_matrix *out)
+{
+    const pst_latent *l = &f->t->latent;
+    PST_TRY(rotate(f, *q, f->t->heads, f->t->head_dim, l->nope_dim));
+    PST_TRY(rotate(f, *ckv, 1, l->rope_dim, l->kv_lora_rank));
+    PST_TRY(f->device->ops->kv_store(f->device, &f->kv_layout, ckv, NULL, f->segments, f->segment_count));
+    for (size_t first = 0; first < q->rows; first += f->latent.block_rows)
+        PST_TRY(attend(f, q, first, pst_min(f->latent.block_rows, q->rows - first), out));
+    return 0;
+}
+
+int pst_forward_latent_attention(const pst_forward_run *run, const pst_nn_step *step)
+{
+    const pst_forward *f = run->f;
+    pst_matrix q = pst_forward_matrix(f, step->op->in), ckv = pst_forward_matrix(f, PST_NN_CKV);
+    pst_matrix out = pst_forward_matrix(f, step->op->out);
+    return pst_forward_checked(run, attend_all(f, &q, &ckv, &out));
+}
