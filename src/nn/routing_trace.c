@@ -242,7 +242,10 @@ static int parse_draws(const char *text, double *skew, uint64_t *seed, pst_error
 
 int pst_routing_trace_open(const char *text, const pst_transformer *t, pst_routing_trace **out, pst_error *err)
 {
-    if (t->experts == 0)
+    uint32_t layers = 0;
+    for (uint32_t i = 0; t->experts > 0 && i < t->layers; i++)
+        layers += t->sparse[i];
+    if (layers == 0)
         return pst_fail(err, PST_E_USAGE, NULL, "routing \"%s\" for a model without experts", text);
     double skew;
     uint64_t seed;
@@ -254,8 +257,7 @@ int pst_routing_trace_open(const char *text, const pst_transformer *t, pst_routi
     trace->experts = t->experts;
     trace->per_token = t->experts_per_token;
     trace->seed = seed;
-    for (uint32_t i = 0; i < t->layers; i++)
-        trace->layers += t->sparse[i];
+    trace->layers = layers;
     int status = drawn ? prepare_draws(trace, skew, err) : open_file(trace, text, err);
     if (status < 0) {
         pst_routing_trace_destroy(trace);
