@@ -473,7 +473,8 @@ static int run_job(bench_job *job, const pst_options_found *found, pst_error *er
                                  .max_tokens = (uint32_t)(job->prompt_len + values->gen_len),
                                  .max_prompt_tokens = (uint32_t)job->prompt_len,
                                  .routing_trace = values->routing_trace,
-                                 .max_layers = (uint32_t)values->layers};
+                                 .max_layers = (uint32_t)values->layers,
+                                 .no_prefix_sharing = true}; /* every repetition does all the work */
     cli_runtime runtime = values->runtime;
     bool resident_given = pst_options_given(&cli_command_bench_infer.spec, found, "resident");
     if (values->disk_offload && !resident_given) {

@@ -383,6 +383,7 @@ static void add_stats(generate_job *job, const pst_run_stats *window, size_t req
     sum->prompt_tokens += before.prompt_tokens;
     sum->generated_tokens += before.generated_tokens;
     sum->passes += before.passes;
+    sum->shared_tokens += before.shared_tokens;
     sum->prefill_seconds += before.prefill_seconds;
     sum->decode_seconds += before.decode_seconds;
     sum->total_seconds += before.total_seconds;

@@ -95,6 +95,8 @@ typedef struct pst_session_options {
     void *on_routing_user;
     uint32_t max_layers; /* only the first so many layers and the head are computed: to measure with, the results are
                               * not the model's; 0: all */
+    bool no_prefix_sharing; /* compute every prompt whole; else sequences that begin with the same tokens share their keys and
+                             * values in blocks of 64, those of ended ones included while there is room; the results are the same */
 } pst_session_options;
 
 /* Plans, allocates and loads what stays resident. PST_E_BUDGET names the smallest budget that works. The caller owns *out. */
@@ -197,6 +199,7 @@ typedef struct pst_run_stats {
     double disk_bytes_per_second, compute_flops; /* the measured bandwidth and rate that the bound stands on */
     uint64_t resident_bytes, streamed_bytes;
     uint64_t peak_rss_bytes, host_memory_bytes;
+    uint64_t shared_tokens; /* prompt tokens that were not computed, as another request had begun with the same ones */
 } pst_run_stats;
 
 /* Called on the owner's thread as text (or, without a tokenizer, just tokens) appears; returning nonzero cancels. id is

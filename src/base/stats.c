@@ -38,6 +38,8 @@ const pst_stat pst_run_stat_table[] = {
     ROW(streamed_bytes, "bytes", PST_STAT_COUNT, "weights read in every pass"),
     ROW(peak_rss_bytes, "bytes", PST_STAT_COUNT, "largest resident set of the process"),
     ROW(host_memory_bytes, "bytes", PST_STAT_COUNT, "the budget in force"),
+    ROW(shared_tokens, "tokens", PST_STAT_COUNT,
+        "prompt tokens not computed, as another request had begun with the same ones"),
 };
 const size_t pst_run_stat_count = sizeof pst_run_stat_table / sizeof pst_run_stat_table[0];
 

@@ -40,6 +40,7 @@ typedef struct pst_rate {
 /* What a session did since it was opened; differences make a run's statistics. */
 typedef struct pst_session_counters {
     uint64_t passes, pass_ns;
+    uint64_t shared_tokens; /* whose keys and values another sequence had computed */
     double bound_seconds, disk_seconds, math_seconds; /* bound: sum of the larger of the two, pass by pass */
     pst_ring_stats ring;
 } pst_session_counters;
@@ -68,6 +69,7 @@ struct pst_session {
     pst_row *rows;  /* of the pass, plan.rows_per_pass */
     uint32_t *row_ids;
     pst_logits *logits;
+    bool sharing;                   /* sequences share the blocks of prefixes that they have in common */
     bool last_pass;                 /* the caller knows that no other pass follows: read no further */
     pst_error failed;               /* code below zero: what made the session unusable */
     const pst_tokenizer *tokenizer; /* the model's; NULL: none that can be read */

@@ -64,12 +64,20 @@ static void choose_types(const pst_session_options *o, pst_forward_config *confi
             config->kv_type = types[i];
 }
 
-static pst_kv_config describe_kv(const pst_forward_config *config)
+/* Whether the keys and values of a token follow from it and those before it alone, and no row is wanted for anything else. */
+static bool can_share(const pst_session_options *o, const pst_transformer *transformer)
+{
+    return !o->no_prefix_sharing && !o->all_logits && o->routing_trace == NULL && o->on_routing == NULL &&
+           !pst_rope_depends_on_length(&transformer->rope);
+}
+
+static pst_kv_config describe_kv(const pst_session_options *o, const pst_forward_config *config)
 {
     return (pst_kv_config){.layout = pst_kv_layout_of(config->transformer, config->kv_type),
                            .layers = config->transformer->layers,
                            .max_sequences = config->max_sequences,
-                           .max_tokens = config->max_tokens};
+                           .max_tokens = config->max_tokens,
+                           .sharing = can_share(o, config->transformer)};
 }
 
 static uint64_t choose_budget(const pst_session_options *o)
@@ -102,7 +110,7 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
     choose_types(o, config);
     pst_forward_memory memory;
     pst_forward_measure(config, &memory);
-    pst_kv_config kv = describe_kv(config);
+    pst_kv_config kv = describe_kv(o, config);
     pst_kv_memory cache;
     pst_kv_measure(&kv, &cache);
     uint64_t prompt_rows = (uint64_t)o->max_sequences * o->max_prompt_tokens;
@@ -235,7 +243,8 @@ static int open_session(pst_session *s, pst_error *err)
     open_tokenizer(s);
     PST_TRY(make_plan(s, &config, err));
     PST_TRY(make_sequences(s, config.max_logit_rows, err));
-    pst_kv_config kv = describe_kv(&config);
+    pst_kv_config kv = describe_kv(o, &config);
+    s->sharing = kv.sharing;
     PST_TRY(pst_kv_create(&kv, &s->kv, err));
     config.kv = s->kv;
     PST_TRY(pst_forward_create(&config, &s->forward, err));

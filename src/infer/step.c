@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/number.h"
 #include "infer/internal.h"
 #include "os/clock.h"
 
@@ -68,24 +69,45 @@ void pst_session_remove(pst_session *s, uint32_t number)
     pst_kv_release(s->kv, number);
 }
 
-/* Adds as many pending rows of a sequence as fit. */
+/* What shared blocks have for a sequence whose next position is `position`. The last id is always computed, for its logits. */
+static pst_kv_next share_block(pst_session *s, uint32_t number, uint32_t position)
+{
+    const pst_sequence *sequence = &s->sequences[number];
+    bool is_whole = position % PST_KV_BLOCK == 0 && sequence->count - position > PST_KV_BLOCK;
+    return s->sharing && is_whole ? pst_kv_share(s->kv, number, sequence->ids + position) : PST_KV_COMPUTE;
+}
+
+/* Adds as many pending rows of a sequence as fit; with sharing, block by block. */
 static uint32_t add_rows(pst_session *s, uint32_t number, uint32_t used)
 {
     pst_sequence *sequence = &s->sequences[number];
-    uint32_t room = s->plan.rows_per_pass - used;
-    uint32_t pending = sequence->count - sequence->computed;
-    uint32_t take = pending < room ? pending : room;
-    for (uint32_t i = 0; i < take; i++) {
-        uint32_t position = sequence->computed + i;
-        s->rows[used + i] = (pst_row){.sequence = number,
+    uint32_t position = sequence->computed, first = used;
+    while (position < sequence->count && used < s->plan.rows_per_pass) {
+        pst_kv_next next = share_block(s, number, position);
+        if (next == PST_KV_WAIT)
+            break;
+        if (next == PST_KV_TAKEN) {
+            position += PST_KV_BLOCK;
+            sequence->computed = used == first ? position : sequence->computed;
+            s->counters.shared_tokens += PST_KV_BLOCK;
+            continue;
+        }
+        uint32_t room = s->plan.rows_per_pass - used, pending = sequence->count - position;
+        uint32_t block = s->sharing ? PST_KV_BLOCK - position % PST_KV_BLOCK : pending;
+        uint32_t take = (uint32_t)pst_min(pst_min(pending, block), room), end = position + take;
+        if (s->sharing)
+            pst_kv_advance(s->kv, number, position, end, sequence->ids);
+        for (; position < end; position++, used++) {
+            s->rows[used] = (pst_row){.sequence = number,
                                       .position = position,
                                       .id = sequence->ids[position],
                                       .prompt = sequence->prompt,
                                       .serial = sequence->serial,
                                       .wants_logits = s->options.all_logits || position + 1 == sequence->count};
-        s->row_ids[used + i] = sequence->ids[position];
+            s->row_ids[used] = sequence->ids[position];
+        }
     }
-    return used + take;
+    return used;
 }
 
 /* Rows of the next pass: sequences that decode first, so that newcomers never hold them up; then prompts by arrival, so

@@ -1,23 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The cache's memory and tables; see kv.h. */
-#include "nn/kv.h"
-
 #include "base/error.h"
 #include "base/heap.h"
+#include "nn/kv_internal.h"
 #include "os/memory.h"
-
-struct pst_kv {
-    pst_kv_config config;
-    uint32_t blocks, blocks_per_sequence;
-    uint64_t block_bytes, layer_bytes; /* of one layer: a block; all blocks */
-    uint64_t kv_bytes;
-    unsigned char *memory;
-    uint32_t *free; /* stack of the blocks that nobody has */
-    uint32_t free_count;
-    uint32_t *table;   /* [sequence][blocks_per_sequence] */
-    uint32_t *reached; /* by sequence: how many of them it has */
-    void **bound;      /* like the table: their memory in the layer bound last */
-};
 
 pst_kv_layout pst_kv_layout_of(const pst_transformer *t, pst_kv_type type)
 {
@@ -44,8 +30,23 @@ void pst_kv_measure(const pst_kv_config *c, pst_kv_memory *out)
         __builtin_mul_overflow(all, blocks, &all))
         return;
     out->kv_bytes = all;
-    out->table_bytes = sizeof(pst_kv) + blocks * (2 * sizeof(uint32_t) + sizeof(void *)) +
+    out->table_bytes = sizeof(pst_kv) + blocks * (2 * sizeof(uint32_t) + sizeof(void *) + sizeof(pst_kv_record)) +
                        (uint64_t)c->max_sequences * sizeof(uint32_t);
+    if (c->sharing)
+        out->table_bytes += (blocks * PST_KV_BLOCK + pst_kv_bucket_count(blocks)) * sizeof(uint32_t);
+}
+
+static bool make_index(pst_kv *kv)
+{
+    uint32_t buckets = pst_kv_bucket_count(kv->blocks);
+    kv->ids = pst_heap_calloc(kv->blocks, PST_KV_BLOCK * sizeof *kv->ids);
+    kv->buckets = pst_heap_calloc(buckets, sizeof *kv->buckets);
+    if (kv->ids == NULL || kv->buckets == NULL)
+        return false;
+    kv->bucket_mask = buckets - 1;
+    for (uint32_t i = 0; i < buckets; i++)
+        kv->buckets[i] = PST_KV_NONE;
+    return true;
 }
 
 int pst_kv_create(const pst_kv_config *config, pst_kv **out, pst_error *err)
@@ -64,12 +65,15 @@ int pst_kv_create(const pst_kv_config *config, pst_kv **out, pst_error *err)
     kv->block_bytes = pst_kv_block_bytes(&config->layout);
     kv->layer_bytes = kv->block_bytes * kv->blocks;
     kv->kv_bytes = memory.kv_bytes;
+    kv->oldest = kv->newest = PST_KV_NONE;
+    kv->records = pst_heap_calloc(kv->blocks, sizeof *kv->records);
     kv->free = pst_heap_calloc(kv->blocks, sizeof *kv->free);
     kv->table = pst_heap_calloc(kv->blocks, sizeof *kv->table);
     kv->bound = pst_heap_calloc(kv->blocks, sizeof *kv->bound);
     kv->reached = pst_heap_calloc(config->max_sequences, sizeof *kv->reached);
     int status = 0;
-    if (!kv->free || !kv->table || !kv->bound || !kv->reached)
+    bool made = kv->records && kv->free && kv->table && kv->bound && kv->reached;
+    if (!made || (config->sharing && !make_index(kv)))
         PST_TRY_GOTO(fail, pst_fail_memory(err, "the KV cache's tables", memory.table_bytes));
     PST_TRY_GOTO(fail, pst_memory_map(kv->kv_bytes, "the KV cache", (void **)&kv->memory, err));
     for (uint32_t i = 0; i < kv->blocks; i++) /* the first one on top */
@@ -86,6 +90,9 @@ void pst_kv_destroy(pst_kv *kv)
     if (kv == NULL)
         return;
     pst_memory_unmap(kv->memory, kv->kv_bytes);
+    pst_heap_free(kv->records);
+    pst_heap_free(kv->ids);
+    pst_heap_free(kv->buckets);
     pst_heap_free(kv->free);
     pst_heap_free(kv->table);
     pst_heap_free(kv->bound);
@@ -93,19 +100,30 @@ void pst_kv_destroy(pst_kv *kv)
     pst_heap_free(kv);
 }
 
+uint32_t pst_kv_take_free(pst_kv *kv)
+{
+    if (kv->free_count == 0) /* then some are kept: those in use are fewer than all */
+        pst_kv_forget_oldest(kv);
+    uint32_t block = kv->free[--kv->free_count];
+    kv->records[block] = (pst_kv_record){.holders = 1};
+    return block;
+}
+
 void pst_kv_reach(pst_kv *kv, uint32_t sequence, uint32_t positions)
 {
     uint32_t wanted = (uint32_t)(((uint64_t)positions + PST_KV_BLOCK - 1) / PST_KV_BLOCK);
-    uint32_t *table = kv->table + (size_t)sequence * kv->blocks_per_sequence;
     while (kv->reached[sequence] < wanted)
-        table[kv->reached[sequence]++] = kv->free[--kv->free_count];
+        pst_kv_table_of(kv, sequence)[kv->reached[sequence]++] = pst_kv_take_free(kv);
 }
 
 void pst_kv_release(pst_kv *kv, uint32_t sequence)
 {
-    const uint32_t *table = kv->table + (size_t)sequence * kv->blocks_per_sequence;
-    while (kv->reached[sequence] > 0)
-        kv->free[kv->free_count++] = table[--kv->reached[sequence]];
+    const uint32_t *table = pst_kv_table_of(kv, sequence);
+    while (kv->reached[sequence] > 0) {
+        uint32_t block = table[--kv->reached[sequence]];
+        if (--kv->records[block].holders == 0)
+            pst_kv_drop(kv, block);
+    }
 }
 
 void *const *pst_kv_bind(pst_kv *kv, uint32_t sequence, uint32_t layer)
@@ -118,5 +136,5 @@ void *const *pst_kv_bind(pst_kv *kv, uint32_t sequence, uint32_t layer)
 
 uint32_t pst_kv_free_blocks(const pst_kv *kv)
 {
-    return kv->free_count;
+    return kv->free_count + kv->kept_count;
 }

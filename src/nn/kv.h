@@ -2,7 +2,8 @@
 /*
  * The cache of keys and values of a session: a pool of blocks of PST_KV_BLOCK positions, each of all layers, and a table of
  * blocks per sequence. A sequence gets a block when it reaches its positions and gives its blocks back when it is removed.
- * The pool has as many as all sequences at full length need, so that reaching never fails for want of one.
+ * The pool has as many as all sequences at full length need, so that reaching never fails for want of one; what sharing
+ * (kv_share.c) saves is memory for blocks that nobody uses now and somebody may want again.
  *
  * Memory order: [layer][block][cpu/kv.h's block], so that what one layer's attention reads of neighbouring blocks lies
  * together. Threads: the session's owner.
@@ -19,6 +20,7 @@ typedef struct pst_kv_config {
     uint32_t layers;
     uint32_t max_sequences;
     uint32_t max_tokens; /* positions of a sequence */
+    bool sharing;        /* sequences that begin with the same ids share whole blocks */
 } pst_kv_config;
 
 /* The layout of a model's cache. */
@@ -42,6 +44,20 @@ void pst_kv_reach(pst_kv *kv, uint32_t sequence, uint32_t positions);
 void pst_kv_release(pst_kv *kv, uint32_t sequence);
 /* The sequence's blocks of a layer, as pst_segment wants them; valid until the sequence is bound to another layer. */
 void *const *pst_kv_bind(pst_kv *kv, uint32_t sequence, uint32_t layer);
+
+/* What a sequence does about its next block of ids. */
+typedef enum pst_kv_next {
+    PST_KV_COMPUTE, /* its rows, which are its own */
+    PST_KV_TAKEN, /* nothing: it has the block of one that began with the same ids, computed or in the pass under way */
+    PST_KV_WAIT   /* another one is about to compute the block: to be asked again when the next pass is put together */
+} pst_kv_next;
+/* With sharing: a sequence whose rows so far fill its blocks is about to compute `ids`, a whole block of them. Whoever begins a
+ * pass with rows that others have TAKEN must compute them in it. */
+pst_kv_next pst_kv_share(pst_kv *kv, uint32_t sequence, const uint32_t *ids);
+/* With sharing: the rows at positions [from, to) of the sequence are in the pass that is put together. ids: the sequence's,
+ * from its first one to `to` at least. */
+void pst_kv_advance(pst_kv *kv, uint32_t sequence, uint32_t from, uint32_t to, const uint32_t *ids);
+
 /* Blocks that no sequence has. */
 uint32_t pst_kv_free_blocks(const pst_kv *kv);
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The cache's blocks: random reaching and releasing never gives a block to two sequences, keeps what was written, and uses no
- * more memory than was said beforehand; sizes beyond 64 bits are refused; memory that runs out is an error.
+ * more memory than was said beforehand; prefixes are found by whoever begins with the same ids, and by nobody else; sizes
+ * beyond 64 bits are refused; memory that runs out is an error.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -112,17 +113,142 @@ static void test_sizes(void **state)
     assert_true(layout.shared && layout.type == PST_KV_Q8);
 }
 
+/* A cache that shares, of 4 sequences of 3 blocks. */
+static pst_kv *make_sharing(void)
+{
+    pst_kv_config sharing = config;
+    sharing.sharing = true;
+    sharing.max_sequences = 4;
+    sharing.max_tokens = 3 * PST_KV_BLOCK;
+    pst_kv *kv;
+    assert_int_equal(pst_kv_create(&sharing, &kv, NULL), 0);
+    return kv;
+}
+
+static void fill_ids(uint32_t *ids, uint32_t first, uint32_t second, uint32_t third)
+{
+    for (uint32_t i = 0; i < PST_KV_BLOCK; i++) {
+        ids[i] = first * 1000 + i;
+        ids[PST_KV_BLOCK + i] = second * 1000 + i;
+        ids[2 * PST_KV_BLOCK + i] = third * 1000 + i;
+    }
+}
+
+static void test_sharing(void **state)
+{
+    (void)state;
+    enum { B = PST_KV_BLOCK };
+    uint32_t a[3 * B], b[3 * B];
+    fill_ids(a, 1, 2, 3);
+    fill_ids(b, 1, 2, 4);
+    pst_kv *kv = make_sharing();
+    /* Who comes first computes; others wait until all rows are in the pass, then take the block. */
+    assert_int_equal(pst_kv_share(kv, 0, a), PST_KV_COMPUTE);
+    assert_int_equal(pst_kv_share(kv, 1, b), PST_KV_WAIT);
+    pst_kv_advance(kv, 0, 0, B - 1, a);
+    assert_int_equal(pst_kv_share(kv, 1, b), PST_KV_WAIT);
+    pst_kv_advance(kv, 0, B - 1, B, a);
+    assert_int_equal(pst_kv_share(kv, 1, b), PST_KV_TAKEN);
+    assert_ptr_equal(pst_kv_bind(kv, 0, 1)[0], pst_kv_bind(kv, 1, 1)[0]);
+    assert_int_equal(pst_kv_free_blocks(kv), 11);
+    /* The same ids after another prefix are another block. */
+    assert_int_equal(pst_kv_share(kv, 2, a + B), PST_KV_COMPUTE);
+    pst_kv_advance(kv, 2, 0, B, a + B);
+    assert_int_equal(pst_kv_share(kv, 1, b + B), PST_KV_COMPUTE);
+    pst_kv_advance(kv, 1, B, 2 * B, b);
+    assert_ptr_not_equal(pst_kv_bind(kv, 1, 0)[1], pst_kv_bind(kv, 2, 0)[0]);
+    assert_int_equal(pst_kv_free_blocks(kv), 9);
+    /* Who gives up a block that is not whole leaves nothing behind: the next one computes. */
+    assert_int_equal(pst_kv_share(kv, 1, b + 2 * B), PST_KV_COMPUTE);
+    pst_kv_advance(kv, 1, 2 * B, 2 * B + 9, b);
+    pst_kv_release(kv, 1);
+    assert_int_equal(pst_kv_share(kv, 3, b), PST_KV_TAKEN);
+    assert_int_equal(pst_kv_share(kv, 3, b + B), PST_KV_TAKEN); /* kept without a holder */
+    assert_int_equal(pst_kv_share(kv, 3, b + 2 * B), PST_KV_COMPUTE);
+    /* One differing id, the last. */
+    uint32_t other[B];
+    memcpy(other, a, sizeof other);
+    other[B - 1]++;
+    assert_int_equal(pst_kv_share(kv, 1, other), PST_KV_COMPUTE);
+    pst_kv_destroy(kv);
+}
+
+/* A block made row by row (generated, not given) is found when it is whole; the one made last without being found is the
+ * maker's own. */
+static void test_sharing_generated(void **state)
+{
+    (void)state;
+    enum { B = PST_KV_BLOCK };
+    uint32_t a[3 * B];
+    fill_ids(a, 1, 2, 3);
+    pst_kv *kv = make_sharing();
+    for (uint32_t i = 0; i < B; i++)
+        for (uint32_t sequence = 0; sequence < 2; sequence++)
+            pst_kv_advance(kv, sequence, i, i + 1, a);
+    assert_int_equal(pst_kv_free_blocks(kv), 10);
+    assert_int_equal(pst_kv_share(kv, 2, a), PST_KV_TAKEN);
+    assert_ptr_equal(pst_kv_bind(kv, 0, 0)[0], pst_kv_bind(kv, 2, 0)[0]);
+    /* What follows a block that nobody can find cannot be found either; and it is free when it is left. */
+    assert_int_equal(pst_kv_share(kv, 1, a + B), PST_KV_COMPUTE);
+    pst_kv_advance(kv, 1, B, 2 * B, a);
+    assert_int_equal(pst_kv_share(kv, 2, a + B), PST_KV_COMPUTE);
+    pst_kv_release(kv, 1);
+    pst_kv_release(kv, 0);
+    pst_kv_release(kv, 2);
+    assert_int_equal(pst_kv_free_blocks(kv), 12);
+    assert_int_equal(pst_kv_share(kv, 3, a), PST_KV_TAKEN);
+    pst_kv_destroy(kv);
+}
+
+/* Kept blocks make room, the one left longest ago first, and never one before those that follow it. */
+static void test_sharing_forgets(void **state)
+{
+    (void)state;
+    enum { B = PST_KV_BLOCK };
+    uint32_t ids[5][3 * B];
+    pst_kv *kv = make_sharing();
+    for (uint32_t i = 0; i < 4; i++) { /* four texts fill the pool and leave */
+        fill_ids(ids[i], 10 + i, 20, 30);
+        for (uint32_t b = 0; b < 3; b++)
+            assert_int_equal(pst_kv_share(kv, 0, ids[i] + b * B), PST_KV_COMPUTE);
+        pst_kv_advance(kv, 0, 0, 3 * B, ids[i]);
+        pst_kv_release(kv, 0);
+    }
+    /* The first one is used again, so that the second one is the oldest. */
+    assert_int_equal(pst_kv_share(kv, 0, ids[0]), PST_KV_TAKEN);
+    assert_int_equal(pst_kv_share(kv, 0, ids[0] + B), PST_KV_TAKEN);
+    assert_int_equal(pst_kv_share(kv, 0, ids[0] + 2 * B), PST_KV_TAKEN);
+    pst_kv_release(kv, 0);
+    fill_ids(ids[4], 99, 98, 97);
+    assert_int_equal(pst_kv_share(kv, 1, ids[4]), PST_KV_COMPUTE);
+    assert_int_equal(pst_kv_share(kv, 1, ids[4] + B), PST_KV_COMPUTE);
+    /* Two blocks of the second text are gone, its last ones. */
+    assert_int_equal(pst_kv_share(kv, 2, ids[1]), PST_KV_TAKEN);
+    assert_int_equal(pst_kv_share(kv, 2, ids[1] + B), PST_KV_COMPUTE);
+    assert_int_equal(pst_kv_share(kv, 3, ids[0]), PST_KV_TAKEN);
+    assert_int_equal(pst_kv_share(kv, 3, ids[0] + B), PST_KV_TAKEN);
+    /* All at full length at once: there is always a block. */
+    for (uint32_t i = 0; i < 4; i++) {
+        pst_kv_release(kv, i);
+        pst_kv_reach(kv, i, 3 * B);
+    }
+    assert_int_equal(pst_kv_free_blocks(kv), 0);
+    pst_kv_destroy(kv);
+}
+
 static void test_allocation(void **state)
 {
     (void)state;
     int64_t live = pst_heap_live_count();
+    pst_kv_config all = config;
+    all.sharing = true;
     for (int64_t i = 0;; i++) {
         pst_kv *kv = NULL;
         pst_heap_fail_after(i, 0);
-        int status = pst_kv_create(&config, &kv, NULL);
+        int status = pst_kv_create(&all, &kv, NULL);
         pst_heap_fail_after(-1, 0);
         if (status == 0) {
-            assert_true(i >= 5);
+            assert_true(i >= 8);
             pst_kv_destroy(kv);
             break;
         }
@@ -137,6 +263,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random),
+        cmocka_unit_test(test_sharing),
+        cmocka_unit_test(test_sharing_generated),
+        cmocka_unit_test(test_sharing_forgets),
         cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_allocation),
     };

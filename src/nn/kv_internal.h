@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What kv.c (memory and tables) and kv_share.c (which blocks hold which ids) share. */
+#ifndef PST_NN_KV_INTERNAL_H
+#define PST_NN_KV_INTERNAL_H
+
+#include "nn/kv.h"
+
+#define PST_KV_NONE UINT32_MAX
+
+/* A block of the pool. Free ones are on the stack; `kept` ones, which hold a whole block of ids that nobody uses now, in the
+ * list by age; the others are in tables of sequences. */
+typedef struct pst_kv_record {
+    uint32_t holders; /* sequences that have it */
+    uint32_t rows;    /* first rows that are computed, or will be by the pass that is put together */
+    bool indexed;     /* others can find it by parent and ids */
+    uint32_t parent;  /* the block before it in its prefix; NONE: it is the first */
+    uint32_t chain;   /* the next one of its bucket */
+    uint32_t older, newer;
+} pst_kv_record;
+
+struct pst_kv {
+    pst_kv_config config;
+    uint32_t blocks, blocks_per_sequence;
+    uint64_t block_bytes, layer_bytes; /* of one layer: a block; all blocks */
+    uint64_t kv_bytes;
+    unsigned char *memory;
+    pst_kv_record *records;
+    uint32_t *free; /* stack of blocks that hold nothing */
+    uint32_t free_count;
+    uint32_t *table;   /* [sequence][blocks_per_sequence] */
+    uint32_t *reached; /* by sequence: how many of them it has */
+    void **bound;      /* like the table: their memory in the layer bound last */
+
+    /* With config.sharing. */
+    uint32_t *ids;     /* [block][PST_KV_BLOCK], of indexed blocks */
+    uint32_t *buckets; /* first block of each chain */
+    uint32_t bucket_mask;
+    uint32_t oldest, newest, kept_count;
+};
+
+static inline uint32_t *pst_kv_table_of(pst_kv *kv, uint32_t sequence)
+{
+    return kv->table + (size_t)sequence * kv->blocks_per_sequence;
+}
+
+/* A block that holds nothing, with one holder and no rows; the oldest kept one is given up for it if need be. */
+uint32_t pst_kv_take_free(pst_kv *kv);
+/* A block's last holder left: it is kept if it is indexed and whole, else free. */
+void pst_kv_drop(pst_kv *kv, uint32_t block);
+/* Entries of the table of buckets for a pool of so many blocks. */
+uint32_t pst_kv_bucket_count(uint64_t blocks);
+/* Gives up the oldest kept block: it is free then. */
+void pst_kv_forget_oldest(pst_kv *kv);
+
+#endif
