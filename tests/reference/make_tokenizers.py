@@ -4,7 +4,7 @@
     make_tokenizers.py            writes tokenizers/<name>/{tokenizer.json, expected.json} beside this script
     make_tokenizers.py --check    builds them again elsewhere and fails unless every stored file is equal
 
-`gpt2_files` has vocab.json, merges.txt and tokenizer_config.json instead of tokenizer.json.
+`gpt2_files` and `opt_files` have vocab.json, merges.txt and tokenizer_config.json instead of tokenizer.json.
 
 expected.json holds, one case per line:
     encode  [{text, ids}]                 with the post-processor's special tokens (BOS and the like)
@@ -56,6 +56,8 @@ TEKKEN_REGEX = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# As published: the inner brackets are a set within the set, and "(", "|" and ")" are members.
+BLOOM_REGEX = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 
 
 @dataclass
@@ -189,6 +191,30 @@ def gpt2(prefix: bool) -> Tokenizer:
     return tok
 
 
+def bloom() -> Tokenizer:
+    tok = bpe(byte_level_model(760, split_bytes(BLOOM_REGEX)))
+    tok.pre_tokenizer = split_bytes(BLOOM_REGEX)
+    tok.decoder = decoders.ByteLevel(add_prefix_space=True, trim_offsets=True, use_regex=False)
+    tok.post_processor = processors.ByteLevel(add_prefix_space=True, trim_offsets=False, use_regex=False)
+    tok.add_special_tokens(special("<unk>", "<s>", "</s>", "<pad>"))
+    return tok
+
+
+def opt() -> Tokenizer:
+    """GPT-2's, with "</s>" before every text; the special tokens are part of the vocabulary."""
+    pre = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
+    model = byte_level_model(700, pre)
+    names = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocab = sorted(model["vocab"], key=model["vocab"].get)
+    model["vocab"] = {token: number for number, token in enumerate(names + vocab)}
+    tok = bpe(model)
+    tok.pre_tokenizer = pre
+    tok.decoder = decoders.ByteLevel()
+    tok.add_special_tokens([AddedToken(t, normalized=True, special=True) for t in ("</s>", "<pad>")])
+    tok.post_processor = template(tok, "</s> $A", "</s> $A </s>:1 $B:1", "</s>")
+    return tok
+
+
 def sentence(model_merges: int = 420, **kwargs) -> Tokenizer:
     """The Llama 2 model without normalizer or pre-tokenizer: BPE over the whole text with byte fallback."""
     tok = bpe(sentence_model(model_merges), unk_token="<unk>", fuse_unk=True, byte_fallback=True, **kwargs)
@@ -307,6 +333,25 @@ GPT2_CONFIG = {
     "tokenizer_class": "GPT2Tokenizer",
 }
 
+
+
+def opt_token(content: str) -> dict:
+    """A token as OPT's tokenizer_config.json spells it."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
+    return {"__type": "AddedToken", "content": content, **flags}
+
+
+OPT_CONFIG = {
+    "errors": "replace",
+    "unk_token": opt_token("</s>"),
+    "bos_token": opt_token("</s>"),
+    "eos_token": opt_token("</s>"),
+    "pad_token": opt_token("<pad>"),
+    "add_prefix_space": False,
+    "add_bos_token": True,
+    "tokenizer_class": "GPT2Tokenizer",
+}
+
 FAMILIES: dict[str, Family] = {
     "llama3": Family(llama3, pair_merges=False),
     "llama3_merges": Family(lambda: llama3(ignore_merges=False)),
@@ -315,6 +360,8 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(lambda: gpt2(False), pair_merges=False, edit=missing_keys),
     "gpt2_prefix": Family(lambda: gpt2(True)),
     "gpt2_files": Family(lambda: gpt2(False), files=True, config=GPT2_CONFIG),
+    "opt_files": Family(opt, files=True, config=OPT_CONFIG),
+    "bloom": Family(bloom, pair_merges=False),
     "llama2": Family(llama2, pair_merges=False),
     "llama2_normalized": Family(llama2_normalized),
     "metaspace_first": Family(lambda: metaspace("first", False)),
@@ -337,10 +384,8 @@ def write_tokenizer(folder: Path, family: Family) -> Tokenizer:
     tok = family.build()
     data = json.loads(tok.to_str())
     if family.files:
-        dump(
-            folder / "vocab.json",
-            {**data["model"]["vocab"], "<|endoftext|>": tok.token_to_id("<|endoftext|>")},
-        )
+        end = tok.token_to_id("<|endoftext|>")
+        dump(folder / "vocab.json", data["model"]["vocab"] | ({} if end is None else {"<|endoftext|>": end}))
         merges = "".join(f"{a} {b}\n" for a, b in data["model"]["merges"])
         (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
         dump(folder / "tokenizer_config.json", family.config)
