@@ -130,6 +130,8 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
         .max_rows = useful > least ? (uint32_t)useful : least,
         .max_resident_bytes = choose_resident(program, o),
         .max_slot_bytes = o->max_slot_bytes,
+        .units_per_row = config->transformer->experts_per_token,
+        .max_cache_bytes = UINT64_MAX,
     };
     uint64_t logits = o->all_logits ? 0 : o->max_sequences * memory.logit_row_bytes;
     uint64_t others = memory.fixed_bytes + logits + pst_ring_gather_bytes(program->stages, program->stage_count) +

@@ -2,10 +2,12 @@
 /* Large anonymous memory, and the memory figures of the machine, the control groups and this process. */
 #include "os/memory.h"
 
+#include <errno.h>
 #include <malloc.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -51,6 +53,22 @@ void pst_memory_unmap(void *memory, uint64_t bytes)
 {
     if (memory != NULL)
         pst_sys->munmap(memory, round_to_pages(bytes ? bytes : 1));
+}
+
+int pst_memory_lock(void *memory, uint64_t bytes, const char *what, pst_error *err)
+{
+    int status = pst_sys->mlock(memory, round_to_pages(bytes));
+    if (status >= 0)
+        return 0;
+    struct rlimit limit;
+    if ((status == -ENOMEM || status == -EPERM || status == -EAGAIN) && getrlimit(RLIMIT_MEMLOCK, &limit) == 0 &&
+        limit.rlim_cur != RLIM_INFINITY)
+        return pst_fail(
+            err, status, NULL,
+            "cannot lock %llu MiB for %s: this user may lock %llu MiB (ulimit -l); raise that or do without",
+            (unsigned long long)(bytes >> 20), what, (unsigned long long)limit.rlim_cur >> 20);
+    return pst_fail(err, status, NULL, "cannot lock %llu MiB for %s: %s", (unsigned long long)(bytes >> 20), what,
+                    pst_strerror(status));
 }
 
 int pst_memory_get_info_at(const char *root, pst_memory_info *out, pst_error *err)

@@ -13,6 +13,8 @@
  * for; no page is resident until it is touched. Freed with the same size. */
 int pst_memory_map(uint64_t bytes, const char *what, void **out, pst_error *err);
 void pst_memory_unmap(void *memory, uint64_t bytes);
+/* Brings mapped memory in and keeps it from being paged out until it is unmapped. Names the limit where that is what fails. */
+int pst_memory_lock(void *memory, uint64_t bytes, const char *what, pst_error *err);
 
 typedef struct pst_memory_info {
     uint64_t total_bytes;     /* of the machine */

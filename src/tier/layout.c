@@ -36,14 +36,57 @@ uint64_t pst_layout_min_slot_bytes(const pst_stage *stages, size_t stage_count)
     return most;
 }
 
+/* Units of a stage as the cut sees them: a stage without any is one. */
+static uint32_t units_of(const pst_stage *stage)
+{
+    return stage->unit_count ? stage->unit_count : 1;
+}
+
+static uint32_t unit_begin(const pst_stage *stage, uint32_t unit)
+{
+    if (stage->unit_count == 0)
+        return unit == 0 ? 0 : stage->tensor_count;
+    return stage->unit_first_tensor[unit];
+}
+
+/* Slot room for a unit as one part. */
+static uint64_t unit_room(const pst_stage *stage, uint32_t unit)
+{
+    uint64_t sum = 0;
+    for (uint32_t t = unit_begin(stage, unit); t < unit_begin(stage, unit + 1); t++)
+        sum += room_for(stage->tensors[t].rows * stage->tensors[t].row_bytes);
+    return sum;
+}
+
+/* What a part may fall short of its limit by because rows are cut in groups, and what the cut itself adds. */
+static uint64_t unit_slack(const pst_stage *stage, uint32_t unit)
+{
+    uint64_t widest = 0;
+    for (uint32_t t = unit_begin(stage, unit); t < unit_begin(stage, unit + 1); t++)
+        widest = stage->tensors[t].row_bytes > widest ? stage->tensors[t].row_bytes : widest;
+    return CUT_ROWS * widest + 6 * PST_EXTENT_ALIGN;
+}
+
 uint64_t pst_layout_max_slot_bytes(const pst_stage *stages, size_t stage_count)
 {
     uint64_t most = PST_EXTENT_ALIGN;
+    for (size_t s = 0; s < stage_count; s++)
+        for (uint32_t u = 0; u < units_of(&stages[s]) && !stages[s].gathered; u++)
+            if (unit_room(&stages[s], u) > most)
+                most = unit_room(&stages[s], u);
+    return most;
+}
+
+uint64_t pst_layout_unit_slot_bytes(const pst_stage *stages, size_t stage_count, uint64_t parts)
+{
+    uint64_t most = 0;
     for (size_t s = 0; s < stage_count; s++) {
-        uint64_t sum = 0;
-        for (uint32_t t = 0; t < stages[s].tensor_count && !stages[s].gathered; t++)
-            sum += room_for(stages[s].tensors[t].rows * stages[s].tensors[t].row_bytes);
-        most = sum > most ? sum : most;
+        for (uint32_t u = 0; stages[s].unit_count > 1 && u < stages[s].unit_count; u++) {
+            uint64_t whole = unit_room(&stages[s], u);
+            uint64_t cut = whole / parts + unit_slack(&stages[s], u);
+            uint64_t bytes = round_up(cut < whole ? cut : whole, PST_EXTENT_ALIGN);
+            most = bytes > most ? bytes : most;
+        }
     }
     return most;
 }
@@ -66,15 +109,16 @@ typedef struct cutter {
     pst_layout *layout;
     uint32_t part_capacity, piece_capacity, extent_capacity;
     uint64_t slot_bytes;
-    uint64_t room; /* left in the open part */
+    uint64_t limit; /* of a part's room: the slot, or less for a unit that takes several */
+    uint64_t room;  /* left in the open part */
 } cutter;
 
-static int open_part(cutter *cut, uint32_t stage, pst_error *err)
+static int open_part(cutter *cut, uint32_t stage, uint32_t unit, pst_error *err)
 {
     pst_layout *layout = cut->layout;
     PST_TRY(reserve((void **)&layout->parts, layout->part_count, &cut->part_capacity, sizeof(pst_part), err));
-    layout->parts[layout->part_count++] = (pst_part){.stage = stage, .first_piece = layout->piece_count};
-    cut->room = cut->slot_bytes;
+    layout->parts[layout->part_count++] = (pst_part){.stage = stage, .unit = unit, .first_piece = layout->piece_count};
+    cut->room = cut->limit;
     return 0;
 }
 
@@ -170,12 +214,25 @@ static uint64_t rows_that_fit(uint64_t room, uint64_t left, uint64_t row_bytes, 
     return part_is_empty ? fit : 0;
 }
 
-static int cut_stage(cutter *cut, const pst_stage *stages, uint32_t index, pst_error *err)
+/* The parts of a unit fill the slot, or, where several are needed, all the same share of the unit. */
+static uint64_t part_limit(const cutter *cut, const pst_stage *stage, uint32_t unit)
 {
-    const pst_stage *stage = &stages[index];
+    uint64_t whole = unit_room(stage, unit);
+    if (stage->unit_count < 2 || whole <= cut->slot_bytes)
+        return cut->slot_bytes;
+    uint64_t slack = unit_slack(stage, unit);
+    uint64_t parts = cut->slot_bytes > 2 * slack ? (whole + cut->slot_bytes - slack - 1) / (cut->slot_bytes - slack)
+                                                 : (whole + cut->slot_bytes - 1) / cut->slot_bytes;
+    uint64_t limit = round_up(whole / parts + slack, PST_EXTENT_ALIGN);
+    return limit < cut->slot_bytes ? limit : cut->slot_bytes;
+}
+
+static int cut_unit(cutter *cut, const pst_stage *stage, uint32_t index, uint32_t unit, pst_error *err)
+{
     pst_layout *layout = cut->layout;
-    PST_TRY(open_part(cut, index, err));
-    for (uint32_t t = 0; t < stage->tensor_count; t++) {
+    cut->limit = part_limit(cut, stage, unit);
+    PST_TRY(open_part(cut, index, unit, err));
+    for (uint32_t t = unit_begin(stage, unit); t < unit_begin(stage, unit + 1); t++) {
         const pst_stage_tensor *tensor = &stage->tensors[t];
         for (uint64_t row = 0; row < tensor->rows;) {
             bool is_empty = layout->parts[layout->part_count - 1].first_piece == layout->piece_count;
@@ -185,7 +242,7 @@ static int cut_stage(cutter *cut, const pst_stage *stages, uint32_t index, pst_e
                                 (unsigned long long)cut->slot_bytes, tensor->tensor->name);
             if (rows == 0) {
                 PST_TRY(close_part(cut, stage, err));
-                PST_TRY(open_part(cut, index, err));
+                PST_TRY(open_part(cut, index, unit, err));
                 continue;
             }
             PST_TRY(
@@ -196,6 +253,13 @@ static int cut_stage(cutter *cut, const pst_stage *stages, uint32_t index, pst_e
         }
     }
     return close_part(cut, stage, err);
+}
+
+static int cut_stage(cutter *cut, const pst_stage *stages, uint32_t index, pst_error *err)
+{
+    for (uint32_t unit = 0; unit < units_of(&stages[index]); unit++)
+        PST_TRY(cut_unit(cut, &stages[index], index, unit, err));
+    return 0;
 }
 
 int pst_layout_create(const pst_stage *stages, size_t stage_count, uint64_t slot_bytes, pst_layout *out, pst_error *err)

@@ -2,17 +2,23 @@
 /* The planner; see plan.h for the order in which room is given out. */
 #include "tier/plan.h"
 
+#include <math.h>
+
 #include "base/error.h"
 #include "base/heap.h"
 
 enum {
     MIN_SLOTS = 2, /* one to compute with, one to read into */
     MAX_SLOTS = 8,
-    SLACK_MEBIBYTES = 2 /* rounding up, and what a process's own size varies by from one start to the next */
+    MAX_UNIT_SLOTS = 64, /* where a slot is an expert, which may be small */
+    SLACK_MEBIBYTES = 2  /* rounding up, and what a process's own size varies by from one start to the next */
 };
 static const uint64_t MAX_SLOT_BYTES = 32ull << 20; /* a drive of 10 GB/s fills it in 3 ms: longer than any latency */
 static const uint64_t MIN_SLOT_BYTES = 1ull << 20;  /* below this, reads are too short to reach a drive's speed */
 static const uint64_t MEBIBYTE = 1ull << 20;
+/* From this share of units on, reading those that turn out not to be needed costs less than the drive's standing still until
+ * they are chosen. */
+static const double WHOLE_SHARE = 0.8;
 
 static uint64_t round_up(uint64_t value, uint64_t unit)
 {
@@ -37,29 +43,37 @@ typedef struct plan_room {
     uint64_t table_bytes;
 } plan_room;
 
+/* What the ring knows of a part and of a slot of its cache (ring_internal.h), rounded up. */
+enum { RING_PART_BYTES = 48, RING_SLOT_BYTES = 24, RING_UNIT_BYTES = 8, RING_STAGE_BYTES = 64 };
+
 /* What the layout and the ring's tables take at most with slots of this size: a cut leaves no part of a tensor less than
- * half full but its first and its last, and every array has grown by doubling. */
+ * half full but its first and its last, a tensor that fits a slot begins one part at most, and every array has grown by
+ * doubling. There are never more slots that cache than parts. */
 static uint64_t table_bytes(const pst_plan_request *request, uint64_t slot_bytes)
 {
-    uint64_t parts = 0, tensors = 0;
+    uint64_t parts = 0, tensors = 0, units = 0;
     for (size_t s = 0; s < request->stage_count; s++) {
         for (uint32_t t = 0; t < request->stages[s].tensor_count; t++) {
             const pst_stage_tensor *tensor = &request->stages[s].tensors[t];
             uint64_t fit = (slot_bytes - 2 * PST_EXTENT_ALIGN) / max_u64(tensor->row_bytes, 1);
-            parts += 2 * tensor->rows / max_u64(fit, 1) + 2;
+            parts += tensor->rows <= fit ? 1 : 2 * tensor->rows / max_u64(fit, 1) + 2;
             tensors++;
         }
+        units += max_u64(request->stages[s].unit_count, 1);
     }
+    parts += units;
     uint64_t pieces = parts + tensors;
-    uint64_t per_part = 2 * sizeof(pst_part) + sizeof(bool) + sizeof(uint32_t) + sizeof(void *);
-    return parts * per_part + pieces * (2 * sizeof(pst_piece) + 2 * sizeof(pst_extent) + 3 * sizeof(uint64_t));
+    uint64_t per_part = 2 * sizeof(pst_part) + sizeof(bool) + RING_PART_BYTES + RING_SLOT_BYTES;
+    return parts * per_part + pieces * (2 * sizeof(pst_piece) + 2 * sizeof(pst_extent) + 3 * sizeof(uint64_t)) +
+           units * RING_UNIT_BYTES + request->stage_count * RING_STAGE_BYTES;
 }
 
-/* Slots of which two and the tables together take little: the smaller the slots, the larger the tables. */
+/* Slots of which two and the tables together take little: the smaller the slots, the larger the tables beyond what no slot
+ * makes smaller. */
 static uint64_t balanced_slot(const pst_plan_request *request)
 {
-    uint64_t slot = MIN_SLOT_BYTES;
-    while (MIN_SLOTS * slot < table_bytes(request, slot))
+    uint64_t slot = MIN_SLOT_BYTES, least = table_bytes(request, UINT64_MAX / 2);
+    while (MIN_SLOTS * slot < table_bytes(request, slot) - least)
         slot *= 2;
     return slot;
 }
@@ -91,14 +105,31 @@ typedef struct plan_slots {
     uint64_t bytes; /* of one */
 } plan_slots;
 
+/* The largest slot up to `most` that the units' parts fill: an expert of 44 MB takes two slots of 22, not 32 and 12. */
+static uint64_t fit_units(const pst_plan_request *request, uint64_t most, uint64_t smallest)
+{
+    uint64_t slot = pst_layout_unit_slot_bytes(request->stages, request->stage_count, 1);
+    if (slot == 0)
+        return most;
+    for (uint64_t parts = slot / most + 1; slot > most; parts++) {
+        uint64_t smaller = pst_layout_unit_slot_bytes(request->stages, request->stage_count, parts);
+        if (smaller <= smallest || smaller + PST_EXTENT_ALIGN > slot)
+            return max_u64(min_u64(smaller, most), smallest); /* rows as large as parts: it does not get better */
+        slot = smaller;
+    }
+    return max_u64(slot, smallest);
+}
+
 /* Ring: as many slots of the largest useful size as a quarter of the free room holds; smaller slots when that is not four. */
-static plan_slots size_ring(const plan_room *have, uint64_t weight_memory)
+static plan_slots size_ring(const pst_plan_request *request, const plan_room *have, uint64_t weight_memory)
 {
     uint64_t room = max_u64(have->free_bytes / 4, MIN_SLOTS * have->smallest_slot);
     room = min_u64(room, max_u64(weight_memory / 2, MIN_SLOTS * have->smallest_slot));
     uint64_t slot = min_u64(have->largest_slot, room / 4 / PST_EXTENT_ALIGN * PST_EXTENT_ALIGN);
     slot = max_u64(slot, have->smallest_slot);
-    return (plan_slots){(uint32_t)max_u64(MIN_SLOTS, min_u64(MAX_SLOTS, room / slot)), slot};
+    uint64_t fitted = fit_units(request, slot, have->smallest_slot);
+    uint64_t most = fitted < slot ? min_u64(MAX_UNIT_SLOTS, MAX_SLOTS * have->largest_slot / fitted) : MAX_SLOTS;
+    return (plan_slots){(uint32_t)max_u64(MIN_SLOTS, min_u64(most, room / fitted)), fitted};
 }
 
 /* Rows per pass from at most half of the room, since the other half may keep weights. */
@@ -120,15 +151,25 @@ static bool is_shared(const pst_plan_request *request, const pst_stage *gathered
     return false;
 }
 
-/* Memory and tensor bytes of the parts that stream or, `gathered`, of those that are fetched by row. */
-static uint64_t sum_memory(const pst_plan_request *request, const pst_plan *plan, bool gathered, uint64_t *weights)
+/* Parts by how certain it is that a pass needs them: a single unit is skipped only now and then. */
+typedef enum plan_kind { EVERY_PASS, SOME_UNITS, BY_ROW } plan_kind;
+
+static plan_kind kind_of(const pst_plan_request *request, const pst_part *part)
+{
+    const pst_stage *stage = &request->stages[part->stage];
+    if (stage->gathered)
+        return BY_ROW;
+    return stage->unit_count > 1 ? SOME_UNITS : EVERY_PASS;
+}
+
+/* Memory and tensor bytes of the parts of a kind; of those that are fetched by row, what no other stage has. */
+static uint64_t sum_memory(const pst_plan_request *request, const pst_plan *plan, plan_kind kind, uint64_t *weights)
 {
     uint64_t memory = 0;
     *weights = 0;
     for (uint32_t i = 0; i < plan->layout.part_count; i++) {
         const pst_part *part = &plan->layout.parts[i];
-        const pst_stage *stage = &request->stages[part->stage];
-        if (stage->gathered != gathered || (gathered && is_shared(request, stage)))
+        if (kind_of(request, part) != kind || (kind == BY_ROW && is_shared(request, &request->stages[part->stage])))
             continue;
         memory += part->memory_bytes;
         *weights += part->weight_bytes;
@@ -136,20 +177,22 @@ static uint64_t sum_memory(const pst_plan_request *request, const pst_plan *plan
     return memory;
 }
 
-/* Marks parts as resident, spread evenly over the pass so that the drive's work is, too, within both bounds. */
-static void spread_resident(const pst_plan_request *request, pst_plan *plan, uint64_t room, uint64_t memory,
-                            uint64_t weights)
+/* Marks parts that every pass needs as resident, spread evenly over the pass so that the drive's work is, too, within both
+ * bounds; the rest streams. */
+static void spread_resident(const pst_plan_request *request, pst_plan *plan, uint64_t room)
 {
+    uint64_t weights, memory = sum_memory(request, plan, EVERY_PASS, &weights);
     double share = memory ? (double)room / (double)memory : 0;
     double share_allowed = weights ? (double)request->max_resident_bytes / (double)weights : 0;
     share = share < share_allowed ? share : share_allowed;
     double due = 0;
     for (uint32_t i = 0; i < plan->layout.part_count; i++) {
         const pst_part *part = &plan->layout.parts[i];
-        if (request->stages[part->stage].gathered)
+        plan_kind kind = kind_of(request, part);
+        if (kind == BY_ROW)
             continue;
-        due += share * (double)part->memory_bytes;
-        bool fits = plan->resident_memory_bytes + part->memory_bytes <= room &&
+        due += kind == EVERY_PASS ? share * (double)part->memory_bytes : 0;
+        bool fits = kind == EVERY_PASS && plan->resident_memory_bytes + part->memory_bytes <= room &&
                     plan->resident_bytes + part->weight_bytes <= request->max_resident_bytes;
         if (fits &&
             (double)(plan->resident_memory_bytes + part->memory_bytes) <= due + 0.5 * (double)part->memory_bytes) {
@@ -158,16 +201,38 @@ static void spread_resident(const pst_plan_request *request, pst_plan *plan, uin
             plan->resident_bytes += part->weight_bytes;
         } else {
             plan->streamed_bytes += part->weight_bytes;
+            plan->streamed_unit_bytes += kind == SOME_UNITS ? part->weight_bytes : 0;
         }
     }
 }
 
-/* Keeps every part that would stream, or that is fetched by row. */
-static void keep(const pst_plan_request *request, pst_plan *plan, bool gathered, uint64_t memory, uint64_t weights)
+/* Slots that cache, from what residency has left of the room and of what may be kept; none while parts stream that every pass
+ * needs, which would save more. */
+static void make_cache(const pst_plan_request *request, pst_plan *plan, uint64_t room)
+{
+    uint64_t parts = 0, largest = 1;
+    for (uint32_t i = 0; i < plan->layout.part_count; i++) {
+        const pst_part *part = &plan->layout.parts[i];
+        if (plan->resident[i] || kind_of(request, part) == BY_ROW)
+            continue;
+        if (kind_of(request, part) == EVERY_PASS)
+            return;
+        parts++;
+        largest = max_u64(largest, part->weight_bytes);
+    }
+    uint64_t allowed = min_u64(request->max_cache_bytes, request->max_resident_bytes - plan->resident_bytes);
+    uint64_t slots =
+        min_u64(parts, min_u64((room - plan->resident_memory_bytes) / plan->slot_bytes, allowed / largest));
+    plan->cache_slots = (uint32_t)min_u64(slots, UINT32_MAX / 2);
+    plan->cache_bytes = parts ? plan->cache_slots * (plan->streamed_unit_bytes / parts) : 0;
+}
+
+/* Keeps every part of a kind. */
+static void keep(const pst_plan_request *request, pst_plan *plan, plan_kind kind, uint64_t memory, uint64_t weights)
 {
     for (uint32_t i = 0; i < plan->layout.part_count; i++) {
-        const pst_stage *stage = &request->stages[plan->layout.parts[i].stage];
-        if (stage->gathered == gathered && !(gathered && is_shared(request, stage)))
+        const pst_part *part = &plan->layout.parts[i];
+        if (kind_of(request, part) == kind && !(kind == BY_ROW && is_shared(request, &request->stages[part->stage])))
             plan->resident[i] = true;
     }
     plan->resident_memory_bytes += memory;
@@ -177,14 +242,17 @@ static void keep(const pst_plan_request *request, pst_plan *plan, bool gathered,
 /* Places everything in `room`; true if it fits without a ring. What is fetched by row is kept only if the rest is. */
 static bool keep_all(const pst_plan_request *request, pst_plan *plan, uint64_t room)
 {
-    uint64_t weights, gathered_weights;
-    uint64_t memory = sum_memory(request, plan, false, &weights);
-    uint64_t gathered_memory = sum_memory(request, plan, true, &gathered_weights);
-    if (memory > room || weights > request->max_resident_bytes)
+    uint64_t weights, unit_weights, row_weights;
+    uint64_t memory = sum_memory(request, plan, EVERY_PASS, &weights);
+    uint64_t unit_memory = sum_memory(request, plan, SOME_UNITS, &unit_weights);
+    uint64_t row_memory = sum_memory(request, plan, BY_ROW, &row_weights);
+    if (memory + unit_memory > room || weights + unit_weights > request->max_resident_bytes)
         return false;
-    keep(request, plan, false, memory, weights);
-    if (gathered_memory <= room - memory && gathered_weights <= request->max_resident_bytes - weights)
-        keep(request, plan, true, gathered_memory, gathered_weights);
+    keep(request, plan, EVERY_PASS, memory, weights);
+    keep(request, plan, SOME_UNITS, unit_memory, unit_weights);
+    if (row_memory <= room - memory - unit_memory &&
+        row_weights <= request->max_resident_bytes - weights - unit_weights)
+        keep(request, plan, BY_ROW, row_memory, row_weights);
     return true;
 }
 
@@ -196,28 +264,56 @@ static int make_layout(const pst_plan_request *request, uint64_t slot_bytes, pst
     return plan->resident ? 0 : pst_fail_memory(err, "the plan", plan->layout.part_count);
 }
 
+/* No slot larger than the largest part that streams. */
+static void shrink_slots(const pst_plan_request *request, pst_plan *plan)
+{
+    uint64_t largest = PST_EXTENT_ALIGN;
+    for (uint32_t i = 0; i < plan->layout.part_count; i++)
+        if (kind_of(request, &plan->layout.parts[i]) != BY_ROW)
+            largest = max_u64(largest, plan->layout.parts[i].memory_bytes);
+    plan->slot_bytes = min_u64(plan->slot_bytes, largest);
+}
+
+static void describe_units(const pst_plan_request *request, pst_plan *plan)
+{
+    for (size_t s = 0; s < request->stage_count; s++)
+        if (request->stages[s].unit_count > 1 && request->stages[s].unit_count > plan->unit_count)
+            plan->unit_count = request->stages[s].unit_count;
+    plan->units_per_row = request->units_per_row;
+    if (plan->unit_count == 0 || plan->units_per_row == 0)
+        return;
+    plan->whole_rows = 1;
+    while (pst_plan_share_of_units(plan->unit_count, plan->units_per_row, plan->whole_rows) < WHOLE_SHARE)
+        plan->whole_rows++;
+}
+
 static int place(const pst_plan_request *request, const plan_room *have, pst_plan *plan, pst_error *err)
 {
-    uint64_t room = have->free_bytes, weights;
+    uint64_t room = have->free_bytes, weights, unit_weights;
     PST_TRY(make_layout(request, have->largest_slot, plan, err));
     if (keep_all(request, plan, room)) {
         room -= plan->resident_memory_bytes;
         plan->rows_per_pass = choose_rows(request, room * 2);
     } else {
-        plan_slots slots = size_ring(have, sum_memory(request, plan, false, &weights));
+        uint64_t memory = sum_memory(request, plan, EVERY_PASS, &weights);
+        memory += sum_memory(request, plan, SOME_UNITS, &unit_weights);
+        plan_slots slots = size_ring(request, have, memory);
         if (slots.bytes < have->largest_slot)
             PST_TRY(make_layout(request, slots.bytes, plan, err));
         plan->slots = slots.count;
         plan->slot_bytes = slots.bytes;
-        uint64_t memory = sum_memory(request, plan, false, &weights);
+        shrink_slots(request, plan);
         room -= plan->slots * plan->slot_bytes;
         plan->rows_per_pass = choose_rows(request, room);
         room -= (plan->rows_per_pass - request->min_rows) * request->row_bytes;
-        spread_resident(request, plan, room, memory, weights);
+        spread_resident(request, plan, room);
+        make_cache(request, plan, room);
     }
+    describe_units(request, plan);
     plan->table_bytes = have->table_bytes;
     plan->total_bytes = request->process_bytes + request->fixed_bytes + plan->rows_per_pass * request->row_bytes +
-                        plan->slots * plan->slot_bytes + plan->resident_memory_bytes + plan->table_bytes;
+                        (plan->slots + (uint64_t)plan->cache_slots) * plan->slot_bytes + plan->resident_memory_bytes +
+                        plan->table_bytes;
     return 0;
 }
 
@@ -240,4 +336,18 @@ void pst_plan_destroy(pst_plan *plan)
     pst_layout_destroy(&plan->layout);
     pst_heap_free(plan->resident);
     *plan = (pst_plan){0};
+}
+
+double pst_plan_share_of_units(uint32_t unit_count, uint32_t units_per_row, uint32_t rows)
+{
+    if (units_per_row == 0 || units_per_row >= unit_count)
+        return rows > 0 ? 1 : 0;
+    return 1 - pow(1 - (double)units_per_row / unit_count, rows);
+}
+
+double pst_plan_expected_bytes(const pst_plan *plan, uint32_t rows)
+{
+    double certain = (double)(plan->streamed_bytes - plan->streamed_unit_bytes);
+    double missing = (double)(plan->streamed_unit_bytes - min_u64(plan->cache_bytes, plan->streamed_unit_bytes));
+    return certain + missing * pst_plan_share_of_units(plan->unit_count, plan->units_per_row, rows);
 }

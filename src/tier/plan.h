@@ -6,6 +6,9 @@
  * it takes to know where everything is.
  * Room is given out in the order in which it pays: what a pass cannot do without; a ring deep enough to keep the drive
  * busy; rows per pass, since one pass over the weights serves them all; the rest to weights that then need no reading.
+ * Of these a byte that every pass needs saves more than a byte of an expert, which a pass needs with the probability
+ * 1 - (1 - k/E)^rows; so the former are kept first, and what is left makes the ring larger by slots in which experts stay
+ * (the cache; ring.h). Whoever needs more than the cache's share of them finds them there.
  */
 #ifndef PST_TIER_PLAN_H
 #define PST_TIER_PLAN_H
@@ -22,22 +25,38 @@ typedef struct pst_plan_request {
     uint32_t min_rows, max_rows; /* of a pass: fewest that work, most that are useful */
     uint64_t max_resident_bytes; /* bound of weights kept, in tensor bytes; UINT64_MAX: whatever fits; 0: none */
     uint64_t max_slot_bytes;     /* no slot larger than this where every row fits in less; 0: the planner's choice */
+    uint32_t units_per_row;      /* that a row needs of a stage with more than one unit; 0: all */
+    uint64_t
+        max_cache_bytes; /* bound of the cache of units, within max_resident_bytes; 0: none; UINT64_MAX: what fits */
 } pst_plan_request;
 
 typedef struct pst_plan {
     pst_layout layout;
     bool *resident; /* by part */
     uint32_t rows_per_pass;
-    uint32_t slots; /* 0: nothing streams */
+    uint32_t slots;       /* 0: nothing streams */
+    uint32_t cache_slots; /* beside those: of the same size, in which parts of units stay while they are in demand */
     uint64_t slot_bytes;
     uint64_t resident_bytes, resident_memory_bytes; /* tensor bytes kept, and the memory they take */
-    uint64_t streamed_bytes; /* tensor bytes that every pass reads; gathered stages not included */
-    uint64_t table_bytes;    /* room reckoned for the layout and the ring's tables */
-    uint64_t total_bytes;    /* the process's memory under this plan; never above the budget */
+    uint64_t
+        streamed_bytes; /* tensor bytes that are not resident, which a pass reads as far as it needs them and the cache
+                                has not got them; gathered stages not included */
+    uint64_t streamed_unit_bytes;       /* of these, parts of units of which a pass may not need all */
+    uint64_t cache_bytes;               /* of these, about as many as the cache holds */
+    uint64_t table_bytes;               /* room reckoned for the layout and the ring's tables */
+    uint64_t total_bytes;               /* the process's memory under this plan; never above the budget */
+    uint32_t unit_count, units_per_row; /* of the stage with most units, and as requested; 0: no units */
+    uint32_t whole_rows; /* a pass of as many rows needs nearly all units: read them before they are chosen; 0: never */
 } pst_plan;
 
 /* PST_E_BUDGET names the smallest budget that works. The caller destroys *out. */
 int pst_plan_create(const pst_plan_request *request, pst_plan *out, pst_error *err);
 void pst_plan_destroy(pst_plan *plan);
+
+/* Tensor bytes that a pass of so many rows is expected to read if all units are as much in demand (a skewed demand needs
+ * less of the drive), in the long run. */
+double pst_plan_expected_bytes(const pst_plan *plan, uint32_t rows);
+/* Share of E units that some of so many rows need when each needs k of them: 1 - (1 - k/E)^rows. */
+double pst_plan_share_of_units(uint32_t unit_count, uint32_t units_per_row, uint32_t rows);
 
 #endif

@@ -1,11 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The streaming ring executes a plan: it keeps resident parts in memory, reads the others into slots ahead of their use,
- * hands every part to its stage's function in order, and takes the slot back.
+ * hands every part that the pass needs to its stage's function in order, and takes the slot back.
  *
  * While the owner computes, up to `slots` parts are being read or wait to be used; the slot just released is filled again
  * before the next part is computed. After a pass's last part the ring goes on with the next pass's first ones.
- * Invariant: slots are filled and consumed in the same order, so that part k of the stream is in slot k % slots.
+ *
+ * Stages with units. What a pass needs of them is known when all before them is computed (`choose`). Until then the ring reads
+ * what the stage guesses, and what is certain behind it, with half of the slots at most, so that the rest is free for what
+ * the choice brings; a pass of so many rows that nearly all units are needed reads as if all were (plan->whole_rows). What is
+ * read in vain is dropped, never computed. A slot whose part was used may keep it: the plan's cache_slots hold the parts of
+ * units that were most in demand, and nothing is ever copied. Demand is the share of the last passes that needed the unit
+ * (the mean over all at first, then with a half-life of 64 passes, so that it follows a drift); a part comes into the cache
+ * when it was read anyway and is more in demand than the least demanded one there.
+ *
+ * Invariants: a part is in one slot at most; every part is computed once per pass at most, in the order of the layout, whatever
+ * was guessed or cached. A part that the pass needs is pinned from when reading ahead has come by it until it is computed.
  *
  * Threads: one owner thread. pst_ring_pass allocates nothing.
  */
@@ -28,15 +38,16 @@ typedef struct pst_ring_config {
     pst_io *io;                /* outlives the ring */
     pst_trace *trace;          /* may be NULL */
     const atomic_bool *cancel; /* looked at between parts and while waiting */
+    bool lock_memory;          /* slots and resident weights are never paged out; fails where that is not allowed */
 } pst_ring_config;
 
 /* Opens the store's files, allocates, and loads the resident parts. Streaming begins with the first pass. */
 int pst_ring_create(const pst_ring_config *config, pst_ring **out, pst_error *err);
 void pst_ring_destroy(pst_ring *ring); /* drops what is in flight */
 
-/* One pass over the stages that are not gathered. `more`: another pass is expected, so read on across the end.
+/* One pass over the stages that are not gathered, with `rows` rows. `more`: another pass is expected, so read on across the end.
  * After a failure the ring can only be destroyed. */
-int pst_ring_pass(pst_ring *ring, bool more, pst_error *err);
+int pst_ring_pass(pst_ring *ring, uint32_t rows, bool more, pst_error *err);
 
 /* Fetches rows of a gathered stage's only tensor: body(context, i, row) for i in 0..count-1, each once, any order;
  * row is valid in the call. row ids must be below the tensor's rows. */
@@ -57,6 +68,12 @@ typedef struct pst_ring_stats {
     uint64_t weight_bytes; /* streamed and gathered tensor bytes that came from the drive */
     uint64_t wait_ns;      /* the owner waited for a read */
     uint64_t compute_ns;   /* in stage functions */
+    /* Of stages with more than one unit: parts that a pass needed and that were in the cache or were not, and their tensor bytes. */
+    uint64_t cache_hits, cache_misses;
+    uint64_t cache_hit_bytes, cache_miss_bytes;
+    /* Parts of units that were read before they were chosen, by what the choice was; and the bytes read in vain. */
+    uint64_t guessed_right, guessed_wrong;
+    uint64_t wasted_bytes; /* part of weight_bytes */
 } pst_ring_stats;
 void pst_ring_get_stats(const pst_ring *ring, pst_ring_stats *out);
 

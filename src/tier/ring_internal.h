@@ -1,18 +1,55 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What ring.c (the pass), gather.c (single rows) and ring_memory.c (making and filling) share. */
+/*
+ * What ring.c (the pass), ahead.c (reading ahead), cache.c (which units' parts stay), gather.c (single rows), measure.c and
+ * ring_memory.c (making and filling) share.
+ */
 #ifndef PST_TIER_RING_INTERNAL_H
 #define PST_TIER_RING_INTERNAL_H
 
 #include "tier/ring.h"
 
 enum { PST_GATHER_ROWS = 64 }; /* rows fetched in one batch */
+#define PST_RING_NONE UINT32_MAX
 
-typedef struct pst_ring_slot {
-    unsigned char *memory;
+/* A read under way, or done and its part not yet computed. There are plan->slots of them, each with a slot while it is busy. */
+typedef enum pst_reader_state {
+    PST_READER_IDLE,
+    PST_READER_BUSY,
+    PST_READER_DROPPED,  /* nobody needs it: idle again when it has ended */
+    PST_READER_CANCELLED /* likewise, and it was told to end at once, so its part is not there */
+} pst_reader_state;
+
+typedef struct pst_ring_reader {
     pst_io_batch *batch;
     pst_io_op *ops; /* layout.max_extents */
+    pst_reader_state state;
+    uint32_t part, slot;
+    uint64_t pass; /* that it reads for */
     uint64_t submitted_ns;
+    bool guessed; /* read before its stage was chosen */
+} pst_ring_reader;
+
+/* A slot is free, a reader's, or in the cache. */
+typedef struct pst_ring_slot {
+    uint32_t part;   /* PST_RING_NONE: free */
+    uint32_t reader; /* PST_RING_NONE: free or cached */
+    bool pinned;     /* cached, and this pass or the next will compute it */
 } pst_ring_slot;
+
+/* What is known of a stage with units (choose not NULL) in this pass, and of every stage's place. */
+typedef struct pst_ring_stage {
+    uint32_t first_part;  /* of the layout; the next stage's is the end */
+    uint32_t first_unit;  /* into wanted, guessed and demand */
+    uint64_t chosen_pass; /* the last pass that it was chosen in, from 1 on; 0: none */
+    uint64_t guessed_pass;
+    uint32_t choices; /* passes that it was chosen in, up to where demand forgets as fast as it learns */
+} pst_ring_stage;
+
+/* A place in the order of use: passes are counted from 1. */
+typedef struct pst_ring_place {
+    uint64_t pass;
+    uint32_t part;
+} pst_ring_place;
 
 /* A run of rows of a gathered tensor that lies in resident memory. */
 typedef struct pst_resident_rows {
@@ -35,17 +72,35 @@ struct pst_ring {
     pst_io *io;
     pst_trace *trace;
     const atomic_bool *cancel;
+    bool lock_memory;
 
     pst_io_file **files; /* by the store's file number */
     size_t file_count;
     unsigned char *slot_memory, *resident_memory;
     const unsigned char **resident_parts; /* by part; NULL where it streams */
-    pst_ring_slot *slots;
 
-    uint32_t *stream; /* numbers of the streamed parts, in order of use */
+    pst_ring_reader *readers; /* plan->slots */
+    pst_ring_slot *slots;     /* plan->slots + plan->cache_slots, slot_count */
+    uint32_t slot_count;
+    uint32_t *free_slots;
+    uint32_t free_count;
+    uint32_t *slot_of; /* by part: where it is, or PST_RING_NONE */
+
+    pst_ring_stage *stage_states; /* stage_count + 1 */
+    bool *wanted, *guessed;       /* by unit of all stages */
+    float *demand;                /* likewise: share of passes that needed it */
+    float *slot_demand;           /* by slot: its part's unit's, infinite unless the slot may be taken from the cache */
+    uint32_t cached_count, dropped_count;
+    bool has_choices; /* some stage has units to choose */
+
+    pst_ring_place now;     /* everything before it is computed */
+    pst_ring_place cursor;  /* everything before it that is wanted for certain is there or on its way */
+    uint64_t last_pass;     /* no reading past its end */
+    bool whole;             /* stages not yet chosen are read as if all of them were wanted */
+    uint64_t drive_done_ns; /* when the last part noted in the timeline had come */
+
+    uint32_t *stream; /* numbers of the streamed parts, for measuring */
     uint32_t stream_count;
-    uint64_t submitted, consumed; /* streamed parts since the first pass began */
-    uint64_t drive_done_ns;       /* when the last part noted in the timeline had come */
 
     pst_gatherer *gatherers;
     uint32_t gatherer_count;
@@ -57,12 +112,52 @@ struct pst_ring {
     pst_ring_stats stats;
 };
 
+static inline unsigned char *pst_ring_slot_memory(const pst_ring *ring, uint32_t slot)
+{
+    return ring->slot_memory + slot * ring->plan->slot_bytes;
+}
+
+/* Whether a pass may need only some of the stage. */
+static inline bool pst_ring_is_chosen(const pst_stage *stage)
+{
+    return stage->unit_count > 0 && stage->choose != NULL && !stage->gathered;
+}
+
 /* Writes a part's reads into ops; their count. */
 uint32_t pst_ring_prepare_reads(const pst_ring *ring, const pst_part *part, unsigned char *memory, pst_io_op *ops);
 /* Whether every read brought what the part needs. */
 int pst_ring_check_reads(const pst_ring *ring, const pst_part *part, const pst_io_op *ops, pst_error *err);
 /* Waits for a batch, or fails with PST_E_CANCELLED (the batch is then still in flight). */
 int pst_ring_wait_batch(const pst_ring *ring, pst_io_batch *batch, pst_error *err);
+
+/* ---- ahead.c ---- */
+
+/* A pass begins: what is chosen early is chosen, the first stage with units guessed. */
+void pst_ring_begin_ahead(pst_ring *ring);
+/* Whether the pass needs the part; false as well as long as that is not known. */
+bool pst_ring_wants(const pst_ring *ring, uint32_t part, uint64_t pass);
+/* Lets a stage choose, drops what was read in vain for it, and has the next one guess. */
+void pst_ring_choose(pst_ring *ring, uint32_t stage);
+/* Fills free slots with the parts that are needed next. */
+int pst_ring_fill(pst_ring *ring, pst_error *err);
+/* Makes sure that a part which the pass needs is in a slot or on its way there, by a reader that was not dropped. */
+int pst_ring_require(pst_ring *ring, uint32_t part, pst_error *err);
+/* The drive was busy with the reader's part from after the part before until now. */
+void pst_ring_trace_read(pst_ring *ring, const pst_ring_reader *reader, const char *name, uint64_t bytes);
+
+/* ---- cache.c ---- */
+
+/* Notes what a stage with units has chosen. */
+void pst_ring_note_demand(pst_ring *ring, uint32_t stage);
+/* Whether the cache would take the part. */
+bool pst_ring_would_keep(const pst_ring *ring, uint32_t part);
+/* A slot that no reader has any more and whose part is there: into the cache, or free. */
+void pst_ring_settle(pst_ring *ring, uint32_t slot);
+/* Keeps a cached part until it is computed, or no longer. */
+void pst_ring_pin(pst_ring *ring, uint32_t slot, bool pinned);
+void pst_ring_free_slot(pst_ring *ring, uint32_t slot);
+
+/* ---- gather.c ---- */
 
 int pst_ring_gather_init(pst_ring *ring, pst_error *err);
 void pst_ring_gather_destroy(pst_ring *ring);

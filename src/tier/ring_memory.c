@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The ring's files and memory: slots (registered with the I/O engine), resident parts, and their first loading. */
+#include <math.h>
+
 #include "base/error.h"
 #include "base/heap.h"
 #include "os/memory.h"
@@ -26,31 +28,87 @@ static int list_stream(pst_ring *ring, pst_error *err)
     if (ring->stream == NULL || ring->resident_parts == NULL)
         return pst_fail_memory(err, "the list of parts", layout->part_count * sizeof(void *));
     for (uint32_t i = 0; i < layout->part_count; i++)
-        if (!ring->plan->resident[i] && !ring->stages[layout->parts[i].stage].gathered)
+        if (!ring->plan->resident[i] && !ring->stages[layout->parts[i].stage].gathered &&
+            layout->parts[i].extent_count > 0)
             ring->stream[ring->stream_count++] = i;
     return 0;
+}
+
+/* Where each stage's parts and units begin, and what is known of units. */
+static int list_stages(pst_ring *ring, pst_error *err)
+{
+    const pst_layout *layout = &ring->plan->layout;
+    uint32_t part = 0;
+    uint64_t units = 0;
+    ring->stage_states = pst_heap_calloc(ring->stage_count + 1, sizeof *ring->stage_states);
+    if (ring->stage_states == NULL)
+        return pst_fail_memory(err, "the stages' states", (ring->stage_count + 1) * sizeof *ring->stage_states);
+    for (uint32_t s = 0; s <= ring->stage_count; s++) {
+        while (part < layout->part_count && layout->parts[part].stage < s)
+            part++;
+        ring->stage_states[s].first_part = part;
+        ring->stage_states[s].first_unit = (uint32_t)units;
+        if (s == ring->stage_count || !pst_ring_is_chosen(&ring->stages[s]))
+            continue;
+        units += ring->stages[s].unit_count;
+        ring->has_choices = true;
+        if (units > UINT32_MAX)
+            return pst_fail(err, PST_E_UNSUPPORTED, NULL, "a model of more than 2^32 experts");
+    }
+    ring->wanted = pst_heap_calloc(units + 1, sizeof *ring->wanted);
+    ring->guessed = pst_heap_calloc(units + 1, sizeof *ring->guessed);
+    ring->demand = pst_heap_calloc(units + 1, sizeof *ring->demand);
+    if (ring->wanted == NULL || ring->guessed == NULL || ring->demand == NULL)
+        return pst_fail_memory(err, "the experts' demand", units * (sizeof(float) + 2 * sizeof(bool)));
+    return 0;
+}
+
+static int make_readers(pst_ring *ring, pst_error *err)
+{
+    const pst_plan *plan = ring->plan;
+    uint32_t ops = plan->layout.max_extents ? plan->layout.max_extents : 1;
+    ring->readers = pst_heap_calloc(plan->slots, sizeof *ring->readers);
+    if (ring->readers == NULL)
+        return pst_fail_memory(err, "the ring's readers", plan->slots * sizeof *ring->readers);
+    for (uint32_t i = 0; i < plan->slots; i++) {
+        pst_ring_reader *reader = &ring->readers[i];
+        reader->ops = pst_heap_calloc(ops, sizeof *reader->ops);
+        if (reader->ops == NULL)
+            return pst_fail_memory(err, "the ring's reads", ops * sizeof *reader->ops);
+        PST_TRY(pst_io_batch_create(ring->io, ops, &reader->batch, err));
+    }
+    return 0;
+}
+
+static uint64_t slot_memory_bytes(const pst_ring *ring)
+{
+    return ring->slot_count * ring->plan->slot_bytes;
 }
 
 static int make_slots(pst_ring *ring, pst_error *err)
 {
     const pst_plan *plan = ring->plan;
+    ring->slot_count = plan->slots + plan->cache_slots;
     if (plan->slots == 0)
         return 0;
-    uint64_t bytes = plan->slots * plan->slot_bytes;
-    PST_TRY(pst_memory_map(bytes, "the streaming ring", (void **)&ring->slot_memory, err));
-    PST_TRY(pst_io_register(ring->io, ring->slot_memory, bytes, err));
-    ring->slots = pst_heap_calloc(plan->slots, sizeof *ring->slots);
-    if (ring->slots == NULL)
-        return pst_fail_memory(err, "the ring's slots", plan->slots * sizeof *ring->slots);
-    for (uint32_t i = 0; i < plan->slots; i++) {
-        pst_ring_slot *slot = &ring->slots[i];
-        slot->memory = ring->slot_memory + i * plan->slot_bytes;
-        slot->ops = pst_heap_calloc(plan->layout.max_extents, sizeof *slot->ops);
-        if (slot->ops == NULL)
-            return pst_fail_memory(err, "the ring's reads", plan->layout.max_extents * sizeof *slot->ops);
-        PST_TRY(pst_io_batch_create(ring->io, plan->layout.max_extents, &slot->batch, err));
+    PST_TRY(pst_memory_map(slot_memory_bytes(ring), "the streaming ring", (void **)&ring->slot_memory, err));
+    if (ring->lock_memory)
+        PST_TRY(pst_memory_lock(ring->slot_memory, slot_memory_bytes(ring), "the streaming ring", err));
+    PST_TRY(pst_io_register(ring->io, ring->slot_memory, slot_memory_bytes(ring), err));
+    ring->slots = pst_heap_calloc(ring->slot_count, sizeof *ring->slots);
+    ring->free_slots = pst_heap_calloc(ring->slot_count, sizeof *ring->free_slots);
+    ring->slot_demand = pst_heap_calloc(ring->slot_count, sizeof *ring->slot_demand);
+    ring->slot_of = pst_heap_calloc(plan->layout.part_count, sizeof *ring->slot_of);
+    if (ring->slots == NULL || ring->free_slots == NULL || ring->slot_demand == NULL || ring->slot_of == NULL)
+        return pst_fail_memory(err, "the ring's slots", ring->slot_count * sizeof *ring->slots);
+    for (uint32_t i = 0; i < plan->layout.part_count; i++)
+        ring->slot_of[i] = PST_RING_NONE;
+    for (uint32_t i = 0; i < ring->slot_count; i++) {
+        ring->slots[i] = (pst_ring_slot){.part = PST_RING_NONE, .reader = PST_RING_NONE};
+        ring->slot_demand[i] = INFINITY;
+        ring->free_slots[ring->free_count++] = ring->slot_count - 1 - i; /* the first are used first */
     }
-    return 0;
+    return make_readers(ring, err);
 }
 
 /* One part on its way into resident memory. */
@@ -98,6 +156,8 @@ static int load_resident(pst_ring *ring, pst_error *err)
         return 0;
     PST_TRY(
         pst_memory_map(ring->plan->resident_memory_bytes, "resident weights", (void **)&ring->resident_memory, err));
+    if (ring->lock_memory)
+        PST_TRY(pst_memory_lock(ring->resident_memory, ring->plan->resident_memory_bytes, "resident weights", err));
     pending_load loads[LOADS_IN_FLIGHT] = {0};
     uint32_t max_extents = ring->plan->layout.max_extents;
     int status = 0;
@@ -127,9 +187,11 @@ int pst_ring_create(const pst_ring_config *config, pst_ring **out, pst_error *er
     ring->io = config->io;
     ring->trace = config->trace;
     ring->cancel = config->cancel;
+    ring->lock_memory = config->lock_memory;
     int status;
     PST_TRY_GOTO(fail, open_files(ring, err));
     PST_TRY_GOTO(fail, list_stream(ring, err));
+    PST_TRY_GOTO(fail, list_stages(ring, err));
     PST_TRY_GOTO(fail, make_slots(ring, err));
     PST_TRY_GOTO(fail, load_resident(ring, err));
     PST_TRY_GOTO(fail, pst_ring_gather_init(ring, err));
@@ -144,21 +206,29 @@ void pst_ring_destroy(pst_ring *ring)
 {
     if (ring == NULL)
         return;
-    for (uint32_t i = 0; ring->slots != NULL && i < ring->plan->slots; i++)
-        if (ring->slots[i].batch != NULL)
-            pst_io_cancel(ring->slots[i].batch);
-    for (uint32_t i = 0; ring->slots != NULL && i < ring->plan->slots; i++) {
-        pst_io_batch_destroy(ring->slots[i].batch);
-        pst_heap_free(ring->slots[i].ops);
+    for (uint32_t i = 0; ring->readers != NULL && i < ring->plan->slots; i++)
+        if (ring->readers[i].batch != NULL)
+            pst_io_cancel(ring->readers[i].batch);
+    for (uint32_t i = 0; ring->readers != NULL && i < ring->plan->slots; i++) {
+        pst_io_batch_destroy(ring->readers[i].batch);
+        pst_heap_free(ring->readers[i].ops);
     }
     pst_ring_gather_destroy(ring);
     for (size_t i = 0; i < ring->file_count; i++)
         pst_io_file_close(ring->files[i], NULL); /* only read from: nothing can be lost */
     if (ring->slot_memory != NULL)
         pst_io_unregister(ring->io, ring->slot_memory);
-    pst_memory_unmap(ring->slot_memory, ring->plan->slots * ring->plan->slot_bytes);
+    pst_memory_unmap(ring->slot_memory, slot_memory_bytes(ring));
     pst_memory_unmap(ring->resident_memory, ring->plan->resident_memory_bytes);
+    pst_heap_free(ring->readers);
     pst_heap_free(ring->slots);
+    pst_heap_free(ring->free_slots);
+    pst_heap_free(ring->slot_demand);
+    pst_heap_free(ring->slot_of);
+    pst_heap_free(ring->stage_states);
+    pst_heap_free(ring->wanted);
+    pst_heap_free(ring->guessed);
+    pst_heap_free(ring->demand);
     pst_heap_free(ring->files);
     pst_heap_free(ring->stream);
     pst_heap_free(ring->resident_parts);

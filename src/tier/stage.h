@@ -54,8 +54,12 @@ struct pst_stage {
      * holds pieces of two units, and the function never sees a part of a unit that the pass does not need. */
     uint32_t unit_count;
     const uint32_t *unit_first_tensor; /* unit_count + 1 */
-    /* Which units this pass needs: wanted[u], all set by it. Called when all stages before this one have been computed. */
+    /* Which units this pass needs: wanted[u], all set by it. Called when all stages before this one have been computed.
+     * Returns how many. NULL: all of them, always. */
     pst_stage_choose *choose;
+    /* `choose` needs nothing that the pass computes (a head that no row of this pass wants): it is called when the pass begins
+     * instead, so that reading ahead knows. */
+    bool chosen_early;
     /* The same as a guess, to read ahead by, called when the stage with units before this one has been chosen, or the pass
      * begins; may be wrong either way. NULL: no guess. Returns how many it wants; 0: no idea. */
     pst_stage_choose *guess;

@@ -29,6 +29,18 @@ random_source random_start(const char *test)
     return source;
 }
 
+/* Runs of the stage's tensors. */
+static void make_units(random_source *source, pst_stage *stage, uint32_t *first)
+{
+    uint32_t count = 0;
+    for (uint32_t t = 0; t < stage->tensor_count; t++)
+        if (t == 0 || random_below(source, 2))
+            first[count++] = t;
+    first[count] = stage->tensor_count;
+    stage->unit_count = count;
+    stage->unit_first_tensor = first;
+}
+
 void random_model_make(random_source *source, uint64_t max_bytes, random_model *out)
 {
     memset(out, 0, sizeof *out);
@@ -54,5 +66,7 @@ void random_model_make(random_source *source, uint64_t max_bytes, random_model *
             out->file_bytes[tensor->file] += tensor->bytes + (random_below(source, 2) ? 0 : random_below(source, 9000));
             stage->tensors[t] = (pst_stage_tensor){tensor, rows, row_bytes};
         }
+        if (s > 0 && random_below(source, 2))
+            make_units(source, stage, out->unit_first[s]);
     }
 }

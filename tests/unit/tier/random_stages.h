@@ -19,12 +19,14 @@ typedef struct random_model {
     pst_stage stages[RANDOM_STAGES];
     pst_stage_tensor stage_tensors[RANDOM_STAGES][RANDOM_TENSORS];
     pst_tensor tensors[RANDOM_STAGES][RANDOM_TENSORS];
+    uint32_t unit_first[RANDOM_STAGES][RANDOM_TENSORS + 1];
     char names[RANDOM_STAGES][RANDOM_TENSORS][32];
     size_t stage_count;
     uint64_t file_bytes[RANDOM_FILES];
 } random_model;
 
-/* Tensors of up to max_bytes each, placed in random order in the files, at odd offsets. Stage 0 is gathered. */
+/* Tensors of up to max_bytes each, placed in random order in the files, at odd offsets. Stage 0 is gathered; some of the others
+ * have units, without a function that chooses. */
 void random_model_make(random_source *source, uint64_t max_bytes, random_model *out);
 
 #endif

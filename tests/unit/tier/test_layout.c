@@ -27,6 +27,12 @@ static void check_part(const random_model *model, const pst_layout *layout, cons
 {
     assert_true(part->memory_bytes <= slot_bytes);
     assert_true(part->piece_count > 0 && part->extent_count > 0);
+    const pst_stage *stage = &model->stages[part->stage];
+    for (uint32_t i = 0; stage->unit_count > 0 && i < part->piece_count; i++) {
+        uint32_t tensor = layout->pieces[part->first_piece + i].tensor;
+        assert_true(tensor >= stage->unit_first_tensor[part->unit] &&
+                    tensor < stage->unit_first_tensor[part->unit + 1]);
+    }
     uint64_t end = 0;
     for (uint32_t i = 0; i < part->extent_count; i++) {
         const pst_extent *extent = &layout->extents[part->first_extent + i];
@@ -106,8 +112,40 @@ static void test_whole_stage_is_one_part(void **state)
     pst_layout layout;
     uint64_t slot = pst_layout_max_slot_bytes(model.stages, model.stage_count);
     assert_int_equal(pst_layout_create(model.stages, model.stage_count, slot, &layout, NULL), 0);
-    assert_int_equal(layout.part_count, model.stage_count);
+    uint32_t wholes = 0; /* stages without units, and units */
+    for (size_t s = 0; s < model.stage_count; s++)
+        wholes += model.stages[s].unit_count ? model.stages[s].unit_count : 1;
+    assert_int_equal(layout.part_count, wholes);
     pst_layout_destroy(&layout);
+}
+
+/* An expert of 44 MB in slots of 32: two parts of 22, and with slots made for two parts nothing is wasted. */
+static void test_units_are_cut_evenly(void **state)
+{
+    (void)state;
+    pst_tensor tensors[3 * 4];
+    pst_stage_tensor listed[3 * 4];
+    uint32_t first[5];
+    for (uint32_t i = 0; i < 12; i++) {
+        tensors[i] =
+            (pst_tensor){.name = "t", .dtype = PST_BF16, .rank = 2, .bytes = 14680064, .offset = i * 14680064ull};
+        listed[i] = (pst_stage_tensor){&tensors[i], i % 3 == 2 ? 7168 : 2048, i % 3 == 2 ? 2048 : 7168};
+    }
+    for (uint32_t u = 0; u <= 4; u++)
+        first[u] = 3 * u;
+    pst_stage stage = {
+        .name = "experts", .tensors = listed, .tensor_count = 12, .unit_count = 4, .unit_first_tensor = first};
+    uint64_t fitted = pst_layout_unit_slot_bytes(&stage, 1, 2);
+    assert_in_range(fitted, 22020096, 22020096 + 200000);
+    const uint64_t slots[] = {32ull << 20, fitted};
+    for (int i = 0; i < 2; i++) {
+        pst_layout layout;
+        assert_int_equal(pst_layout_create(&stage, 1, slots[i], &layout, NULL), 0);
+        assert_int_equal(layout.part_count, 8);
+        for (uint32_t p = 0; p < 8; p++)
+            assert_in_range(layout.parts[p].memory_bytes, 22020096 - 300000, 22020096 + 300000);
+        pst_layout_destroy(&layout);
+    }
 }
 
 static void test_too_small_a_slot_is_refused(void **state)
@@ -146,9 +184,8 @@ static void test_allocation_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random_cuts),
-        cmocka_unit_test(test_whole_stage_is_one_part),
-        cmocka_unit_test(test_too_small_a_slot_is_refused),
+        cmocka_unit_test(test_random_cuts),          cmocka_unit_test(test_whole_stage_is_one_part),
+        cmocka_unit_test(test_units_are_cut_evenly), cmocka_unit_test(test_too_small_a_slot_is_refused),
         cmocka_unit_test(test_allocation_failures),
     };
     return cmocka_run_group_tests_name("layout", tests, NULL, NULL);

@@ -26,6 +26,8 @@ static pst_plan_request random_request(random_source *source, const random_model
                                 .max_resident_bytes = UINT64_MAX};
     if (random_below(source, 3) == 0)
         request.max_slot_bytes = 1 + random_below(source, 1 << 16);
+    request.units_per_row = (uint32_t)random_below(source, 4);
+    request.max_cache_bytes = random_below(source, 2) ? UINT64_MAX : random_below(source, 1 << 18);
     request.max_rows = request.min_rows + (uint32_t)random_below(source, 1000);
     if (random_below(source, 2))
         request.max_resident_bytes = random_below(source, 1 << 22);
@@ -37,7 +39,8 @@ static pst_plan_request random_request(random_source *source, const random_model
 /* What the plan takes, added up anew. */
 static void check_sum(const random_model *model, const pst_plan_request *request, const pst_plan *plan)
 {
-    uint64_t memory = 0, resident = 0, streamed = 0;
+    uint64_t memory = 0, resident = 0, streamed = 0, units = 0, largest_unit = 0;
+    bool every_pass_streams = false;
     for (uint32_t i = 0; i < plan->layout.part_count; i++) {
         const pst_part *part = &plan->layout.parts[i];
         if (plan->resident[i]) {
@@ -46,19 +49,31 @@ static void check_sum(const random_model *model, const pst_plan_request *request
         } else if (!model->stages[part->stage].gathered) {
             streamed += part->weight_bytes;
             assert_true(part->memory_bytes <= plan->slot_bytes);
+            bool is_unit = model->stages[part->stage].unit_count > 1;
+            units += is_unit ? part->weight_bytes : 0;
+            largest_unit = is_unit && part->weight_bytes > largest_unit ? part->weight_bytes : largest_unit;
+            every_pass_streams |= !is_unit;
         }
     }
     assert_int_equal(resident, plan->resident_bytes);
     assert_int_equal(memory, plan->resident_memory_bytes);
     assert_int_equal(streamed, plan->streamed_bytes);
-    assert_true(resident <= request->max_resident_bytes);
+    assert_int_equal(units, plan->streamed_unit_bytes);
+    assert_true(resident + plan->cache_slots * largest_unit <= request->max_resident_bytes);
+    assert_true(plan->cache_slots * largest_unit <= request->max_cache_bytes);
+    assert_true(plan->cache_bytes <= units);
+    assert_true(plan->cache_slots == 0 || units > 0);
+    assert_true(!every_pass_streams || plan->cache_slots == 0);
+    double expected = pst_plan_expected_bytes(plan, 1), more = pst_plan_expected_bytes(plan, 9);
+    assert_true(expected >= (double)(streamed - units) && expected <= more && more <= (double)streamed);
     assert_true(streamed == 0 || plan->slots >= 2);
     uint64_t total = request->process_bytes + request->fixed_bytes + plan->rows_per_pass * request->row_bytes + memory +
-                     plan->slots * plan->slot_bytes + plan->table_bytes;
+                     (plan->slots + plan->cache_slots) * plan->slot_bytes + plan->table_bytes;
     assert_int_equal(total, plan->total_bytes);
     assert_true(total <= request->budget_bytes);
     const pst_layout *layout = &plan->layout;
-    assert_true(layout->part_count * (2 * sizeof(pst_part) + 13) + layout->piece_count * (2 * sizeof(pst_piece) + 24) +
+    assert_true(layout->part_count * (2 * sizeof(pst_part) + 49) + plan->cache_slots * 24 +
+                    layout->piece_count * (2 * sizeof(pst_piece) + 24) +
                     layout->extent_count * 2 * sizeof(pst_extent) <=
                 plan->table_bytes);
     assert_in_range(plan->rows_per_pass, request->min_rows, request->max_rows);

@@ -179,7 +179,7 @@ static void run_passes(fixture *f, pst_io *io, random_source *source)
         f->row = 0;
         if (random_below(source, 2))
             gather_some(f, ring, source);
-        assert_int_equal(pst_ring_pass(ring, pass + 1 < passes || random_below(source, 2), &err), 0);
+        assert_int_equal(pst_ring_pass(ring, 1, pass + 1 < passes || random_below(source, 2), &err), 0);
         assert_int_equal(f->stage, f->stage_count);
     }
     pst_ring_destroy(ring);
@@ -227,7 +227,7 @@ static void test_cancel(void **state)
     pst_ring *ring;
     assert_int_equal(pst_ring_create(&config, &ring, NULL), 0);
     pst_error err;
-    assert_int_equal(pst_ring_pass(ring, true, &err), PST_E_CANCELLED);
+    assert_int_equal(pst_ring_pass(ring, 1, true, &err), PST_E_CANCELLED);
     pst_ring_destroy(ring);
     pst_plan_destroy(&plan);
     pst_io_close(io);
