@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Makes a wheel for other machines: `scripts/build_wheel.sh [OUTPUT FOLDER]` (default: build/dist).
 # `pip wheel` builds it; auditwheel then puts the shared libraries that it depends on (liburing, libaio, jansson, PCRE2,
-# utf8proc) into it and names it after the C library that it needs (manylinux_2_XX: that of this machine). The tools are
+# utf8proc, xxhash) into it and names it after the C library that it needs (manylinux_2_XX: that of this machine). The tools are
 # taken from PyPI into build/wheel-venv. PYTHON names the interpreter to use.
 set -eu
 cd "$(dirname "$0")/.."

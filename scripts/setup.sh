@@ -23,8 +23,9 @@ if command -v pkg-config >/dev/null 2>&1; then
     want libjansson-dev pkg-config --exists jansson
     want libpcre2-dev pkg-config --exists libpcre2-8
     want libutf8proc-dev pkg-config --exists libutf8proc
+    want libxxhash-dev pkg-config --exists libxxhash
 else
-    packages="$packages pkg-config liburing-dev libjansson-dev libpcre2-dev libutf8proc-dev"
+    packages="$packages pkg-config liburing-dev libjansson-dev libpcre2-dev libutf8proc-dev libxxhash-dev"
 fi
 case $need in
 build) ;;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What single commands are made of: `synth` writes a checkpoint of a known shape with seeded random weights,
- * `inspect` reads what a checkpoint holds.
+ * `convert` writes a checkpoint again in streaming order, quantized if wanted, `verify` computes the digests of
+ * what it wrote again, `inspect` reads what a checkpoint holds.
  */
 #ifndef PENSTOCK_JOBS_H
 #define PENSTOCK_JOBS_H
@@ -63,6 +64,88 @@ PST_API const char *const *pst_synth_shape_names(void);
  * byte-level tokenizer. It appears whole and durable under its name or not at all. report may be NULL.
  * -EEXIST: `folder` exists; -ENOSPC: the file system has too little room (checked beforehand). */
 PST_API int pst_synth(const pst_synth_options *options, pst_synth_report *report, pst_error *err);
+
+/* ---- convert ---- */
+
+/* Zero means the default of every field. */
+typedef struct pst_convert_options {
+    size_t struct_size;             /* sizeof(pst_convert_options) of the caller */
+    const char *model;              /* a folder, or "org/name" looked up in `cache`; required */
+    const char *cache;              /* a Hugging Face hub folder; may be NULL */
+    const char *folder;             /* where the converted model shall appear; required; must not exist yet */
+    uint32_t bits;                  /* 8 or 4: quantize to groups; 0: do not */
+    uint32_t group_size;            /* weights that share a scale; even, 2 to 4096; default 64 */
+    bool symmetric;                 /* groups have a scale alone, no minimum */
+    bool keep_embedding, keep_head; /* these stay as they are; a head that is the embedding by either */
+    pst_dtype dtype;                /* PST_BF16, PST_F16 or PST_F32: of what is not quantized; 0: as it is */
+    uint64_t shard_bytes;       /* no file gets more tensor data, except for one larger tensor; default 5,000,000,000 */
+    uint64_t host_memory_bytes; /* what the process may use; 0: three quarters of what is free */
+    const char *io_engine;      /* as in pst_io_options; NULL: "auto" */
+    uint64_t block_size;        /* bytes of one transfer; default 1 MiB */
+    uint32_t queue_depth;       /* transfers in flight for each worker; default 64 */
+    uint32_t io_workers;        /* threads that share every transfer; default as in pst_io_options */
+    bool io_single_submit;      /* one system call per transfer */
+    uint32_t threads;           /* that convert; default: all processors */
+    pst_on_progress on_progress;
+    void *user;
+} pst_convert_options;
+
+typedef struct pst_convert_report {
+    uint64_t parameters;
+    uint64_t source_bytes; /* of the tensors that were read */
+    uint64_t data_bytes;   /* of the tensors that were written */
+    uint64_t file_bytes;   /* of the safetensors files */
+    uint64_t tensors;      /* written */
+    uint64_t quantized;    /* of these */
+    uint64_t left_out;     /* tensors of the source that inference does not use */
+    uint32_t files;        /* safetensors files */
+    double seconds;        /* until it was durable */
+    const char *io_engine; /* how it was read and written; static storage */
+    uint64_t block_size;
+    uint32_t queue_depth, io_workers;
+    bool io_single_submit;
+    uint64_t peak_rss_bytes; /* of the process, until now */
+} pst_convert_report;
+
+/* Writes a model again: its tensors in the order in which inference needs them, each with a digest, quantized where `bits`
+ * asks for it (docs/quantized.md has the format), config.json with what that needs and all else kept, and the small files
+ * beside it. One pass over the source, in memory that does not depend on any tensor's size. The same source and options give
+ * the same bytes. It appears whole and durable under its name or not at all. report may be NULL.
+ * -EEXIST: `folder` exists; -ENOSPC: the file system has too little room (checked beforehand); PST_E_BUDGET: the memory
+ * budget is too small. */
+PST_API int pst_convert(const pst_convert_options *options, pst_convert_report *report, pst_error *err);
+
+/* ---- verify ---- */
+
+/* A tensor whose bytes are not those of its digest; or, with tensor NULL, a file that has no digests. Called on the caller's
+ * thread, in the order of the files, when all is read. The strings last for the call. */
+typedef void (*pst_on_finding)(void *user, const char *file, const char *tensor);
+
+/* Zero means the default of every field. */
+typedef struct pst_verify_options {
+    size_t struct_size; /* sizeof(pst_verify_options) of the caller */
+    const char *path;   /* a safetensors file, a folder, or "org/name" looked up in `cache`; required */
+    const char *cache;  /* a Hugging Face hub folder; may be NULL */
+    pst_on_finding on_finding;
+    pst_on_progress on_progress;
+    void *user;            /* of both */
+    const char *io_engine; /* as in pst_io_options; NULL: "auto" */
+    uint64_t block_size;
+    uint32_t queue_depth, io_workers;
+    bool io_single_submit;
+    uint32_t threads; /* that read and digest, each with about 8 MiB; default: all processors */
+} pst_verify_options;
+
+typedef struct pst_verify_report {
+    uint64_t tensors, checked, damaged;
+    uint64_t bytes; /* that were read */
+    uint32_t files, files_without_digests;
+    double seconds;
+} pst_verify_report;
+
+/* Reads every tensor that has a digest (those that pst_convert wrote) and computes it again; of all files the headers are
+ * checked. 0: it was done, and report->damaged says how many differ. report may be NULL. */
+PST_API int pst_verify(const pst_verify_options *options, pst_verify_report *report, pst_error *err);
 
 /* ---- inspect ---- */
 

@@ -145,6 +145,7 @@ static int add_matrix(const builder *b, pst_stage *stage, const char *name, cons
             step->aux[i] = put(stage, found.aux[i], 1);
     step->weight = put(stage, found.tensor, found.rows);
     step->format = intern(program, &found.format);
+    step->columns = transposed ? outputs : inputs;
     bool is_wider = found.digits == PST_F32 || (found.digits == PST_F16 && program->weight_type == PST_BF16);
     if (is_wider)
         program->weight_type = found.digits;
@@ -237,7 +238,7 @@ static int bind_ops(const builder *b, pst_stage *stage, pst_nn_stage *nn, const 
         if (!pst_nn_applies(b->t, recipe->ops[i].when, layer))
             continue;
         pst_nn_step unused, *step = nn ? &nn->steps[nn->step_count++] : &unused;
-        *step = (pst_nn_step){&recipe->ops[i], -1, -1, {-1, -1, -1}, expert, NULL};
+        *step = (pst_nn_step){&recipe->ops[i], -1, -1, {-1, -1, -1}, expert, NULL, 0};
         PST_TRY(bind_op(b, stage, step, layer, expert));
     }
     return 0;
@@ -295,7 +296,7 @@ static int build_gathered(const builder *b, uint32_t *index, const char *stage_n
                           uint64_t columns)
 {
     char whole[256];
-    pst_nn_step step = {NULL, -1, -1, {-1, -1, -1}, 0, NULL};
+    pst_nn_step step = {NULL, -1, -1, {-1, -1, -1}, 0, NULL, 0};
     snprintf(whole, sizeof whole, "%s%s", b->prefix, name);
     if (b->program == NULL)
         return add_matrix(b, NULL, whole, ".weight", rows, columns, false, &step);

@@ -21,6 +21,7 @@ typedef struct pst_nn_step {
     int32_t aux[PST_NN_AUX];         /* scales, zeros, index */
     uint32_t expert;                 /* in a stage of experts: whose step it is */
     const pst_weight_format *format; /* of the weight; the program's */
+    uint64_t columns;                /* numbers in a row of the weight's tensor, as it is without quantization */
 } pst_nn_step;
 
 typedef struct pst_nn_stage {

@@ -70,8 +70,8 @@ typedef struct search {
 static int find_plain(const search *s, const pst_tensor *tensor, pst_found_weight *out)
 {
     uint64_t rows = s->transposed ? s->inputs : s->outputs, columns = s->transposed ? s->outputs : s->inputs;
-    PST_TRY(check_shape(s->store, tensor, rows, columns, s->err));
     PST_TRY(check_type(s->store, tensor, s->err));
+    PST_TRY(check_shape(s->store, tensor, rows, columns, s->err));
     out->tensor = tensor;
     out->rows = rows;
     out->format.type = tensor->dtype;

@@ -2,7 +2,7 @@
 /*
  * A ring of SLOTS buffers. One is being filled, the others are on their way to the drive; each has its own
  * batch, so the oldest can be waited for alone. Every write but the last begins and ends at a multiple of
- * BUFFER_BYTES.
+ * a buffer's size. Metadata that is known only at the end is written over its placeholder then.
  */
 #include "store/safetensors_write.h"
 
@@ -20,19 +20,29 @@
 #include "store/json_text.h"
 
 /* Eight buffers on their way keep the default queue (64 writes of 1 MiB) full while the ninth is made. */
-enum { SLOTS = 9, BUFFER_BYTES = 8 << 20 };
+enum { SLOTS = PST_SAFETENSORS_BUFFERS };
 
 typedef struct write_slot {
-    char *memory; /* BUFFER_BYTES of the one mapping */
+    char *memory; /* buffer_bytes of the one mapping */
     pst_io_batch *batch;
     pst_io_op op;
     bool in_flight;
 } write_slot;
 
+/* A metadata value in the file, and what is to be written over it (NULL: nothing). */
+typedef struct late_value {
+    uint64_t offset;
+    size_t bytes;
+    char *text;
+} late_value;
+
 struct pst_safetensors_writer {
     pst_io *io;
     pst_io_file *file;
-    char *path, *temporary;
+    char *path, *temporary; /* temporary NULL: the file was given, and has its name already */
+    uint64_t buffer_bytes;
+    late_value *late; /* by metadata entry */
+    size_t late_count;
     bool exists; /* the temporary file is there */
     char *memory;
     write_slot slots[SLOTS];
@@ -46,13 +56,15 @@ struct pst_safetensors_writer {
 
 /* ---- header ---- */
 
-static void add_metadata(pst_json_text *text, const pst_metadata *metadata, size_t count)
+static void add_metadata(pst_json_text *text, const pst_metadata *metadata, size_t count, late_value *places)
 {
     pst_json_text_add(text, "\"__metadata__\":{");
     for (size_t i = 0; i < count; i++) {
         pst_json_text_add(text, i ? "," : "");
         pst_json_text_string(text, metadata[i].key);
         pst_json_text_add(text, ":");
+        if (places != NULL)
+            places[i] = (late_value){.offset = text->bytes + 1, .bytes = strlen(metadata[i].value)};
         pst_json_text_string(text, metadata[i].value);
     }
     pst_json_text_add(text, "}");
@@ -93,15 +105,16 @@ static int finish_header(pst_json_text *text, pst_error *err)
     return 0;
 }
 
-int pst_safetensors_header(pst_tensor *tensors, size_t count, const pst_metadata *metadata, size_t metadata_count,
-                           char **out, size_t *out_bytes, pst_error *err)
+/* places: where each metadata value came to lie, or NULL. */
+static int make_header(pst_tensor *tensors, size_t count, const pst_metadata *metadata, size_t metadata_count,
+                       late_value *places, char **out, size_t *out_bytes, pst_error *err)
 {
     pst_json_text text = {0};
     uint64_t end = 0;
     int status = 0;
     pst_json_text_add(&text, "%8s{", ""); /* the length comes here */
     if (metadata_count > 0)
-        add_metadata(&text, metadata, metadata_count);
+        add_metadata(&text, metadata, metadata_count, places);
     for (size_t i = 0; i < count && status == 0; i++) {
         pst_json_text_add(&text, i || metadata_count ? "," : "");
         status = add_tensor(&text, &tensors[i], &end, err);
@@ -118,6 +131,12 @@ int pst_safetensors_header(pst_tensor *tensors, size_t count, const pst_metadata
     *out = text.text;
     *out_bytes = text.bytes;
     return 0;
+}
+
+int pst_safetensors_header(pst_tensor *tensors, size_t count, const pst_metadata *metadata, size_t metadata_count,
+                           char **out, size_t *out_bytes, pst_error *err)
+{
+    return make_header(tensors, count, metadata, metadata_count, NULL, out, out_bytes, err);
 }
 
 /* ---- the ring ---- */
@@ -164,56 +183,83 @@ static int flush(pst_safetensors_writer *writer, size_t bytes, pst_error *err)
 static int open_slots(pst_safetensors_writer *writer, pst_error *err)
 {
     void *memory;
-    PST_TRY(pst_memory_map((uint64_t)SLOTS * BUFFER_BYTES, "write buffers", &memory, err));
+    PST_TRY(pst_memory_map(SLOTS * writer->buffer_bytes, "write buffers", &memory, err));
     writer->memory = memory;
-    PST_TRY(pst_io_register(writer->io, memory, (uint64_t)SLOTS * BUFFER_BYTES, err));
+    PST_TRY(pst_io_register(writer->io, memory, SLOTS * writer->buffer_bytes, err));
     for (unsigned i = 0; i < SLOTS; i++) {
-        writer->slots[i].memory = writer->memory + (size_t)i * BUFFER_BYTES;
+        writer->slots[i].memory = writer->memory + i * writer->buffer_bytes;
         PST_TRY(pst_io_batch_create(writer->io, 1, &writer->slots[i].batch, err));
     }
     return 0;
 }
 
-static int open_file(pst_safetensors_writer *writer, const char *path, pst_error *err)
+static int open_file(pst_safetensors_writer *writer, pst_error *err)
 {
-    writer->path = pst_heap_strdup(path);
-    writer->temporary = pst_file_temporary_name(path);
-    if (writer->path == NULL || writer->temporary == NULL)
-        return pst_fail_memory(err, "a path", strlen(path));
-    PST_TRY(pst_io_file_open(writer->io, writer->temporary,
-                             PST_IO_OPEN_WRITE | PST_IO_OPEN_CREATE | PST_IO_OPEN_EXCLUSIVE, &writer->file, err));
-    writer->exists = true;
+    if (writer->file == NULL) {
+        writer->temporary = pst_file_temporary_name(writer->path);
+        if (writer->temporary == NULL)
+            return pst_fail_memory(err, "a path", strlen(writer->path));
+        PST_TRY(pst_io_file_open(writer->io, writer->temporary,
+                                 PST_IO_OPEN_WRITE | PST_IO_OPEN_CREATE | PST_IO_OPEN_EXCLUSIVE, &writer->file, err));
+        writer->exists = true;
+    }
     uint64_t block = pst_io_file_alignment(writer->file);
     writer->padded_bytes =
         pst_round_up(writer->file_bytes, block > PST_SAFETENSORS_ALIGNMENT ? block : PST_SAFETENSORS_ALIGNMENT);
     return pst_io_file_preallocate(writer->file, writer->padded_bytes, err);
 }
 
+static int start(pst_safetensors_writer *writer, const pst_safetensors_target *target, pst_tensor *tensors,
+                 size_t count, const pst_metadata *metadata, size_t metadata_count, pst_error *err)
+{
+    char *header = NULL;
+    size_t header_bytes = 0;
+    writer->path = pst_heap_strdup(target->path);
+    writer->late = pst_heap_calloc(metadata_count, sizeof *writer->late);
+    if (writer->path == NULL || writer->late == NULL)
+        return pst_fail_memory(err, "a writer", strlen(target->path));
+    PST_TRY(make_header(tensors, count, metadata, metadata_count, writer->late, &header, &header_bytes, err));
+    writer->late_count = metadata_count;
+    writer->file_bytes = header_bytes;
+    for (size_t i = 0; i < count; i++)
+        writer->file_bytes += tensors[i].bytes;
+    int status;
+    PST_TRY_GOTO(done, open_slots(writer, err));
+    PST_TRY_GOTO(done, name_final(writer, open_file(writer, err), err));
+    status = pst_safetensors_writer_append(writer, header, header_bytes, err);
+done:
+    pst_heap_free(header);
+    return status;
+}
+
+int pst_safetensors_writer_open_at(pst_io *io, const pst_safetensors_target *target, pst_tensor *tensors, size_t count,
+                                   const pst_metadata *metadata, size_t metadata_count, pst_safetensors_writer **out,
+                                   pst_error *err)
+{
+    pst_safetensors_writer *writer = pst_heap_calloc(1, sizeof *writer);
+    if (writer == NULL) {
+        if (target->file != NULL)
+            pst_io_file_close(target->file, NULL);
+        return pst_fail_memory(err, "a writer", sizeof *writer);
+    }
+    writer->io = io;
+    writer->file = target->file;
+    writer->buffer_bytes = target->buffer_bytes ? target->buffer_bytes : PST_SAFETENSORS_BUFFER_BYTES;
+    int status = start(writer, target, tensors, count, metadata, metadata_count, err);
+    if (status < 0) {
+        pst_safetensors_writer_close(writer);
+        return status;
+    }
+    *out = writer;
+    return 0;
+}
+
 int pst_safetensors_writer_open(pst_io *io, const char *path, pst_tensor *tensors, size_t count,
                                 const pst_metadata *metadata, size_t metadata_count, pst_safetensors_writer **out,
                                 pst_error *err)
 {
-    pst_safetensors_writer *writer = pst_heap_calloc(1, sizeof *writer);
-    if (writer == NULL)
-        return pst_fail_memory(err, "a writer", sizeof *writer);
-    writer->io = io;
-    char *header = NULL;
-    size_t header_bytes = 0;
-    int status;
-    PST_TRY_GOTO(failed, pst_safetensors_header(tensors, count, metadata, metadata_count, &header, &header_bytes, err));
-    writer->file_bytes = header_bytes;
-    for (size_t i = 0; i < count; i++)
-        writer->file_bytes += tensors[i].bytes;
-    PST_TRY_GOTO(failed, open_slots(writer, err));
-    PST_TRY_GOTO(failed, name_final(writer, open_file(writer, path, err), err));
-    PST_TRY_GOTO(failed, pst_safetensors_writer_append(writer, header, header_bytes, err));
-    pst_heap_free(header);
-    *out = writer;
-    return 0;
-failed:
-    pst_heap_free(header);
-    pst_safetensors_writer_close(writer);
-    return status;
+    const pst_safetensors_target target = {.path = path};
+    return pst_safetensors_writer_open_at(io, &target, tensors, count, metadata, metadata_count, out, err);
 }
 
 /* ---- data ---- */
@@ -223,12 +269,12 @@ int pst_safetensors_writer_space(pst_safetensors_writer *writer, void **memory, 
     if (writer->status < 0)
         return pst_fail(err, writer->status, writer->path, "writing failed before");
     uint64_t left = writer->file_bytes - writer->begin - writer->filled;
-    if (writer->filled == BUFFER_BYTES && left > 0) {
-        int status = name_final(writer, flush(writer, BUFFER_BYTES, err), err);
+    if (writer->filled == writer->buffer_bytes && left > 0) {
+        int status = name_final(writer, flush(writer, writer->buffer_bytes, err), err);
         if (status < 0)
             return fail_writer(writer, status);
     }
-    size_t room = BUFFER_BYTES - writer->filled;
+    size_t room = writer->buffer_bytes - writer->filled;
     *memory = writer->slots[writer->current].memory + writer->filled;
     *bytes = left < room ? (size_t)left : room;
     return 0;
@@ -237,7 +283,7 @@ int pst_safetensors_writer_space(pst_safetensors_writer *writer, void **memory, 
 int pst_safetensors_writer_commit(pst_safetensors_writer *writer, size_t bytes, pst_error *err)
 {
     uint64_t left = writer->file_bytes - writer->begin - writer->filled;
-    if (bytes > BUFFER_BYTES - writer->filled || bytes > left)
+    if (bytes > writer->buffer_bytes - writer->filled || bytes > left)
         return pst_fail(err, PST_E_USAGE, writer->path, "more data than its tensors have");
     writer->filled += bytes;
     return 0;
@@ -263,24 +309,55 @@ int pst_safetensors_writer_append(pst_safetensors_writer *writer, const void *da
 
 /* ---- the end ---- */
 
+int pst_safetensors_writer_set_metadata(pst_safetensors_writer *writer, size_t index, const char *value, pst_error *err)
+{
+    if (index >= writer->late_count || strlen(value) != writer->late[index].bytes)
+        return pst_fail(err, PST_E_USAGE, writer->path, "metadata that was not announced so");
+    char *text = pst_heap_strdup(value);
+    if (text == NULL)
+        return pst_fail_memory(err, "metadata", strlen(value));
+    pst_heap_free(writer->late[index].text);
+    writer->late[index].text = text;
+    return 0;
+}
+
+/* Nothing is in flight. */
+static int write_late(pst_safetensors_writer *writer, pst_error *err)
+{
+    for (size_t i = 0; i < writer->late_count; i++) {
+        const late_value *late = &writer->late[i];
+        pst_io_op op = {.file = writer->file,
+                        .offset = late->offset,
+                        .buffer = late->text,
+                        .bytes = late->bytes,
+                        .kind = PST_IO_WRITE};
+        if (late->text != NULL && late->bytes > 0)
+            PST_TRY(pst_io_transfer(writer->io, &op, err));
+    }
+    return 0;
+}
+
 /* Writes the rest, waits for all writes, cuts the padding off and syncs. */
 static int complete(pst_safetensors_writer *writer, pst_error *err)
 {
     uint64_t tail = writer->padded_bytes - writer->begin;
     if (writer->filled > 0) {
-        uint64_t room = BUFFER_BYTES;
-        if (tail > room) /* a file alignment that is larger than a buffer: the engine bounces the edge */
+        if (tail >
+            writer->buffer_bytes) /* a file alignment that is larger than a buffer: the engine bounces the edge */
             tail = writer->filled;
         memset(writer->slots[writer->current].memory + writer->filled, 0, tail - writer->filled);
         PST_TRY(flush(writer, tail, err));
     }
     for (unsigned i = 0; i < SLOTS; i++)
         PST_TRY(wait_slot(&writer->slots[i], err));
+    PST_TRY(write_late(writer, err));
     PST_TRY(pst_io_file_truncate(writer->file, writer->file_bytes, err));
     PST_TRY(pst_io_file_sync(writer->file, err));
     pst_io_file *file = writer->file;
     writer->file = NULL;
     PST_TRY(pst_io_file_close(file, err));
+    if (writer->temporary == NULL)
+        return 0;
     PST_TRY(pst_file_publish_rename(writer->temporary, writer->path, err));
     writer->exists = false;
     return 0;
@@ -314,8 +391,11 @@ void pst_safetensors_writer_close(pst_safetensors_writer *writer)
         pst_file_remove(writer->temporary, NULL);
     if (writer->memory != NULL) {
         pst_io_unregister(writer->io, writer->memory);
-        pst_memory_unmap(writer->memory, (uint64_t)SLOTS * BUFFER_BYTES);
+        pst_memory_unmap(writer->memory, SLOTS * writer->buffer_bytes);
     }
+    for (size_t i = 0; i < writer->late_count; i++)
+        pst_heap_free(writer->late[i].text);
+    pst_heap_free(writer->late);
     pst_heap_free(writer->path);
     pst_heap_free(writer->temporary);
     pst_heap_free(writer);

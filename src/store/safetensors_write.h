@@ -24,8 +24,22 @@ int pst_safetensors_header(pst_tensor *tensors, size_t count, const pst_metadata
 
 typedef struct pst_safetensors_writer pst_safetensors_writer;
 
+enum { PST_SAFETENSORS_BUFFERS = 9, PST_SAFETENSORS_BUFFER_BYTES = 8 << 20 };
+
+/* Where a file is to be, and how it is written. */
+typedef struct pst_safetensors_target {
+    const char *path;
+    pst_io_file *file; /* NULL, or a new file to write to as it is (a striped one): then nothing is renamed, and what
+                            * fails stays behind. The writer's from the call on, also when it fails. */
+    uint64_t buffer_bytes; /* of each of PST_SAFETENSORS_BUFFERS; a multiple of 4096; 0: PST_SAFETENSORS_BUFFER_BYTES */
+} pst_safetensors_target;
+
 /* io must outlive the writer; tensors as for pst_safetensors_header, needed during the call only. Reserves
  * the space. */
+int pst_safetensors_writer_open_at(pst_io *io, const pst_safetensors_target *target, pst_tensor *tensors, size_t count,
+                                   const pst_metadata *metadata, size_t metadata_count, pst_safetensors_writer **out,
+                                   pst_error *err);
+/* The same at a path, with the defaults. */
 int pst_safetensors_writer_open(pst_io *io, const char *path, pst_tensor *tensors, size_t count,
                                 const pst_metadata *metadata, size_t metadata_count, pst_safetensors_writer **out,
                                 pst_error *err);
@@ -35,6 +49,10 @@ int pst_safetensors_writer_space(pst_safetensors_writer *writer, void **memory, 
 int pst_safetensors_writer_commit(pst_safetensors_writer *writer, size_t bytes, pst_error *err);
 /* The same with a copy, any amount. */
 int pst_safetensors_writer_append(pst_safetensors_writer *writer, const void *data, size_t bytes, pst_error *err);
+/* Replaces the value of the metadata entry number `index` by another one of the same length, which is known only when the
+ * data has passed. Neither has characters that JSON escapes. Before finish. */
+int pst_safetensors_writer_set_metadata(pst_safetensors_writer *writer, size_t index, const char *value,
+                                        pst_error *err);
 /* Waits, syncs and publishes; all data must have been handed over. When only the sync of the folder fails,
  * after the rename, that is the error, but the file is there, whole: its durability is unknown. */
 int pst_safetensors_writer_finish(pst_safetensors_writer *writer, pst_error *err);

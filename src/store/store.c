@@ -394,6 +394,11 @@ const char *pst_store_file_path(const pst_store *store, uint32_t file)
     return store->files[file].path;
 }
 
+int pst_store_file_open(const pst_store *store, uint32_t file, pst_io *io, pst_io_file **out, pst_error *err)
+{
+    return pst_io_file_open(io, store->files[file].path, PST_IO_OPEN_READ, out, err);
+}
+
 uint64_t pst_store_data_bytes(const pst_store *store)
 {
     return store->data_bytes;

@@ -7,6 +7,7 @@
 #ifndef PST_STORE_STORE_H
 #define PST_STORE_STORE_H
 
+#include "penstock/io.h"
 #include "penstock/types.h"
 
 enum { PST_MAX_RANK = 8 };
@@ -34,6 +35,9 @@ const pst_tensor *pst_store_tensor_at(const pst_store *store, size_t index); /* 
 const pst_tensor *pst_store_find(const pst_store *store, const char *name);  /* NULL when there is none */
 size_t pst_store_file_count(const pst_store *store);
 const char *pst_store_file_path(const pst_store *store, uint32_t file);
+/* Opens one of its files for reading: the only way to its data, as what its path names may be a part of it. The caller closes
+ * *out, before `io`. */
+int pst_store_file_open(const pst_store *store, uint32_t file, pst_io *io, pst_io_file **out, pst_error *err);
 uint64_t pst_store_data_bytes(const pst_store *store); /* of all tensors */
 /* __metadata__ of a file; NULL when it has no such key. */
 const char *pst_store_metadata(const pst_store *store, uint32_t file, const char *key);

@@ -15,8 +15,8 @@ static int open_files(pst_ring *ring, pst_error *err)
     if (ring->files == NULL)
         return pst_fail_memory(err, "the table of files", pst_store_file_count(ring->store) * sizeof *ring->files);
     for (ring->file_count = 0; ring->file_count < pst_store_file_count(ring->store); ring->file_count++)
-        PST_TRY(pst_io_file_open(ring->io, pst_store_file_path(ring->store, (uint32_t)ring->file_count),
-                                 PST_IO_OPEN_READ, &ring->files[ring->file_count], err));
+        PST_TRY(pst_store_file_open(ring->store, (uint32_t)ring->file_count, ring->io, &ring->files[ring->file_count],
+                                    err));
     return 0;
 }
 

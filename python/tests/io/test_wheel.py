@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-BUNDLED = ("uring", "aio", "jansson", "pcre2", "utf8proc")
+BUNDLED = ("uring", "aio", "jansson", "pcre2", "utf8proc", "xxhash")
 
 USE = """
 import os, shutil, sys

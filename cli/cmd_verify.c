@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* penstock verify: the digests of a converted model, computed again. */
+#include "base/stats.h"
+#include "common.h"
+#include "interrupt.h"
+#include "output.h"
+#include "penstock/jobs.h"
+#include "progress.h"
+
+typedef struct verify_values {
+    cli_report report;
+    cli_lookup lookup;
+    cli_io_options io;
+    uint64_t threads;
+} verify_values;
+
+static const pst_option running_rows[] = {
+    {.name = "threads",
+     .type = PST_OPTION_U64,
+     .offset = offsetof(verify_values, threads),
+     .metavar = "N",
+     .min = 1,
+     .max = 1024,
+     .help = "threads that read and compute; without it all processors"},
+};
+
+static const pst_option_group groups[] = {
+    CLI_OWN_GROUP("Running", running_rows),
+    CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, verify_values, lookup),
+    CLI_SHARED_GROUP("Drives", cli_io_rows, verify_values, io),
+    CLI_SHARED_GROUP("Output", cli_report_rows, verify_values, report),
+};
+
+/* What a finding becomes: a line, or an entry. */
+typedef struct findings {
+    json_t *damaged; /* NULL: lines */
+    int status;
+    pst_error *err;
+} findings;
+
+static int on_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
+{
+    (void)user;
+    if (done_bytes == 0)
+        cli_progress_begin("verifying", "bytes", total_bytes);
+    cli_progress_update(done_bytes);
+    return cli_interrupted();
+}
+
+static void on_finding(void *user, const char *file, const char *tensor)
+{
+    findings *f = user;
+    if (tensor == NULL) {
+        cli_note("%s has no digests: only its structure was checked", file);
+        return;
+    }
+    if (f->damaged != NULL) {
+        cli_json_append(f->damaged, json_pack("{s:s, s:s}", "file", file, "tensor", tensor));
+        return;
+    }
+    if (f->status >= 0)
+        f->status = cli_out_safe(file, f->err);
+    if (f->status >= 0)
+        f->status = cli_out_text(": damaged: ", f->err);
+    if (f->status >= 0)
+        f->status = cli_out_safe(tensor, f->err);
+    if (f->status >= 0)
+        f->status = cli_out_text("\n", f->err);
+}
+
+static int print_report(const verify_values *values, const pst_verify_report *report, findings *f, pst_error *err)
+{
+    double rate = report->seconds > 0 ? (double)report->bytes / report->seconds : 0;
+    if (values->report.json) {
+        json_t *results =
+            json_pack("[{s:I, s:I, s:I, s:I, s:I, s:I, s:O}]", "files", (json_int_t)report->files,
+                      "files_without_digests", (json_int_t)report->files_without_digests, "tensors",
+                      (json_int_t)report->tensors, "checked", (json_int_t)report->checked, "damaged",
+                      (json_int_t)report->damaged, "bytes", (json_int_t)report->bytes, "damaged_tensors", f->damaged);
+        json_t *stats = json_pack("{s:f, s:f}", "total_seconds", report->seconds, "read_bytes_per_second", rate);
+        return cli_out_json(cli_json_document(results, stats), err);
+    }
+    PST_TRY(f->status);
+    char size[32], time[32], speed[32];
+    PST_TRY(cli_out_printf(
+        err, "%llu of %llu tensors checked, %llu damaged; %s read in %s (%s/s)\n", (unsigned long long)report->checked,
+        (unsigned long long)report->tensors, (unsigned long long)report->damaged,
+        pst_format_bytes((double)report->bytes, size, sizeof size),
+        pst_format_seconds(report->seconds, time, sizeof time), pst_format_bytes(rate, speed, sizeof speed)));
+    return cli_out_flush(err);
+}
+
+static int verify(const void *all_values, const pst_options_found *found, pst_error *err)
+{
+    const verify_values *values = all_values;
+    const char *path = found->operands[0];
+    cli_io_choice io;
+    cli_notes_start(&values->report);
+    PST_TRY(cli_io_choose(&values->io, &path, 1, &io, err));
+    findings f = {.damaged = values->report.json ? json_array() : NULL, .err = err};
+    pst_verify_options options = {
+        .struct_size = sizeof options,
+        .path = path,
+        .cache = cli_hf_cache(&values->lookup),
+        .on_finding = on_finding,
+        .on_progress = on_progress,
+        .user = &f,
+        .io_engine = io.io.engine,
+        .block_size = io.io.block_size,
+        .queue_depth = io.io.queue_depth,
+        .io_workers = io.io.workers,
+        .io_single_submit = io.io.single_submit,
+        .threads = (uint32_t)values->threads,
+    };
+    pst_verify_report report;
+    cli_interrupt_polled(true);
+    int status = pst_verify(&options, &report, err);
+    cli_interrupt_polled(false);
+    cli_progress_end();
+    if (status >= 0)
+        status = print_report(values, &report, &f, err);
+    json_decref(f.damaged);
+    PST_TRY(status);
+    if (report.damaged > 0)
+        return pst_fail(err, PST_E_FORMAT, path, "%llu of its tensors are damaged", (unsigned long long)report.damaged);
+    return 0;
+}
+
+const cli_command cli_command_verify = {
+    .spec = {.name = "verify",
+             .operands = "PATH",
+             .min_operands = 1,
+             .max_operands = 1,
+             .summary = "whether a converted model's bytes are those that were written",
+             .description = "Reads every tensor of a safetensors file, a model folder or org/name that convert wrote, "
+                            "and compares it with its digest. One line on standard output for each damaged tensor, and "
+                            "exit status 1 if there is one. Of files without digests the headers are checked, and a "
+                            "note says so.",
+             .example = "  penstock verify /mnt/nvme/llama-70b-4bit\n",
+             .groups = groups,
+             .group_count = CLI_COUNT(groups),
+             .values_bytes = sizeof(verify_values)},
+    .run = verify,
+};

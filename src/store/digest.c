@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Over libxxhash, whose state lies in memory of this project's heap: it wants 64-byte alignment. */
+#include "store/digest.h"
+
+#define XXH_STATIC_LINKING_ONLY /* for the size of the state */
+#include <xxhash.h>
+
+#include "base/error.h"
+#include "base/heap.h"
+
+enum { STATE_ALIGN = 64 };
+
+struct pst_digest {
+    XXH3_state_t *state; /* inside `room`, aligned */
+    unsigned char room[sizeof(XXH3_state_t) + STATE_ALIGN];
+};
+
+int pst_digest_create(pst_digest **out, pst_error *err)
+{
+    /* The state type asks for more alignment than the heap gives, which a plain array of bytes does not. */
+    pst_digest *digest = pst_heap_calloc(1, sizeof *digest);
+    if (digest == NULL)
+        return pst_fail_memory(err, "a digest", sizeof *digest);
+    uintptr_t address = ((uintptr_t)digest->room + STATE_ALIGN - 1) / STATE_ALIGN * STATE_ALIGN;
+    digest->state = (XXH3_state_t *)address;
+    XXH3_INITSTATE(digest->state);
+    *out = digest;
+    return 0;
+}
+
+void pst_digest_destroy(pst_digest *digest)
+{
+    pst_heap_free(digest);
+}
+
+void pst_digest_begin(pst_digest *digest)
+{
+    XXH3_128bits_reset(digest->state);
+}
+
+void pst_digest_add(pst_digest *digest, const void *data, size_t bytes)
+{
+    XXH3_128bits_update(digest->state, data, bytes);
+}
+
+void pst_digest_end(const pst_digest *digest, char *digits)
+{
+    XXH128_canonical_t canonical;
+    XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(digest->state));
+    for (size_t i = 0; i < sizeof canonical.digest; i++) {
+        static const char letters[] = "0123456789abcdef";
+        digits[2 * i] = letters[canonical.digest[i] >> 4];
+        digits[2 * i + 1] = letters[canonical.digest[i] & 15];
+    }
+}
