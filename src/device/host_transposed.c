@@ -60,9 +60,9 @@ static void transposed_task(void *context, uint32_t task, uint32_t worker)
 /* The index comes from a file: a group that is not there would be read outside the scales. */
 static int check_index(const pst_matmul *job, const transposed_cut *cut)
 {
-    const size_t groups = host_ceil(job->x.columns, job->w.format->group);
     if (job->w.format->layout != PST_WEIGHT_GPTQ || job->w.index == NULL)
         return 0;
+    const size_t groups = host_ceil(job->x.columns, job->w.format->group);
     for (size_t i = 0; i < cut->inputs; i++) {
         int32_t group;
         memcpy(&group, (const char *)job->w.index + 4 * (cut->first_input + i), 4);

@@ -46,14 +46,27 @@ static void read_config(pst_inspect_config *out, const json_t *json)
         const char *key;
         uint64_t *value;
     } numbers[] = {
-        {"num_hidden_layers", &out->layers},  {"hidden_size", &out->hidden},
-        {"num_attention_heads", &out->heads}, {"num_key_value_heads", &out->kv_heads},
-        {"head_dim", &out->head_dim},         {"intermediate_size", &out->intermediate},
-        {"vocab_size", &out->vocab},          {"max_position_embeddings", &out->context},
+        {"num_hidden_layers", &out->layers},
+        {"hidden_size", &out->hidden},
+        {"num_attention_heads", &out->heads},
+        {"num_key_value_heads", &out->kv_heads},
+        {"head_dim", &out->head_dim},
+        {"intermediate_size", &out->intermediate},
+        {"vocab_size", &out->vocab},
+        {"max_position_embeddings", &out->context},
+        {"n_layer", &out->layers},
+        {"n_embd", &out->hidden},
+        {"n_embed", &out->hidden},
+        {"n_head", &out->heads},
+        {"ffn_dim", &out->intermediate},
+        {"n_inner", &out->intermediate},
+        {"n_positions", &out->context},
+        {"seq_length", &out->context},
     };
-    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) { /* the first spelling that is there counts */
         json_int_t value = json_integer_value(json_object_get(json, numbers[i].key));
-        *numbers[i].value = value > 0 ? (uint64_t)value : 0;
+        if (value > 0 && *numbers[i].value == 0)
+            *numbers[i].value = (uint64_t)value;
     }
     out->model_type = json_string_value(json_object_get(json, "model_type"));
     out->architecture = json_string_value(json_array_get(json_object_get(json, "architectures"), 0));
