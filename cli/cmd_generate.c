@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/heap.h"
+#include "batch.h"
 #include "common.h"
 #include "input.h"
 #include "output.h"
@@ -16,10 +17,11 @@ typedef struct generate_values {
     cli_report report;
     cli_lookup lookup;
     cli_runtime runtime;
+    cli_batch batch;
     pst_option_strings prompts, stops;
     const char *prompts_file, *routing_trace_out;
     pst_option_ids token_ids;
-    uint64_t max_new_tokens, batch_size, top_k, seed;
+    uint64_t max_new_tokens, batch_size, context, top_k, seed;
     double temperature, top_p, min_p;
     bool greedy, ignore_eos;
 } generate_values;
@@ -67,6 +69,15 @@ static const pst_option prompt_rows[] = {
      .metavar = "FILE",
      .help = "models with experts: write which experts each token used, a JSON line per token, for --routing-trace of "
              "'penstock bench infer'"},
+    {.name = "context",
+     .type = PST_OPTION_U64,
+     AT(context),
+     .metavar = "N",
+     .min = 2,
+     .max = 1e8,
+     .help =
+         "of a batch job: the most tokens of a prompt with its answer, for all of which memory is set aside; longer "
+         "prompts get an error, longer answers end there; without it the model's context"},
 };
 
 static const pst_option sampling_rows[] = {
@@ -119,6 +130,7 @@ static const pst_option sampling_rows[] = {
 
 static const pst_option_group groups[] = {
     CLI_OWN_GROUP("Prompts", prompt_rows),
+    CLI_SHARED_GROUP("Batch jobs", cli_batch_rows, generate_values, batch),
     CLI_OWN_GROUP("Choice of tokens", sampling_rows),
     CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, generate_values, runtime),
     CLI_SHARED_GROUP("Drives", cli_io_rows, generate_values, runtime.io),
@@ -449,6 +461,26 @@ static int run_windows(generate_job *job, pst_error *err)
                                     : 0;
 }
 
+/* The lines of a file instead of prompts. */
+static int run_batch(generate_job *job, const pst_options_found *found, pst_error *err)
+{
+    const generate_values *values = job->values;
+    cli_batch_job batch = {.batch = &values->batch,
+                           .engine = &job->engine,
+                           .runtime = &values->runtime,
+                           .report = &values->report,
+                           .resident_given = pst_options_given(&cli_command_generate.spec, found, "resident"),
+                           .batch_size = values->batch_size};
+    batch.options = (pst_batch_options){.kind = PST_BATCH_GENERATE,
+                                        .context = (uint32_t)values->context,
+                                        .max_new_tokens = (uint32_t)values->max_new_tokens,
+                                        .sampling = job->sampling,
+                                        .stop_texts = values->stops.items,
+                                        .stop_count = values->stops.count,
+                                        .ignore_end = values->ignore_eos};
+    return cli_batch_run(&batch, err);
+}
+
 static int run_job(generate_job *job, const char *model, const pst_options_found *found, pst_error *err)
 {
     const generate_values *values = job->values;
@@ -457,8 +489,17 @@ static int run_job(generate_job *job, const char *model, const pst_options_found
         if (values->stops.items[i][0] == '\0')
             return cli_usage(err, "--stop: an empty text would end every text at once");
     }
+    bool others = values->prompts.count > 0 || values->token_ids.count > 0 || values->prompts_file != NULL;
+    int is_batch = cli_batch_wanted(&values->batch, others, err);
+    PST_TRY(is_batch);
+    if (!is_batch && values->context != 0)
+        return cli_usage(err, "--context is for batch jobs (--input and --output)");
+    if (is_batch && values->routing_trace_out != NULL)
+        return cli_usage(err, "--routing-trace-out is for prompts, not for batch jobs");
     PST_TRY(cli_engine_open(&job->engine, model, &values->lookup, err));
     PST_TRY(choose_sampling(values, found, &job->engine.info, &job->sampling, err));
+    if (is_batch)
+        return run_batch(job, found, err);
     PST_TRY(open_inputs(job, err));
     PST_TRY(measure_prompts(job, found, &shape, err));
     uint64_t most = values->batch_size != 0 ? values->batch_size : 32;
@@ -499,25 +540,32 @@ static int generate(const void *values, const pst_options_found *found, pst_erro
 }
 
 const cli_command cli_command_generate = {
-    .spec = {.name = "generate",
-             .operands = "MODEL",
-             .min_operands = 1,
-             .max_operands = 1,
-             .summary = "text from prompts",
-             .description =
-                 "Goes on from one or more prompts with the model in the folder MODEL (or org/name in the local "
-                 "Hugging Face cache), whose weights need not fit in memory: what does not fit is streamed from the "
-                 "drive in every pass.\n\n"
-                 "The text of a single prompt appears on standard output as it is made. Several prompts are computed "
-                 "together and printed in order, each under a line that repeats it: many of them in groups that fit in "
-                 "memory, each group printed when it is done (with --json too, so that a run which fails leaves a "
-                 "document without its end). Without a prompt, standard input is one (less one newline at its end). "
-                 "One closing line on standard error says how fast it went and "
-                 "what set the limit.",
-             .example = "  penstock generate ~/models/Llama-3-8B --host-memory 2G --prompt \"Once upon a time\"\n"
-                        "  penstock generate org/name --prompts-file prompts.txt --json > answers.json\n",
-             .groups = groups,
-             .group_count = CLI_COUNT(groups),
-             .values_bytes = sizeof(generate_values)},
+    .spec =
+        {.name = "generate",
+         .operands = "MODEL",
+         .min_operands = 1,
+         .max_operands = 1,
+         .summary = "text from prompts",
+         .description =
+             "Goes on from one or more prompts with the model in the folder MODEL (or org/name in the local "
+             "Hugging Face cache), whose weights need not fit in memory: what does not fit is streamed from the "
+             "drive in every pass.\n\n"
+             "The text of a single prompt appears on standard output as it is made. Several prompts are computed "
+             "together and printed in order, each under a line that repeats it: many of them in groups that fit in "
+             "memory, each group printed when it is done (with --json too, so that a run which fails leaves a "
+             "document without its end). Without a prompt, standard input is one (less one newline at its end). "
+             "One closing line on standard error says how fast it went and "
+             "what set the limit.\n\n"
+             "With --input and --output it is a batch job: every line of the input is a request of its own, in "
+             "OpenAI's batch format ({\"custom_id\": ..., \"url\": \"/v1/completions\", \"body\": {...}}) or plain "
+             "({\"prompt\": \"...\", \"max_tokens\": 100}). A line that is wrong is answered with an error. A job "
+             "that was killed goes on where it was when the same command is given again, and its output is byte for "
+             "byte that of a job that was not.",
+         .example = "  penstock generate ~/models/Llama-3-8B --host-memory 2G --prompt \"Once upon a time\"\n"
+                    "  penstock generate org/name --prompts-file prompts.txt --json > answers.json\n"
+                    "  penstock generate org/name -i requests.jsonl -o answers.jsonl --batch-size 64\n",
+         .groups = groups,
+         .group_count = CLI_COUNT(groups),
+         .values_bytes = sizeof(generate_values)},
     .run = generate,
 };

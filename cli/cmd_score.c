@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/heap.h"
+#include "batch.h"
 #include "common.h"
 #include "input.h"
 #include "npy.h"
@@ -22,6 +23,7 @@ typedef struct score_values {
     cli_report report;
     cli_lookup lookup;
     cli_runtime runtime;
+    cli_batch batch;
     pst_option_strings texts;
     pst_option_ids token_ids;
     const char *file, *logits_out;
@@ -74,6 +76,7 @@ static const pst_option text_rows[] = {
 
 static const pst_option_group groups[] = {
     CLI_OWN_GROUP("Texts", text_rows),
+    CLI_SHARED_GROUP("Batch jobs", cli_batch_rows, score_values, batch),
     CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, score_values, runtime),
     CLI_SHARED_GROUP("Drives", cli_io_rows, score_values, runtime.io),
     CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, score_values, lookup),
@@ -286,11 +289,31 @@ static uint64_t needed_bytes(const void *user, uint32_t sequences)
     return tokens * sizeof(double);
 }
 
+/* The lines of a file instead of texts. */
+static int run_batch(score_job *job, const pst_options_found *found, pst_error *err)
+{
+    const score_values *values = job->values;
+    cli_batch_job batch = {.batch = &values->batch,
+                           .engine = &job->engine,
+                           .runtime = &values->runtime,
+                           .report = &values->report,
+                           .resident_given = pst_options_given(&cli_command_score.spec, found, "resident"),
+                           .batch_size = values->batch_size};
+    batch.options = (pst_batch_options){.kind = PST_BATCH_SCORE, .context = (uint32_t)values->context};
+    return cli_batch_run(&batch, err);
+}
+
 static int run_job(score_job *job, const pst_options_found *found, pst_error *err)
 {
     const score_values *values = job->values;
     pst_session_options shape = {0};
+    bool others =
+        values->texts.count > 0 || values->token_ids.count > 0 || values->file != NULL || values->logits_out != NULL;
+    int is_batch = cli_batch_wanted(&values->batch, others, err);
+    PST_TRY(is_batch);
     PST_TRY(cli_engine_open(&job->engine, found->operands[0], &values->lookup, err));
+    if (is_batch)
+        return run_batch(job, found, err);
     PST_TRY(open_texts(job, err));
     PST_TRY(build_windows(job, &shape, err));
     uint64_t most = values->batch_size != 0 ? values->batch_size : DEFAULT_BATCH;
@@ -343,7 +366,11 @@ const cli_command cli_command_score = {
                  "Says how likely the model finds given texts: the natural logarithm of the probability of every token "
                  "after the first, given those before it, their mean, and the perplexity exp(-mean).\n\n"
                  "Without a text, standard input is one (less one newline at its end). --json prints every "
-                 "log-probability; --logits-out writes all logits.",
+                 "log-probability; --logits-out writes all logits.\n\n"
+                 "With --input and --output it is a batch job, as of penstock generate: every line of the input is "
+                 "{\"text\": \"...\"}, {\"token_ids\": [...]}, or {\"prompt\": \"...\", \"completion\": \"...\"}, of "
+                 "which the "
+                 "completion alone is scored; \"logprobs\": true asks for every log-probability.",
              .example = "  penstock score ~/models/Llama-3-8B --file chapter.txt --host-memory 2G\n"
                         "  penstock score MODEL --token-ids 1,2,3 --logits-out logits.npy\n",
              .groups = groups,

@@ -15,8 +15,8 @@ enum { BAR_CELLS = 24 };
 static const double first_seconds = 1.0, terminal_seconds = 0.1, line_seconds = 15.0;
 
 static struct {
-    const char *label, *unit;
-    uint64_t total, done;
+    const char *label, *unit, *second;
+    uint64_t total, done, before, second_done;
     double start, last;
     bool active, terminal;
 } job;
@@ -34,7 +34,8 @@ void cli_progress_begin(const char *label, const char *unit, uint64_t total)
     job.label = label;
     job.unit = unit;
     job.total = total;
-    job.done = 0;
+    job.done = job.before = job.second_done = 0;
+    job.second = NULL;
     job.start = now_seconds();
     job.terminal = isatty(STDERR_FILENO) == 1;
     /* The first line elsewhere comes after line_seconds, the first bar after first_seconds. */
@@ -54,7 +55,10 @@ static void format_amount(double amount, char *text, size_t text_bytes)
 static void draw(double elapsed)
 {
     char done[40], total[40] = "?", rate[40], left[40] = "?", bar[BAR_CELLS + 3] = "";
-    double speed = elapsed > 0 ? (double)job.done / elapsed : 0;
+    double speed = elapsed > 0 && job.done > job.before ? (double)(job.done - job.before) / elapsed : 0;
+    char second[64] = "";
+    if (job.second != NULL && elapsed > 0)
+        snprintf(second, sizeof second, ", %.1f %s/s", (double)job.second_done / elapsed, job.second);
     format_amount((double)job.done, done, sizeof done);
     format_amount(speed, rate, sizeof rate);
     int percent = 0;
@@ -72,8 +76,9 @@ static void draw(double elapsed)
         memcpy(bar + 1 + BAR_CELLS, "]", 2);
     }
     char line[256];
-    snprintf(line, sizeof line, "%s%s%s %d %%, %s of %s%s%s, %s/s, %s left", job.label, job.terminal ? " " : ":",
-             job.terminal ? bar : "", percent, done, total, named ? " " : "", named ? job.unit : "", rate, left);
+    snprintf(line, sizeof line, "%s%s%s %d %%, %s of %s%s%s, %s/s%s, %s left", job.label, job.terminal ? " " : ":",
+             job.terminal ? bar : "", percent, done, total, named ? " " : "", named ? job.unit : "", rate, second,
+             left);
     fprintf(stderr, job.terminal ? "\r\033[K%s" : "penstock: %s\n", line);
     fflush(stderr);
     atomic_store(&drawn, job.terminal);
@@ -89,6 +94,18 @@ void cli_progress_update(uint64_t done)
         return;
     job.last = now;
     draw(now - job.start);
+}
+
+void cli_progress_resume(uint64_t before, const char *second)
+{
+    job.before = before;
+    job.second = second;
+}
+
+void cli_progress_update_both(uint64_t done, uint64_t second_done)
+{
+    job.second_done = second_done;
+    cli_progress_update(done);
 }
 
 void cli_progress_end(void)

@@ -11,6 +11,10 @@
 /* unit: "bytes" or a noun ("tokens"). total 0: unknown. The strings must stay. */
 void cli_progress_begin(const char *label, const char *unit, uint64_t total);
 void cli_progress_update(uint64_t done);
+/* After the beginning, for a job that goes on: `before` of it was done by others and tells nothing of the speed. second: a
+ * noun of which the rate is shown besides, as cli_progress_update_both counts it; NULL: none. It must stay. */
+void cli_progress_resume(uint64_t before, const char *second);
+void cli_progress_update_both(uint64_t done, uint64_t second_done);
 void cli_progress_end(void);
 /* Takes the bar off the terminal, for another line to be printed; it comes back with the next update. */
 void cli_progress_clear(void);

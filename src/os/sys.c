@@ -33,6 +33,12 @@ static int real_close(int fd)
     return checked(close(fd));
 }
 
+static ssize_t real_read(int fd, void *buffer, size_t bytes)
+{
+    ssize_t got = read(fd, buffer, bytes);
+    return got < 0 ? -errno : got;
+}
+
 static ssize_t real_pread(int fd, void *buffer, size_t bytes, uint64_t offset)
 {
     ssize_t got = pread(fd, buffer, bytes, (off_t)offset);
@@ -316,6 +322,7 @@ static int64_t real_async_result(int fd, bool write, const void *address, size_t
 const pst_sys_table pst_sys_real = {
     .open = real_open,
     .close = real_close,
+    .read = real_read,
     .pread = real_pread,
     .pwrite = real_pwrite,
     .fdatasync = real_fdatasync,

@@ -25,6 +25,7 @@ struct io_uring_params;
 typedef struct pst_sys_table {
     int (*open)(const char *path, int flags, mode_t mode);
     int (*close)(int fd);
+    ssize_t (*read)(int fd, void *buffer, size_t bytes); /* of what has no offsets: standard input */
     ssize_t (*pread)(int fd, void *buffer, size_t bytes, uint64_t offset);
     ssize_t (*pwrite)(int fd, const void *buffer, size_t bytes, uint64_t offset);
     int (*fdatasync)(int fd);
@@ -46,8 +47,8 @@ typedef struct pst_sys_table {
     int (*opendir)(const char *path, DIR **out);
     int (*readdir)(DIR *folder, struct dirent **out); /* *out is NULL at the end */
     int (*closedir)(DIR *folder);
-    int (*mmap)(size_t bytes, void **out);      /* private, anonymous, readable and writable */
-    int (*mmap_huge)(size_t bytes, void **out); /* the same in reserved huge pages of 2 MiB */
+    int (*mmap)(size_t bytes, void **out);       /* private, anonymous, readable and writable */
+    int (*mmap_huge)(size_t bytes, void **out);  /* the same in reserved huge pages of 2 MiB */
     int (*populate)(void *memory, size_t bytes); /* brings its pages in, writable (5.14) */
     int (*munmap)(void *memory, size_t bytes);
     int (*mlock)(void *memory, size_t bytes);

@@ -513,6 +513,7 @@ PASS(int, populate, (void *memory, size_t bytes), (memory, bytes))
 PASS(int, mlock, (void *memory, size_t bytes), (memory, bytes))
 PASS(int, munlock, (void *memory, size_t bytes), (memory, bytes))
 PASS(int, prefer_node, (void *memory, size_t bytes, int node), (memory, bytes, node))
+PASS(ssize_t, read, (int fd, void *buffer, size_t bytes), (fd, buffer, bytes))
 PASS(int, getrandom, (void *buffer, size_t bytes), (buffer, bytes))
 PASS(int, eventfd, (void), ())
 PASS(int, eventfd_write, (int fd), (fd))
@@ -544,6 +545,7 @@ static void crash_uring_exit(struct io_uring *ring)
 const pst_sys_table pst_sys_crash = {
     ENTRY(open),
     ENTRY(close),
+    ENTRY(read),
     ENTRY(pread),
     ENTRY(pwrite),
     ENTRY(fdatasync),

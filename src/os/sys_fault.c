@@ -298,6 +298,12 @@ static int fault_flock(int fd, int operation)
     return pst_sys_real.flock(fd, operation);
 }
 
+static ssize_t fault_read(int fd, void *buffer, size_t bytes)
+{
+    FAULT_FIRST(PST_FAULT_READ);
+    return pst_sys_real.read(fd, buffer, bytes);
+}
+
 static int fault_getrandom(void *buffer, size_t bytes)
 {
     FAULT_FIRST(PST_FAULT_GETRANDOM);
@@ -413,6 +419,7 @@ static int64_t fault_async_result(int fd, bool write, const void *address, size_
 const pst_sys_table pst_sys_fault = {
     .open = fault_open,
     .close = fault_close,
+    .read = fault_read,
     .pread = fault_pread,
     .pwrite = fault_pwrite,
     .fdatasync = fault_fdatasync,

@@ -68,7 +68,7 @@ int pst_scan_expect(pst_scan *scan, char c)
 {
     if (pst_scan_take(scan, c))
         return 0;
-    char what[40] = "expected ' ', the header ends";
+    char what[40] = "expected ' ', the text ends";
     what[10] = c;
     if (scan->at < scan->bytes)
         what[12] = '\0';
@@ -175,7 +175,7 @@ int pst_scan_string(pst_scan *scan, char *out, size_t *out_bytes)
         size_t escape_at = scan->at - 1;
         size_t decoded = decode_escape(scan, out + length);
         if (decoded == 0)
-            return fail(scan, escape_at, "an escape that stands for no character of a name");
+            return fail(scan, escape_at, "an escape that stands for no character that may be here");
         length += decoded;
     }
     return fail(scan, begin, "a string that does not end");
@@ -267,7 +267,7 @@ static int skip_string(pst_scan *scan)
         if ((unsigned char)c < 0x20)
             return fail(scan, scan->at - 1, "a control character in a string");
         if (c == '\\' && decode_escape(scan, scratch) == 0)
-            return fail(scan, begin, "an escape that stands for no character of a name");
+            return fail(scan, begin, "an escape that stands for no character that may be here");
     }
     return fail(scan, begin, "a string that does not end");
 }
@@ -309,5 +309,5 @@ int pst_scan_skip(pst_scan *scan)
 int pst_scan_end(pst_scan *scan)
 {
     skip_space(scan);
-    return scan->at == scan->bytes ? 0 : fail(scan, scan->at, "text after the end of the header's object");
+    return scan->at == scan->bytes ? 0 : fail(scan, scan->at, "text after the end of the value");
 }

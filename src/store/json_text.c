@@ -4,6 +4,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/heap.h"
 
@@ -39,19 +40,39 @@ void pst_json_text_add(pst_json_text *out, const char *format, ...)
     out->bytes += (size_t)length;
 }
 
+void pst_json_text_bytes(pst_json_text *out, const char *text, size_t bytes)
+{
+    if (bytes == 0 || !reserve(out, bytes))
+        return;
+    memcpy(out->text + out->bytes, text, bytes);
+    out->bytes += bytes;
+    out->text[out->bytes] = '\0';
+}
+
+void pst_json_text_escaped(pst_json_text *out, const char *text, size_t bytes)
+{
+    size_t at = 0;
+    while (at < bytes) {
+        size_t plain = at;
+        while (at < bytes && (unsigned char)text[at] >= 0x20 && text[at] != '"' && text[at] != '\\')
+            at++;
+        pst_json_text_bytes(out, text + plain, at - plain);
+        if (at == bytes)
+            return;
+        char letter = text[at++];
+        if (letter == '"' || letter == '\\')
+            pst_json_text_add(out, "\\%c", letter);
+        else if (letter == '\n')
+            pst_json_text_add(out, "\\n");
+        else
+            pst_json_text_add(out, "\\u%04x", (unsigned char)letter);
+    }
+}
+
 void pst_json_text_string(pst_json_text *out, const char *string)
 {
     pst_json_text_add(out, "\"");
-    while (*string != '\0') {
-        const char *plain = string;
-        while ((unsigned char)*string >= 0x20 && *string != '"' && *string != '\\')
-            string++;
-        pst_json_text_add(out, "%.*s", (int)(string - plain), plain);
-        if (*string == '"' || *string == '\\')
-            pst_json_text_add(out, "\\%c", *string++);
-        else if (*string != '\0')
-            pst_json_text_add(out, "\\u%04x", (unsigned char)*string++);
-    }
+    pst_json_text_escaped(out, string, strlen(string));
     pst_json_text_add(out, "\"");
 }
 

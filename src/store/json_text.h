@@ -18,6 +18,9 @@ typedef struct pst_json_text {
 void pst_json_text_add(pst_json_text *out, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* Quoted and escaped; string is UTF-8. */
 void pst_json_text_string(pst_json_text *out, const char *string);
+/* So many bytes as they are; and escaped, without quotes: UTF-8 that may hold NUL. */
+void pst_json_text_bytes(pst_json_text *out, const char *text, size_t bytes);
+void pst_json_text_escaped(pst_json_text *out, const char *text, size_t bytes);
 void pst_json_text_free(pst_json_text *out);
 
 #endif

@@ -4,3 +4,4 @@ pst_test(test_tune_search SOURCES ${PST_TEST_DIR}/test_tune_search.c LABELS unit
 pst_test(test_tune SOURCES ${PST_TEST_DIR}/test_tune.c LABELS unit TIMEOUT 300 LIBRARIES PkgConfig::JANSSON)
 pst_test(test_bench_io SOURCES ${PST_TEST_DIR}/test_bench_io.c LABELS unit)
 pst_test(test_convert SOURCES ${PST_TEST_DIR}/test_convert.c LABELS unit LIBRARIES PkgConfig::JANSSON m)
+pst_test(test_batch_line SOURCES ${PST_TEST_DIR}/test_batch_line.c LABELS unit)

@@ -40,7 +40,7 @@ static const struct {
     {T(F32_4) "{", 4, "after the end"},
     {"{\"t\":{" F32_4 "},}", 4, "expected a string"},
     {"{\"t\" {" F32_4 "}}", 4, "expected ':'"},
-    {"{\"t\":{" F32_4 "}", 4, "expected '}', the header ends"},
+    {"{\"t\":{" F32_4 "}", 4, "expected '}', the text ends"},
     {"{\"t\":[]}", 0, "tensor \"t\" is not described by an object"},
     {"{\"t\":4}", 0, "tensor \"t\" is not described by an object"},
     {T(""), 0, "lacks one of"},
