@@ -62,13 +62,6 @@ int pst_model_open(const char *model_name, const char *cache, pst_model **out, p
     if (!t->tied_stated && pst_store_find(model->store, "lm_head.weight") == NULL)
         t->tied_head = true; /* config.json does not say, and there is no other head */
     PST_TRY_GOTO(fail, pst_program_create(t, model->store, &model->program, err));
-    for (uint32_t i = 0; i < model->program->format_count; i++) {
-        pst_weight_layout layout = model->program->formats[i].layout;
-        if (layout == PST_WEIGHT_GPTQ || layout == PST_WEIGHT_AWQ)
-            PST_TRY_GOTO(fail, pst_fail(err, PST_E_UNSUPPORTED, model->folder,
-                                        "products with %s weights are not supported yet",
-                                        layout == PST_WEIGHT_AWQ ? "AWQ" : "GPTQ"));
-    }
     *out = model;
     return 0;
 fail:

@@ -209,6 +209,13 @@ static void test_invariance(void **state)
     check_case("deepseek_v3_yarn", PST_COMPUTE_F32, 16);
     check_case("deepseek_v3_bf16", PST_COMPUTE_BF16, 0);
     check_case("deepseek_v2", PST_COMPUTE_AUTO, 8);
+    check_case("penstock_4_tied", PST_COMPUTE_BF16, 0);
+    check_case("penstock_8", PST_COMPUTE_F32, 16);
+    check_case("fp8_blocks", PST_COMPUTE_BF16, 0);
+    check_case("fp8_channels", PST_COMPUTE_F32, 0);
+    check_case("gptq_4_reordered", PST_COMPUTE_BF16, 0);
+    check_case("gptq_8_whole", PST_COMPUTE_F32, 8);
+    check_case("awq", PST_COMPUTE_AUTO, 0);
     assert_true(cut_sessions > 10);
 }
 

@@ -22,6 +22,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 
@@ -504,26 +505,31 @@ def differences(made: Path, stored: Path) -> list[str]:
     return out
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def run(cases: dict, make: Callable[[Path, str], None], description: str) -> int:
+    """The command line of this script and of those like it."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument(
         "--check", action="store_true", help="compare with the stored cases instead of writing them"
     )
     parser.add_argument("names", nargs="*", help="only these cases")
     args = parser.parse_args()
-    names = args.names or list(CASES)
+    names = args.names or list(cases)
     if not args.check:
         for name in names:
-            make_case(HERE, name)
+            make(HERE, name)
         return 0
     failed = 0
     with tempfile.TemporaryDirectory(prefix="penstock-models-") as temp:
         for name in names:
-            make_case(Path(temp), name)
+            make(Path(temp), name)
             for what in differences(Path(temp) / name, HERE / name):
                 print(f"differs: {name}/{what}", file=sys.stderr)
                 failed += 1
     return 1 if failed else 0
+
+
+def main() -> int:
+    return run(CASES, make_case, __doc__)
 
 
 if __name__ == "__main__":
