@@ -25,8 +25,8 @@ typedef struct bench_values {
     cli_runtime runtime;
     const char *model, *prompt, *log_file, *offload_dir, *routing_trace;
     uint64_t loops, batch_size, prompt_len, gen_len, seed, layers;
-    uint64_t pin_memory, quant_bits, quant_group_size, num_gpus;
-    bool dummy, cpu_offload, disk_offload, kv_offload, pin_kv_cache, async_kv_offload, use_gds;
+    uint64_t quant_bits, quant_group_size, num_gpus;
+    bool dummy, kv_offload, pin_kv_cache, async_kv_offload, use_gds;
 } bench_values;
 
 #define AT(member) .offset = offsetof(bench_values, member)
@@ -99,31 +99,15 @@ static const pst_option work_rows[] = {
 };
 
 static const pst_option zero_rows[] = {
-    {.name = "disk-offload",
-     .type = PST_OPTION_FLAG,
-     AT(disk_offload),
-     .help = "stream all weights from the drive: --resident 0, unless that is given"},
     {.name = "offload-dir",
      .type = PST_OPTION_STRING,
      AT(offload_dir),
      .metavar = "DIR",
      .help = "no effect: weights are streamed from the checkpoint itself, without a second copy"},
-    {.name = "cpu-offload",
-     .type = PST_OPTION_FLAG,
-     AT(cpu_offload),
-     .help = "no effect without an accelerator: weights kept are in host memory anyway"},
     {.name = "kv-offload",
      .type = PST_OPTION_FLAG,
      AT(kv_offload),
      .help = "no effect without an accelerator: the cache is in host memory anyway"},
-    {.name = "pin-memory",
-     .type = PST_OPTION_U64,
-     AT(pin_memory),
-     .metavar = "0|1",
-     .initial = "0",
-     .min = 0,
-     .max = 1,
-     .help = "no effect without an accelerator"},
     {.name = "pin-kv-cache", .type = PST_OPTION_FLAG, AT(pin_kv_cache), .help = "no effect without an accelerator"},
     {.name = "async-kv-offload",
      .type = PST_OPTION_FLAG,
@@ -162,6 +146,7 @@ static const pst_option_group groups[] = {
     CLI_OWN_GROUP("Work", work_rows),
     CLI_OWN_GROUP("Options of ZeRO-Inference", zero_rows),
     CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, bench_values, runtime),
+    CLI_SHARED_GROUP("Placement of weights", cli_placement_rows, bench_values, runtime.placement),
     CLI_SHARED_GROUP("Drives", cli_io_rows, bench_values, runtime.io),
     CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, bench_values, lookup),
     CLI_SHARED_GROUP("Output", cli_report_rows, bench_values, report),
@@ -198,9 +183,7 @@ static int check_values(const bench_values *values, const pst_options_found *fou
         bool asked;
         const char *name;
     } idle[] = {
-        {values->cpu_offload, "--cpu-offload"},
         {values->kv_offload, "--kv-offload"},
-        {values->pin_memory != 0, "--pin-memory"},
         {values->pin_kv_cache, "--pin-kv-cache"},
         {values->async_kv_offload, "--async-kv-offload"},
         {values->use_gds, "--use-gds"},
@@ -475,15 +458,10 @@ static int run_job(bench_job *job, const pst_options_found *found, pst_error *er
                                  .routing_trace = values->routing_trace,
                                  .max_layers = (uint32_t)values->layers,
                                  .no_prefix_sharing = true}; /* every repetition does all the work */
-    cli_runtime runtime = values->runtime;
     bool resident_given = pst_options_given(&cli_command_bench_infer.spec, found, "resident");
-    if (values->disk_offload && !resident_given) {
-        runtime.resident = (pst_option_share){.bytes = 0};
-        resident_given = true;
-    }
     PST_TRY(open_log(job, err));
-    PST_TRY(
-        cli_engine_start(&job->engine, &runtime, resident_given, &shape, false, &(cli_needs){needed_bytes, job}, err));
+    PST_TRY(cli_engine_start(&job->engine, &values->runtime, resident_given, &shape, false,
+                             &(cli_needs){needed_bytes, job}, err));
     int status = run_loops(job, err);
     if (status < 0) {
         cli_engine_write_trace(&job->engine, NULL);

@@ -133,6 +133,7 @@ static const pst_option_group groups[] = {
     CLI_SHARED_GROUP("Batch jobs", cli_batch_rows, generate_values, batch),
     CLI_OWN_GROUP("Choice of tokens", sampling_rows),
     CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, generate_values, runtime),
+    CLI_SHARED_GROUP("Placement of weights", cli_placement_rows, generate_values, runtime.placement),
     CLI_SHARED_GROUP("Drives", cli_io_rows, generate_values, runtime.io),
     CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, generate_values, lookup),
     CLI_SHARED_GROUP("Output", cli_report_rows, generate_values, report),
@@ -396,6 +397,13 @@ static void add_stats(generate_job *job, const pst_run_stats *window, size_t req
     sum->generated_tokens += before.generated_tokens;
     sum->passes += before.passes;
     sum->shared_tokens += before.shared_tokens;
+    sum->expert_hits += before.expert_hits;
+    sum->expert_misses += before.expert_misses;
+    sum->expert_bytes_found += before.expert_bytes_found;
+    sum->expert_bytes_read += before.expert_bytes_read;
+    sum->guesses_right += before.guesses_right;
+    sum->guesses_wrong += before.guesses_wrong;
+    sum->wasted_bytes += before.wasted_bytes;
     sum->prefill_seconds += before.prefill_seconds;
     sum->decode_seconds += before.decode_seconds;
     sum->total_seconds += before.total_seconds;

@@ -78,6 +78,7 @@ static const pst_option_group groups[] = {
     CLI_OWN_GROUP("Texts", text_rows),
     CLI_SHARED_GROUP("Batch jobs", cli_batch_rows, score_values, batch),
     CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, score_values, runtime),
+    CLI_SHARED_GROUP("Placement of weights", cli_placement_rows, score_values, runtime.placement),
     CLI_SHARED_GROUP("Drives", cli_io_rows, score_values, runtime.io),
     CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, score_values, lookup),
     CLI_SHARED_GROUP("Output", cli_report_rows, score_values, report),

@@ -87,6 +87,32 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .help = "write a timeline of reads, waits and compute as Chrome trace JSON, which Perfetto opens"},
 };
 
+const pst_option cli_placement_rows[CLI_PLACEMENT_ROWS] = {
+    {.name = "cpu-offload",
+     .type = PST_OPTION_FLAG,
+     .offset = offsetof(cli_placement, cpu_offload),
+     .help = "keep all weights in host memory; fails with the budget that this takes where it is more than there is"},
+    {.name = "disk-offload",
+     .type = PST_OPTION_FLAG,
+     .offset = offsetof(cli_placement, disk_offload),
+     .help = "stream all weights from the drive: --resident 0, unless that is given"},
+    {.name = "pin-memory",
+     .type = PST_OPTION_U64,
+     .offset = offsetof(cli_placement, pin_memory),
+     .metavar = "0|1",
+     .initial = "0",
+     .min = 0,
+     .max = 1,
+     .help = "1 locks the weights that are kept and the memory that others stream through, as far as ulimit -l allows"},
+    {.name = "expert-cache",
+     .type = PST_OPTION_STRING,
+     .offset = offsetof(cli_placement, expert_cache),
+     .metavar = "SIZE|auto",
+     .initial = "auto",
+     .help = "models with experts: most bytes of these that stay in memory while they are in demand, within --resident "
+             "and --host-memory; auto is what fits"},
+};
+
 /* One line to stderr in one write: what would break the line, or command a terminal, is replaced. */
 static void print_line(const char *prefix, const char *text)
 {
@@ -223,12 +249,33 @@ static int check_trace(const char *path, pst_error *err)
     return fd >= 0 ? 0 : pst_fail(err, -cause, path, "cannot create: %s", strerror(cause));
 }
 
+/* What was asked of the placement of weights. */
+static int fill_placement(const cli_placement *placement, bool resident_given, pst_session_options *out, pst_error *err)
+{
+    if (placement->cpu_offload && (placement->disk_offload || resident_given))
+        return cli_usage(err, "--cpu-offload keeps all weights in memory; it cannot go with %s",
+                         placement->disk_offload ? "--disk-offload" : "--resident");
+    if (placement->disk_offload && !resident_given) {
+        out->resident_set = true;
+        out->resident_share = -1;
+        out->resident_bytes = 0;
+    }
+    out->keep_all_weights = placement->cpu_offload;
+    out->lock_memory = placement->pin_memory != 0;
+    out->expert_cache_set = strcmp(placement->expert_cache, "auto") != 0;
+    if (out->expert_cache_set && pst_parse_size(placement->expert_cache, &out->expert_cache_bytes, NULL) < 0)
+        return cli_usage(err, "--expert-cache: \"%.200s\" is neither a size such as 2G nor \"auto\"",
+                         placement->expert_cache);
+    return 0;
+}
+
 int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool resident_given, pst_session_options *shape,
                      bool shrink, const cli_needs *needs, pst_error *err)
 {
     enum { TRACE_EVENTS = 1 << 17 };
     PST_TRY(cli_io_choose(&runtime->io, &engine->info.path, 1, &engine->io, err));
     fill_options(runtime, &engine->io.io, resident_given, shape);
+    PST_TRY(fill_placement(&runtime->placement, resident_given, shape, err));
     if (runtime->trace != NULL && engine->trace == NULL) {
         PST_TRY(check_trace(runtime->trace, err));
         PST_TRY(pst_trace_open(TRACE_EVENTS, &engine->trace, err));

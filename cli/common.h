@@ -26,13 +26,23 @@ typedef struct cli_lookup {
 enum { CLI_LOOKUP_ROWS = 1 };
 extern const pst_option cli_lookup_rows[CLI_LOOKUP_ROWS];
 
+/* Where weights are, as ZeRO-Inference's users say it, and the cache of experts: with cli_runtime. */
+typedef struct cli_placement {
+    bool cpu_offload, disk_offload;
+    uint64_t pin_memory;
+    const char *expert_cache;
+} cli_placement;
+enum { CLI_PLACEMENT_ROWS = 4 };
+extern const pst_option cli_placement_rows[CLI_PLACEMENT_ROWS];
+
 /* Memory, streaming and compute: generate, score and bench infer. */
 typedef struct cli_runtime {
     uint64_t host_memory;
     pst_option_share resident;
     const char *compute_type, *kv_bits, *kernels, *trace;
     uint64_t threads;
-    cli_io_options io; /* with cli_io_rows, a group of their own */
+    cli_placement placement; /* with cli_placement_rows, likewise */
+    cli_io_options io;       /* with cli_io_rows, a group of their own */
 } cli_runtime;
 enum { CLI_RUNTIME_ROWS = 7 };
 extern const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS];

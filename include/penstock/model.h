@@ -95,8 +95,14 @@ typedef struct pst_session_options {
     void *on_routing_user;
     uint32_t max_layers; /* only the first so many layers and the head are computed: to measure with, the results are
                               * not the model's; 0: all */
-    bool no_prefix_sharing; /* compute every prompt whole; else sequences that begin with the same tokens share their keys and
+    bool
+        no_prefix_sharing; /* compute every prompt whole; else sequences that begin with the same tokens share their keys and
                              * values in blocks of 64, those of ended ones included while there is room; the results are the same */
+    bool keep_all_weights; /* all weights in memory, or PST_E_BUDGET with the budget that this takes */
+    bool
+        lock_memory; /* weights that are kept and the ring are never paged out; fails where the user may not lock as much */
+    bool expert_cache_set;       /* false: what fits and may be kept */
+    uint64_t expert_cache_bytes; /* with expert_cache_set: most bytes of experts to keep from pass to pass; 0: none */
 } pst_session_options;
 
 /* Plans, allocates and loads what stays resident. PST_E_BUDGET names the smallest budget that works. The caller owns *out. */
@@ -110,7 +116,8 @@ PST_API void pst_session_cancel(pst_session *session);
 typedef struct pst_plan_info {
     uint64_t budget_bytes;   /* --host-memory in force */
     uint64_t resident_bytes; /* weights kept */
-    uint64_t streamed_bytes; /* weights read in every pass */
+    uint64_t
+        streamed_bytes; /* weights not kept: read in every pass, or of experts those that it needs and the cache has not got */
     uint64_t ring_bytes, slot_bytes;
     uint32_t slots;
     uint64_t kv_bytes, activation_bytes, process_bytes;
@@ -124,6 +131,11 @@ typedef struct pst_plan_info {
     uint32_t queue_depth, io_workers;
     bool io_single_submit;
     double decode_operations_per_second; /* with a row of every sequence; operations_per_second: with many rows */
+    uint64_t
+        expert_cache_bytes; /* memory in which experts stay while they are in demand, beside the ring; 0: no cache */
+    double
+        expected_pass_bytes; /* what a pass with a row of every sequence reads if all experts are as much in demand */
+    bool locked;             /* weights that are kept and the ring are */
 } pst_plan_info;
 PST_API void pst_session_get_plan(const pst_session *session, pst_plan_info *out);
 
@@ -200,6 +212,11 @@ typedef struct pst_run_stats {
     uint64_t resident_bytes, streamed_bytes;
     uint64_t peak_rss_bytes, host_memory_bytes;
     uint64_t shared_tokens; /* prompt tokens that were not computed, as another request had begun with the same ones */
+    /* Experts that passes needed and that are not kept for good: parts and bytes found in the cache, and read. */
+    uint64_t expert_hits, expert_misses, expert_bytes_found, expert_bytes_read;
+    uint64_t guesses_right, guesses_wrong; /* parts read ahead of the routing, by whether it wanted them */
+    uint64_t wasted_bytes;                 /* of weight_bytes_read, those of wrong guesses */
+    uint64_t expert_cache_bytes;           /* memory of the cache */
 } pst_run_stats;
 
 /* Called on the owner's thread as text (or, without a tokenizer, just tokens) appears; returning nonzero cancels. id is

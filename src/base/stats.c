@@ -35,11 +35,19 @@ const pst_stat pst_run_stat_table[] = {
     ROW(disk_bytes_per_second, "bytes/s", PST_STAT_REAL, "drive bandwidth measured beforehand"),
     ROW(compute_flops, "flop/s", PST_STAT_REAL, "compute rate measured beforehand"),
     ROW(resident_bytes, "bytes", PST_STAT_COUNT, "weights kept in memory"),
-    ROW(streamed_bytes, "bytes", PST_STAT_COUNT, "weights read in every pass"),
+    ROW(streamed_bytes, "bytes", PST_STAT_COUNT, "weights not kept, of experts all"),
     ROW(peak_rss_bytes, "bytes", PST_STAT_COUNT, "largest resident set of the process"),
     ROW(host_memory_bytes, "bytes", PST_STAT_COUNT, "the budget in force"),
     ROW(shared_tokens, "tokens", PST_STAT_COUNT,
         "prompt tokens not computed, as another request had begun with the same ones"),
+    ROW(expert_hits, "", PST_STAT_COUNT, "parts of experts that were found in the cache"),
+    ROW(expert_misses, "", PST_STAT_COUNT, "parts of experts that had to be read"),
+    ROW(expert_bytes_found, "bytes", PST_STAT_COUNT, "weights of the former"),
+    ROW(expert_bytes_read, "bytes", PST_STAT_COUNT, "weights of the latter"),
+    ROW(guesses_right, "", PST_STAT_COUNT, "parts of experts read before the router had chosen, and needed"),
+    ROW(guesses_wrong, "", PST_STAT_COUNT, "parts read likewise, in vain"),
+    ROW(wasted_bytes, "bytes", PST_STAT_COUNT, "weights read in vain"),
+    ROW(expert_cache_bytes, "bytes", PST_STAT_COUNT, "memory of the cache of experts"),
 };
 const size_t pst_run_stat_count = sizeof pst_run_stat_table / sizeof pst_run_stat_table[0];
 

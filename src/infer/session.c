@@ -37,6 +37,8 @@ static int check_options(const pst_model *model, const pst_session_options *give
                         o->max_tokens, model->transformer.context);
     if (o->max_prompt_tokens == 0 || o->max_prompt_tokens > o->max_tokens)
         o->max_prompt_tokens = o->max_tokens;
+    if (o->keep_all_weights && o->resident_set)
+        return pst_fail(err, PST_E_USAGE, NULL, "all weights kept, and a bound of the weights kept: only one can be");
     if (o->resident_set && !(o->resident_share <= 1))
         return pst_fail(err, PST_E_USAGE, NULL, "a resident share of %g", o->resident_share);
     if (o->kv_bits != 0 && o->kv_bits != 4 && o->kv_bits != 8 && o->kv_bits != 16 && o->kv_bits != 32)
@@ -131,7 +133,8 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
         .max_resident_bytes = choose_resident(program, o),
         .max_slot_bytes = o->max_slot_bytes,
         .units_per_row = config->transformer->experts_per_token,
-        .max_cache_bytes = UINT64_MAX,
+        .max_cache_bytes = o->expert_cache_set ? o->expert_cache_bytes : UINT64_MAX,
+        .keep_all = o->keep_all_weights,
     };
     uint64_t logits = o->all_logits ? 0 : o->max_sequences * memory.logit_row_bytes;
     uint64_t others = memory.fixed_bytes + logits + pst_ring_gather_bytes(program->stages, program->stage_count) +
@@ -177,12 +180,19 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
         .kernels = pst_device_host_kernels(s->device),
         .compute_type = config->compute_type,
         .kv_bits = pst_kv_bits(config->kv_type),
+        .expert_cache_bytes = s->plan.cache_slots * s->plan.slot_bytes,
+        .expected_pass_bytes = pst_plan_expected_bytes(&s->plan, o->max_sequences),
     };
     pst_log(PST_LOG_INFO,
             "plan: %.1f MB of weights resident, %.1f MB streamed per pass through %u slots of %.1f MB; up to %u rows "
             "per pass",
             (double)s->plan.resident_bytes / 1e6, (double)s->plan.streamed_bytes / 1e6, s->plan.slots,
             (double)s->plan.slot_bytes / 1e6, s->plan.rows_per_pass);
+    if (s->plan.streamed_unit_bytes > 0)
+        pst_log(PST_LOG_INFO,
+                "plan: of %.1f MB of experts the cache keeps %.1f MB; a pass of %u rows needs %.0f %% of them",
+                (double)s->plan.streamed_unit_bytes / 1e6, (double)s->plan.cache_bytes / 1e6, o->max_sequences,
+                100 * pst_plan_share_of_units(s->plan.unit_count, s->plan.units_per_row, o->max_sequences));
     return 0;
 }
 
@@ -256,8 +266,10 @@ static int open_session(pst_session *s, pst_error *err)
                             .plan = &s->plan,
                             .io = s->io,
                             .trace = o->trace,
-                            .cancel = &s->cancelled};
+                            .cancel = &s->cancelled,
+                            .lock_memory = o->lock_memory};
     PST_TRY(pst_ring_create(&ring, &s->ring, err));
+    s->info.locked = pst_ring_is_locked(s->ring);
     return o->measure_bound ? pst_session_measure(s, err) : 0;
 }
 

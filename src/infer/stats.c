@@ -38,7 +38,8 @@ int pst_session_measure(pst_session *s, pst_error *err)
     double disk, math;
     double count = pst_cost_operations(&s->cost, sequences, sequences,
                                        sequences * pst_cost_keys(&s->cost, s->options.max_tokens / 2));
-    s->info.pass_bound_seconds = bound(s, sequences, count, s->plan.streamed_bytes, &disk, &math);
+    s->info.pass_bound_seconds =
+        bound(s, sequences, count, (uint64_t)pst_plan_expected_bytes(&s->plan, sequences), &disk, &math);
     s->info.read_bytes_per_second = s->disk_bytes_per_second;
     s->info.operations_per_second = s->prefill_rate.flops;
     s->info.decode_operations_per_second = s->decode_rate.flops;
@@ -83,6 +84,14 @@ void pst_session_fill_stats(const pst_session *s, const pst_session_counters *be
     double seconds = (double)(now.pass_ns - before->pass_ns) / 1e9;
     stats->passes = now.passes - before->passes;
     stats->shared_tokens = now.shared_tokens - before->shared_tokens;
+    stats->expert_hits = now.ring.cache_hits - before->ring.cache_hits;
+    stats->expert_misses = now.ring.cache_misses - before->ring.cache_misses;
+    stats->expert_bytes_found = now.ring.cache_hit_bytes - before->ring.cache_hit_bytes;
+    stats->expert_bytes_read = now.ring.cache_miss_bytes - before->ring.cache_miss_bytes;
+    stats->guesses_right = now.ring.guessed_right - before->ring.guessed_right;
+    stats->guesses_wrong = now.ring.guessed_wrong - before->ring.guessed_wrong;
+    stats->wasted_bytes = now.ring.wasted_bytes - before->ring.wasted_bytes;
+    stats->expert_cache_bytes = s->info.expert_cache_bytes;
     stats->weight_bytes_read = now.ring.weight_bytes - before->ring.weight_bytes;
     stats->read_bytes_per_second = seconds > 0 ? (double)stats->weight_bytes_read / seconds : 0;
     stats->io_wait_seconds = (double)(now.ring.wait_ns - before->ring.wait_ns) / 1e9;

@@ -63,11 +63,9 @@ int pst_memory_lock(void *memory, uint64_t bytes, const char *what, pst_error *e
     struct rlimit limit;
     if ((status == -ENOMEM || status == -EPERM || status == -EAGAIN) && getrlimit(RLIMIT_MEMLOCK, &limit) == 0 &&
         limit.rlim_cur != RLIM_INFINITY)
-        return pst_fail(
-            err, status, NULL,
-            "cannot lock %llu MiB for %s: this user may lock %llu MiB (ulimit -l); raise that or do without",
-            (unsigned long long)(bytes >> 20), what, (unsigned long long)limit.rlim_cur >> 20);
-    return pst_fail(err, status, NULL, "cannot lock %llu MiB for %s: %s", (unsigned long long)(bytes >> 20), what,
+        return pst_fail(err, status, NULL, "cannot lock %.1f MiB for %s: this user may lock %.1f MiB (ulimit -l)",
+                        (double)bytes / 0x1p20, what, (double)limit.rlim_cur / 0x1p20);
+    return pst_fail(err, status, NULL, "cannot lock %.1f MiB for %s: %s", (double)bytes / 0x1p20, what,
                     pst_strerror(status));
 }
 

@@ -37,6 +37,7 @@ static uint64_t max_u64(uint64_t a, uint64_t b)
 
 /* What stays fixed while room is shared out. */
 typedef struct plan_room {
+    uint64_t needed_bytes;  /* process, fixed, tables and the fewest rows */
     uint64_t free_bytes;    /* beyond process, fixed, tables and the fewest rows */
     uint64_t smallest_slot; /* that a run of every tensor's rows fits in */
     uint64_t largest_slot;  /* that is of use */
@@ -90,13 +91,14 @@ static int check_smallest(const pst_plan_request *request, plan_room *out, pst_e
     uint64_t needed =
         request->process_bytes + request->fixed_bytes + request->min_rows * request->row_bytes + out->table_bytes;
     uint64_t smallest = needed + MIN_SLOTS * out->smallest_slot;
-    if (smallest > request->budget_bytes)
+    if (smallest > request->budget_bytes && !request->keep_all)
         return pst_fail(err, PST_E_BUDGET, NULL,
                         "a host memory budget of %.3g MiB is too small for this model and these lengths; the smallest "
                         "that works is %lluMi",
                         (double)request->budget_bytes / (double)MEBIBYTE,
                         (unsigned long long)(smallest / MEBIBYTE + SLACK_MEBIBYTES));
-    out->free_bytes = request->budget_bytes - needed;
+    out->needed_bytes = needed;
+    out->free_bytes = request->budget_bytes > needed ? request->budget_bytes - needed : 0;
     return 0;
 }
 
@@ -256,6 +258,31 @@ static bool keep_all(const pst_plan_request *request, pst_plan *plan, uint64_t r
     return true;
 }
 
+/* Whether every part is resident that no other stage has. */
+static bool has_all(const pst_plan_request *request, const pst_plan *plan)
+{
+    for (uint32_t i = 0; i < plan->layout.part_count; i++)
+        if (!plan->resident[i] && !(kind_of(request, &plan->layout.parts[i]) == BY_ROW &&
+                                    is_shared(request, &request->stages[plan->layout.parts[i].stage])))
+            return false;
+    return true;
+}
+
+/* What is to be resident does not fit: how much would do. */
+static int fail_keep_all(const pst_plan_request *request, const plan_room *have, const pst_plan *plan, pst_error *err)
+{
+    uint64_t needed = have->needed_bytes;
+    for (uint32_t i = 0; i < plan->layout.part_count; i++) {
+        const pst_part *part = &plan->layout.parts[i];
+        if (kind_of(request, part) != BY_ROW || !is_shared(request, &request->stages[part->stage]))
+            needed += part->memory_bytes;
+    }
+    return pst_fail(err, PST_E_BUDGET, NULL,
+                    "a host memory budget of %.3g MiB does not hold all weights; the smallest that works is %lluMi",
+                    (double)request->budget_bytes / (double)MEBIBYTE,
+                    (unsigned long long)(needed / MEBIBYTE + SLACK_MEBIBYTES));
+}
+
 static int make_layout(const pst_plan_request *request, uint64_t slot_bytes, pst_plan *plan, pst_error *err)
 {
     pst_plan_destroy(plan);
@@ -294,6 +321,10 @@ static int place(const pst_plan_request *request, const plan_room *have, pst_pla
     if (keep_all(request, plan, room)) {
         room -= plan->resident_memory_bytes;
         plan->rows_per_pass = choose_rows(request, room * 2);
+        if (request->keep_all && !has_all(request, plan))
+            return fail_keep_all(request, have, plan, err);
+    } else if (request->keep_all) {
+        return fail_keep_all(request, have, plan, err);
     } else {
         uint64_t memory = sum_memory(request, plan, EVERY_PASS, &weights);
         memory += sum_memory(request, plan, SOME_UNITS, &unit_weights);

@@ -26,8 +26,8 @@ typedef struct pst_plan_request {
     uint64_t max_resident_bytes; /* bound of weights kept, in tensor bytes; UINT64_MAX: whatever fits; 0: none */
     uint64_t max_slot_bytes;     /* no slot larger than this where every row fits in less; 0: the planner's choice */
     uint32_t units_per_row;      /* that a row needs of a stage with more than one unit; 0: all */
-    uint64_t
-        max_cache_bytes; /* bound of the cache of units, within max_resident_bytes; 0: none; UINT64_MAX: what fits */
+    uint64_t max_cache_bytes;    /* bound of the cache of units, within max_resident_bytes; 0: none */
+    bool keep_all;               /* every weight resident, else PST_E_BUDGET with the budget that this takes */
 } pst_plan_request;
 
 typedef struct pst_plan {

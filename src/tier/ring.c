@@ -160,6 +160,11 @@ const void *pst_ring_weights(const pst_ring *ring, uint64_t *bytes)
     return ring->slot_memory ? ring->slot_memory : ring->resident_memory;
 }
 
+bool pst_ring_is_locked(const pst_ring *ring)
+{
+    return ring->lock_memory;
+}
+
 bool pst_ring_is_direct(const pst_ring *ring)
 {
     for (size_t i = 0; i < ring->file_count; i++)

@@ -38,7 +38,7 @@ typedef struct pst_ring_config {
     pst_io *io;                /* outlives the ring */
     pst_trace *trace;          /* may be NULL */
     const atomic_bool *cancel; /* looked at between parts and while waiting */
-    bool lock_memory;          /* slots and resident weights are never paged out; fails where that is not allowed */
+    bool lock_memory;          /* slots and resident weights are not paged out; a warning where that is not allowed */
 } pst_ring_config;
 
 /* Opens the store's files, allocates, and loads the resident parts. Streaming begins with the first pass. */
@@ -61,6 +61,8 @@ int pst_ring_measure(pst_ring *ring, uint64_t bytes, double *out, pst_error *err
 
 /* Some weights' memory, the larger part of what the ring holds, to measure arithmetic with; between passes only. */
 const void *pst_ring_weights(const pst_ring *ring, uint64_t *bytes);
+/* Whether slots and resident weights are locked in memory. */
+bool pst_ring_is_locked(const pst_ring *ring);
 /* Whether every file is read past the page cache. */
 bool pst_ring_is_direct(const pst_ring *ring);
 

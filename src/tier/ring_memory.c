@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/log.h"
 #include "os/memory.h"
 #include "tier/ring_internal.h"
 
@@ -85,6 +86,16 @@ static uint64_t slot_memory_bytes(const pst_ring *ring)
     return ring->slot_count * ring->plan->slot_bytes;
 }
 
+/* Locks memory if that was asked for; a wish, since without it all works as long as the system does not page. */
+static void lock(pst_ring *ring, void *memory, uint64_t bytes, const char *what)
+{
+    pst_error err;
+    if (!ring->lock_memory || pst_memory_lock(memory, bytes, what, &err) >= 0)
+        return;
+    ring->lock_memory = false;
+    pst_log(PST_LOG_WARNING, "%s", err.message);
+}
+
 static int make_slots(pst_ring *ring, pst_error *err)
 {
     const pst_plan *plan = ring->plan;
@@ -92,8 +103,7 @@ static int make_slots(pst_ring *ring, pst_error *err)
     if (plan->slots == 0)
         return 0;
     PST_TRY(pst_memory_map(slot_memory_bytes(ring), "the streaming ring", (void **)&ring->slot_memory, err));
-    if (ring->lock_memory)
-        PST_TRY(pst_memory_lock(ring->slot_memory, slot_memory_bytes(ring), "the streaming ring", err));
+    lock(ring, ring->slot_memory, slot_memory_bytes(ring), "the streaming ring");
     PST_TRY(pst_io_register(ring->io, ring->slot_memory, slot_memory_bytes(ring), err));
     ring->slots = pst_heap_calloc(ring->slot_count, sizeof *ring->slots);
     ring->free_slots = pst_heap_calloc(ring->slot_count, sizeof *ring->free_slots);
@@ -156,8 +166,7 @@ static int load_resident(pst_ring *ring, pst_error *err)
         return 0;
     PST_TRY(
         pst_memory_map(ring->plan->resident_memory_bytes, "resident weights", (void **)&ring->resident_memory, err));
-    if (ring->lock_memory)
-        PST_TRY(pst_memory_lock(ring->resident_memory, ring->plan->resident_memory_bytes, "resident weights", err));
+    lock(ring, ring->resident_memory, ring->plan->resident_memory_bytes, "resident weights");
     pending_load loads[LOADS_IN_FLIGHT] = {0};
     uint32_t max_extents = ring->plan->layout.max_extents;
     int status = 0;
