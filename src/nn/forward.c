@@ -143,6 +143,14 @@ int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_vi
     return 0;
 }
 
+uint32_t pst_forward_choose_head(void *context, const pst_stage *stage, bool *wanted)
+{
+    (void)stage;
+    const pst_nn_stage *nn = context;
+    wanted[0] = (*nn->forward)->logit_rows > 0;
+    return wanted[0];
+}
+
 /* Finds a row's cosines and sines, or computes them where they depend on the sequence's length. */
 static void turn_row(pst_forward *f, uint32_t index, const pst_row *row)
 {

@@ -56,6 +56,8 @@ int pst_forward_embed(void *forward, size_t index, const void *row);
 int pst_forward_embed_position(void *forward, size_t index, const void *row);
 /* A pst_stage_compute; the context is a pst_nn_stage. */
 int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err);
+/* A pst_stage_choose of the stage that computes logits: whether a row of this pass wants any. */
+uint32_t pst_forward_choose_head(void *context, const pst_stage *stage, bool *wanted);
 /* How fast products of `rows` rows (at most max_rows) with `bytes` bytes of memory as weights of `type` go, in operations
  * per second: the median over some 40 ms, each with another stretch of the memory. Between passes only: it computes into the
  * pass's buffers. */

@@ -317,6 +317,16 @@ static int build_gathered(const builder *b, uint32_t *index, const char *stage_n
     return 0;
 }
 
+/* The head: a pass of which no row wants logits, as most of a long prompt's, does not read it. */
+static void make_optional(pst_stage *stage)
+{
+    pst_nn_stage *nn = stage->context;
+    stage->unit_count = 1;
+    stage->unit_first_tensor = nn->unit_first_tensor;
+    stage->choose = pst_forward_choose_head;
+    stage->chosen_early = true;
+}
+
 static int build(const builder *b, uint32_t *count)
 {
     const pst_transformer *t = b->t;
@@ -331,6 +341,8 @@ static int build(const builder *b, uint32_t *count)
         for (uint32_t i = 0; i < family->layer_stages; i++)
             PST_TRY(build_stage(b, &index, &family->layer[i], layer));
     PST_TRY(build_stage(b, &index, family->head, UINT32_MAX));
+    if (b->program != NULL)
+        make_optional(&b->program->stages[index - 1]);
     *count = index;
     return 0;
 }

@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "base/heap.h"
+#include "infer/internal.h"
 #include "os/sys_fault.h"
 #include "penstock/model.h"
 
@@ -90,6 +91,58 @@ static void test_step_by_step(void **state)
     assert_int_equal(logits->sequence, second);
     assert_int_equal(logits->position, 1);
     pst_session_close(session);
+    pst_model_close(model);
+}
+
+static uint64_t step_bytes(pst_session *session, size_t *logit_rows)
+{
+    pst_ring_stats before, after;
+    const pst_logits *logits;
+    pst_error err;
+    pst_ring_get_stats(session->ring, &before);
+    if (pst_session_step(session, &logits, logit_rows, &err) < 0)
+        fail_msg("%s", err.message);
+    pst_ring_get_stats(session->ring, &after);
+    return after.weight_bytes - before.weight_bytes;
+}
+
+/* Passes over a long prompt's beginning give no logits and read no head; the last one does, and what it gives is what a
+ * session gives that takes the prompt at once. */
+static void test_prompt_in_passes(void **state)
+{
+    (void)state;
+    pst_model *model = open_model();
+    pst_session_options options = {.struct_size = sizeof options,
+                                   .max_tokens = 16,
+                                   .max_sequences = 1,
+                                   .resident_set = true,
+                                   .max_prompt_tokens = 3};
+    pst_session *cut, *whole;
+    pst_error err;
+    uint32_t number;
+    size_t rows;
+    assert_int_equal(pst_session_open(model, &options, &cut, &err), 0);
+    options.max_prompt_tokens = 0;
+    assert_int_equal(pst_session_open(model, &options, &whole, &err), 0);
+    assert_int_equal(pst_session_add(cut, prompt, PROMPT, &number, &err), 0);
+    assert_int_equal(pst_session_add(whole, prompt, PROMPT, &number, &err), 0);
+    const pst_stage *stages = cut->program->stages, *head = &stages[cut->program->stage_count - 1];
+    uint64_t head_bytes = 0, row_bytes = stages[0].tensors[0].row_bytes;
+    for (uint32_t i = 0; i < head->tensor_count; i++)
+        head_bytes += head->tensors[i].tensor->bytes;
+    assert_true(head_bytes > 0 && head_bytes < cut->plan.streamed_bytes);
+    for (int pass = 0; pass < 2; pass++) {
+        assert_int_equal(step_bytes(cut, &rows), cut->plan.streamed_bytes - head_bytes + 3 * row_bytes);
+        assert_int_equal(rows, 0);
+    }
+    assert_int_equal(step_bytes(cut, &rows), cut->plan.streamed_bytes + row_bytes);
+    assert_int_equal(rows, 1);
+    assert_int_equal(step_bytes(whole, &rows), whole->plan.streamed_bytes + PROMPT * row_bytes);
+    assert_int_equal(rows, 1);
+    assert_memory_equal(cut->logits[0].values, whole->logits[0].values,
+                        model->transformer.vocab * sizeof *cut->logits[0].values);
+    pst_session_close(cut);
+    pst_session_close(whole);
     pst_model_close(model);
 }
 
@@ -360,6 +413,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_options),
         cmocka_unit_test(test_step_by_step),
+        cmocka_unit_test(test_prompt_in_passes),
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_several_runs),
         cmocka_unit_test(test_requests_are_checked_first),
