@@ -404,6 +404,8 @@ static void add_stats(generate_job *job, const pst_run_stats *window, size_t req
     sum->guesses_right += before.guesses_right;
     sum->guesses_wrong += before.guesses_wrong;
     sum->wasted_bytes += before.wasted_bytes;
+    sum->kv_bytes_read += before.kv_bytes_read;
+    sum->kv_bytes_written += before.kv_bytes_written;
     sum->prefill_seconds += before.prefill_seconds;
     sum->decode_seconds += before.decode_seconds;
     sum->total_seconds += before.total_seconds;

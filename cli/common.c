@@ -67,6 +67,13 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .help =
          "bits of a cached key or value; 8 and 4 are codes with a scale and a minimum per 64 elements; auto is 16 for "
          "16-bit checkpoints from 100 million parameters on, else 32"},
+    {.name = "kv-dir",
+     .type = PST_OPTION_STRING,
+     .offset = offsetof(cli_runtime, kv_dir),
+     .metavar = "DIR",
+     .help = "keep keys and values in a file in this folder, of which memory holds what attention is at; it has no "
+             "name and "
+             "goes with the process; the results are the same"},
     {.name = "threads",
      .type = PST_OPTION_U64,
      .offset = offsetof(cli_runtime, threads),
@@ -202,6 +209,7 @@ static void fill_options(const cli_runtime *runtime, const pst_io_options *io, b
                         : strcmp(runtime->compute_type, "bf16") == 0 ? PST_COMPUTE_BF16
                                                                      : PST_COMPUTE_AUTO;
     out->kv_bits = strcmp(runtime->kv_bits, "auto") == 0 ? 0 : (uint32_t)atoi(runtime->kv_bits);
+    out->kv_folder = runtime->kv_dir;
     out->threads = (uint32_t)runtime->threads;
     out->io_engine = io->engine;
     out->block_size = io->block_size;

@@ -39,12 +39,12 @@ extern const pst_option cli_placement_rows[CLI_PLACEMENT_ROWS];
 typedef struct cli_runtime {
     uint64_t host_memory;
     pst_option_share resident;
-    const char *compute_type, *kv_bits, *kernels, *trace;
+    const char *compute_type, *kv_bits, *kv_dir, *kernels, *trace;
     uint64_t threads;
     cli_placement placement; /* with cli_placement_rows, likewise */
     cli_io_options io;       /* with cli_io_rows, a group of their own */
 } cli_runtime;
-enum { CLI_RUNTIME_ROWS = 7 };
+enum { CLI_RUNTIME_ROWS = 8 };
 extern const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS];
 
 /* A command's groups: its own rows, whose offsets are those of its structure, and shared rows at a member of it. */

@@ -103,6 +103,11 @@ typedef struct pst_session_options {
         lock_memory; /* weights that are kept and the ring are never paged out; fails where the user may not lock as much */
     bool expert_cache_set;       /* false: what fits and may be kept */
     uint64_t expert_cache_bytes; /* with expert_cache_set: most bytes of experts to keep from pass to pass; 0: none */
+    /* Keeps keys and values in a file in this folder (made if need be), which has no name and goes with the session; only what
+     * attention is at, and the last, unfilled block of every sequence, is in memory. NULL: all in memory. The results are the
+     * same. */
+    const char *kv_folder;
+    uint64_t kv_window_bytes; /* with kv_folder: memory for blocks on their way; 0: 192 MiB, or what the longest sequence needs */
 } pst_session_options;
 
 /* Plans, allocates and loads what stays resident. PST_E_BUDGET names the smallest budget that works. The caller owns *out. */
@@ -136,6 +141,7 @@ typedef struct pst_plan_info {
     double
         expected_pass_bytes; /* what a pass with a row of every sequence reads if all experts are as much in demand */
     bool locked;             /* weights that are kept and the ring are */
+    uint64_t kv_disk_bytes; /* of the file with keys and values; kv_bytes are then those of its window and last blocks */
 } pst_plan_info;
 PST_API void pst_session_get_plan(const pst_session *session, pst_plan_info *out);
 
@@ -217,6 +223,7 @@ typedef struct pst_run_stats {
     uint64_t guesses_right, guesses_wrong; /* parts read ahead of the routing, by whether it wanted them */
     uint64_t wasted_bytes;                 /* of weight_bytes_read, those of wrong guesses */
     uint64_t expert_cache_bytes;           /* memory of the cache */
+    uint64_t kv_bytes_read, kv_bytes_written; /* keys and values, from and to the drive */
 } pst_run_stats;
 
 /* Called on the owner's thread as text (or, without a tokenizer, just tokens) appears; returning nonzero cancels. id is

@@ -48,6 +48,8 @@ const pst_stat pst_run_stat_table[] = {
     ROW(guesses_wrong, "", PST_STAT_COUNT, "parts read likewise, in vain"),
     ROW(wasted_bytes, "bytes", PST_STAT_COUNT, "weights read in vain"),
     ROW(expert_cache_bytes, "bytes", PST_STAT_COUNT, "memory of the cache of experts"),
+    ROW(kv_bytes_read, "bytes", PST_STAT_COUNT, "keys and values that came from the drive"),
+    ROW(kv_bytes_written, "bytes", PST_STAT_COUNT, "keys and values that went there"),
 };
 const size_t pst_run_stat_count = sizeof pst_run_stat_table / sizeof pst_run_stat_table[0];
 

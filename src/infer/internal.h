@@ -43,6 +43,7 @@ typedef struct pst_session_counters {
     uint64_t shared_tokens;                           /* whose keys and values another sequence had computed */
     double bound_seconds, disk_seconds, math_seconds; /* bound: sum of the larger of the two, pass by pass */
     pst_ring_stats ring;
+    pst_kv_traffic kv;
 } pst_session_counters;
 
 struct pst_session {
@@ -51,6 +52,7 @@ struct pst_session {
     pst_pool *pool;
     pst_device *device;
     pst_io *io;
+    pst_io *kv_io; /* NULL: keys and values are in memory */
     pst_transformer transformer; /* the model's, with options.max_layers; its arrays are the model's */
     pst_program *program;
     pst_kv *kv;

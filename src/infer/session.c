@@ -10,6 +10,7 @@
 #include "base/heap.h"
 #include "base/log.h"
 #include "infer/internal.h"
+#include "os/file.h"
 #include "os/memory.h"
 
 /* From this size on, `auto` trades digits that no likelihood shows for time and memory; below, they cost next to nothing. */
@@ -79,7 +80,11 @@ static pst_kv_config describe_kv(const pst_session_options *o, const pst_forward
                            .layers = config->transformer->layers,
                            .max_sequences = config->max_sequences,
                            .max_tokens = config->max_tokens,
-                           .sharing = can_share(o, config->transformer)};
+                           .sharing = can_share(o, config->transformer),
+                           .window = config->transformer->window,
+                           .windowed = config->transformer->windowed,
+                           .folder = o->kv_folder,
+                           .window_bytes = o->kv_window_bytes};
 }
 
 static uint64_t choose_budget(const pst_session_options *o)
@@ -182,6 +187,7 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
         .kv_bits = pst_kv_bits(config->kv_type),
         .expert_cache_bytes = s->plan.cache_slots * s->plan.slot_bytes,
         .expected_pass_bytes = pst_plan_expected_bytes(&s->plan, o->max_sequences),
+        .kv_disk_bytes = cache.disk_bytes,
     };
     pst_log(PST_LOG_INFO,
             "plan: %.1f MB of weights resident, %.1f MB streamed per pass through %u slots of %.1f MB; up to %u rows "
@@ -225,6 +231,11 @@ static int make_engines(pst_session *s, pst_error *err)
     PST_TRY(pst_pool_create(o->threads, &s->pool, err));
     PST_TRY(pst_device_host_create(s->pool, o->kernels, &s->device, err));
     PST_TRY(pst_io_open(&io, &s->io, err));
+    if (o->kv_folder != NULL) { /* a handle of its own: keys and values need not wait for weights that are read ahead */
+        PST_TRY(pst_folder_create(o->kv_folder, err));
+        io.path = o->kv_folder;
+        PST_TRY(pst_io_open(&io, &s->kv_io, err));
+    }
     s->transformer = s->model->transformer;
     if (o->max_layers != 0 && o->max_layers < s->transformer.layers)
         s->transformer.layers = o->max_layers;
@@ -257,6 +268,7 @@ static int open_session(pst_session *s, pst_error *err)
     PST_TRY(make_sequences(s, config.max_logit_rows, err));
     pst_kv_config kv = describe_kv(o, &config);
     s->sharing = kv.sharing;
+    kv.io = s->kv_io;
     PST_TRY(pst_kv_create(&kv, &s->kv, err));
     config.kv = s->kv;
     PST_TRY(pst_forward_create(&config, &s->forward, err));
@@ -301,6 +313,7 @@ void pst_session_close(pst_session *s)
     pst_plan_destroy(&s->plan);
     pst_program_destroy(s->program);
     pst_io_close(s->io);
+    pst_io_close(s->kv_io);
     pst_device_destroy(s->device);
     pst_pool_destroy(s->pool);
     pst_heap_free(s->sequences);

@@ -66,6 +66,7 @@ void pst_session_get_counters(const pst_session *s, pst_session_counters *out)
 {
     *out = s->counters;
     pst_ring_get_stats(s->ring, &out->ring);
+    pst_kv_get_traffic(s->kv, &out->kv);
 }
 
 static const char *limit(const pst_session *s, double disk_seconds, double math_seconds)
@@ -94,8 +95,11 @@ void pst_session_fill_stats(const pst_session *s, const pst_session_counters *be
     stats->expert_cache_bytes = s->info.expert_cache_bytes;
     stats->weight_bytes_read = now.ring.weight_bytes - before->ring.weight_bytes;
     stats->read_bytes_per_second = seconds > 0 ? (double)stats->weight_bytes_read / seconds : 0;
-    stats->io_wait_seconds = (double)(now.ring.wait_ns - before->ring.wait_ns) / 1e9;
-    stats->compute_seconds = (double)(now.ring.compute_ns - before->ring.compute_ns) / 1e9;
+    uint64_t kv_wait_ns = now.kv.wait_ns - before->kv.wait_ns; /* within the stages' functions */
+    stats->kv_bytes_read = now.kv.bytes_read - before->kv.bytes_read;
+    stats->kv_bytes_written = now.kv.bytes_written - before->kv.bytes_written;
+    stats->io_wait_seconds = (double)(now.ring.wait_ns - before->ring.wait_ns + kv_wait_ns) / 1e9;
+    stats->compute_seconds = (double)(now.ring.compute_ns - before->ring.compute_ns - kv_wait_ns) / 1e9;
     stats->bound_seconds = now.bound_seconds - before->bound_seconds;
     stats->share_of_bound = seconds > 0 ? stats->bound_seconds / seconds : 0;
     stats->limited_by = limit(s, now.disk_seconds - before->disk_seconds, now.math_seconds - before->math_seconds);

@@ -177,11 +177,15 @@ int pst_session_step(pst_session *s, const pst_logits **out, size_t *out_count, 
         return 0;
     }
     pst_ring_stats before, after;
+    pst_kv_traffic kv_before, kv_after;
     pst_ring_get_stats(s->ring, &before);
+    pst_kv_get_traffic(s->kv, &kv_before);
     uint64_t start = pst_clock_ns();
     PST_TRY(run_or_fail(s, count, err));
     uint64_t end = pst_clock_ns();
     pst_ring_get_stats(s->ring, &after);
+    pst_kv_get_traffic(s->kv, &kv_after);
+    uint64_t kv_bytes = kv_after.bytes_read - kv_before.bytes_read + kv_after.bytes_written - kv_before.bytes_written;
     s->counters.passes++;
     s->counters.pass_ns += end - start;
     pst_trace_span(s->options.trace, PST_TRACE_PASS, "pass", start, end, after.weight_bytes - before.weight_bytes);
@@ -197,7 +201,8 @@ int pst_session_step(pst_session *s, const pst_logits **out, size_t *out_count, 
         }
     }
     pst_session_count_bound(s, count, (uint32_t)given,
-                            after.weight_bytes - after.wasted_bytes - (before.weight_bytes - before.wasted_bytes));
+                            after.weight_bytes - after.wasted_bytes - (before.weight_bytes - before.wasted_bytes) +
+                                kv_bytes);
     *out = s->logits;
     *out_count = given;
     return 0;

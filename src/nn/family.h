@@ -43,14 +43,13 @@ typedef enum pst_nn_buffer {
 } pst_nn_buffer;
 
 typedef enum pst_nn_kind {
-    PST_NN_NORM,       /* out = rms_norm(in) * weight */
-    PST_NN_HEAD_NORM,  /* in place, each head on its own */
-    PST_NN_LAYER_NORM, /* out = layer_norm(in) * weight + bias */
-    PST_NN_MATMUL,     /* out = in * weight^T + bias, or added to out */
-    PST_NN_SPLIT_QKV,  /* QKV to Q, K and V, by the transformer's qkv_order */
-    PST_NN_ROPE,       /* in place */
-    PST_NN_STORE_KV,
-    PST_NN_ATTENTION,
+    PST_NN_NORM,        /* out = rms_norm(in) * weight */
+    PST_NN_HEAD_NORM,   /* in place, each head on its own */
+    PST_NN_LAYER_NORM,  /* out = layer_norm(in) * weight + bias */
+    PST_NN_MATMUL,      /* out = in * weight^T + bias, or added to out */
+    PST_NN_SPLIT_QKV,   /* QKV to Q, K and V, by the transformer's qkv_order */
+    PST_NN_ROPE,        /* in place */
+    PST_NN_ATTENTION,   /* stores K and V, then attends: Q to A */
     PST_NN_LATENT_KEEP, /* takes a copy of the weight, which LATENT_ATTENTION multiplies with */
     PST_NN_LATENT_NORM, /* rms_norm with latent attention's own epsilon; of CKV the first kv_lora_rank elements, in place */
     PST_NN_LATENT_ATTENTION, /* rotates, stores and attends in the latent space: Q, CKV to A */
@@ -162,7 +161,7 @@ extern const pst_family pst_family_opt, pst_family_bloom, pst_family_gpt2;
 extern const pst_family pst_family_mixtral, pst_family_qwen3_moe, pst_family_deepseek_v2, pst_family_deepseek_v3;
 /* Recipes that several of them share. */
 extern const pst_nn_recipe pst_recipe_rms_head;
-#define PST_RMS_ATTENTION_OPS 11
+#define PST_RMS_ATTENTION_OPS 10
 extern const pst_nn_op pst_ops_rms_attention[PST_RMS_ATTENTION_OPS];
 #define PST_RMS_MLP_OPS 5
 extern const pst_nn_op pst_ops_rms_mlp[PST_RMS_MLP_OPS];

@@ -17,7 +17,6 @@ static pst_forward_op *const operators[] = {
     [PST_NN_MATMUL] = pst_forward_matmul,
     [PST_NN_SPLIT_QKV] = pst_forward_split_qkv,
     [PST_NN_ROPE] = pst_forward_rope,
-    [PST_NN_STORE_KV] = pst_forward_store_kv,
     [PST_NN_ATTENTION] = pst_forward_attention,
     [PST_NN_ACTIVATE] = pst_forward_activate,
     [PST_NN_COPY] = pst_forward_copy,
@@ -83,12 +82,10 @@ pst_weight pst_forward_weight(const pst_forward_run *run, const pst_nn_step *ste
 }
 
 /* A part of another stage than the last one has come. */
-static void begin_stage(pst_forward *f, const pst_nn_stage *nn, const pst_stage *stage)
+static void begin_stage(pst_forward *f, const pst_stage *stage)
 {
     f->stage = stage;
     f->next_step = 0;
-    for (uint32_t layer = nn->layer, i = 0; layer != UINT32_MAX && i < f->segment_count; i++)
-        f->segments[i].blocks = pst_kv_bind(f->kv, f->segment_sequence[i], layer);
 }
 
 /* The steps that the part's next piece can bring on: those of its unit; units before it that the pass did not need are
@@ -133,7 +130,7 @@ int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_vi
     pst_forward *f = *nn->forward;
     pst_forward_run run = {f, nn, stage, part, err};
     if (f->stage != stage)
-        begin_stage(f, nn, stage);
+        begin_stage(f, stage);
     size_t before;
     f->next_piece = 0;
     do { /* a part may hold several units */
@@ -191,10 +188,8 @@ int pst_forward_begin(pst_forward *f, const pst_row *rows, uint32_t count, pst_e
         if (row->wants_logits)
             f->logit_row[f->logit_rows++] = i;
     }
-    for (uint32_t i = 0; i < f->segment_count; i++)
-        pst_kv_reach(f->kv, f->segment_sequence[i], f->segments[i].first_position + (uint32_t)f->segments[i].rows);
     f->row_count = count;
-    return 0;
+    return pst_kv_begin_pass(f->kv, f->segments, f->segment_sequence, f->segment_count, err);
 }
 
 /* Writes a gathered row as numbers. */

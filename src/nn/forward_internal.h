@@ -81,8 +81,8 @@ typedef struct pst_forward_run {
 typedef int pst_forward_op(const pst_forward_run *run, const pst_nn_step *step);
 
 pst_forward_op pst_forward_norm, pst_forward_layer_norm, pst_forward_matmul, pst_forward_split_qkv, pst_forward_rope,
-    pst_forward_store_kv, pst_forward_attention, pst_forward_activate, pst_forward_copy, pst_forward_gated,
-    pst_forward_select, pst_forward_route, pst_forward_expert_take, pst_forward_expert_add, pst_forward_latent_norm,
+    pst_forward_attention, pst_forward_activate, pst_forward_copy, pst_forward_gated, pst_forward_select,
+    pst_forward_route, pst_forward_expert_take, pst_forward_expert_add, pst_forward_latent_norm,
     pst_forward_latent_keep, pst_forward_latent_attention;
 
 /* A buffer's matrix over the rows of this pass. */

@@ -50,8 +50,8 @@ static void find_used(const pst_program *program, bool used[PST_NN_BUFFERS])
             used[op->in] = used[op->out] = true;
             if (op->kind == PST_NN_SPLIT_QKV)
                 used[PST_NN_Q] = used[PST_NN_K] = used[PST_NN_V] = true;
-            else if (op->kind == PST_NN_STORE_KV)
-                used[PST_NN_V] = true;
+            else if (op->kind == PST_NN_ATTENTION)
+                used[PST_NN_K] = used[PST_NN_V] = true;
             else if (op->kind == PST_NN_GATED)
                 used[op->in + 1] = true;
         }

@@ -25,15 +25,17 @@ void pst_kv_measure(const pst_kv_config *c, pst_kv_memory *out)
 {
     /* Below 2^16 heads, 2^13 elements and 2^26 blocks of a sequence (config.c), so only these products can overflow. */
     uint64_t layer = pst_kv_block_bytes(&c->layout), blocks = blocks_of_sequence(c) * c->max_sequences, all;
-    *out = (pst_kv_memory){UINT64_MAX, UINT64_MAX};
+    *out = (pst_kv_memory){UINT64_MAX, UINT64_MAX, UINT64_MAX};
     if (blocks >= UINT32_MAX || __builtin_mul_overflow(layer, c->layers, &all) ||
         __builtin_mul_overflow(all, blocks, &all))
         return;
-    out->kv_bytes = all;
+    *out = (pst_kv_memory){.kv_bytes = all};
     out->table_bytes = sizeof(pst_kv) + blocks * (2 * sizeof(uint32_t) + sizeof(void *) + sizeof(pst_kv_record)) +
                        (uint64_t)c->max_sequences * sizeof(uint32_t);
     if (c->sharing)
         out->table_bytes += (blocks * PST_KV_BLOCK + pst_kv_bucket_count(blocks)) * sizeof(uint32_t);
+    if (c->folder != NULL && !pst_kv_disk_measure(c, blocks, out))
+        *out = (pst_kv_memory){UINT64_MAX, UINT64_MAX, UINT64_MAX};
 }
 
 static bool make_index(pst_kv *kv)
@@ -64,7 +66,7 @@ int pst_kv_create(const pst_kv_config *config, pst_kv **out, pst_error *err)
     kv->blocks = kv->blocks_per_sequence * config->max_sequences;
     kv->block_bytes = pst_kv_block_bytes(&config->layout);
     kv->layer_bytes = kv->block_bytes * kv->blocks;
-    kv->kv_bytes = memory.kv_bytes;
+    kv->kv_bytes = config->folder == NULL ? memory.kv_bytes : 0;
     kv->oldest = kv->newest = PST_KV_NONE;
     kv->records = pst_heap_calloc(kv->blocks, sizeof *kv->records);
     kv->free = pst_heap_calloc(kv->blocks, sizeof *kv->free);
@@ -75,7 +77,9 @@ int pst_kv_create(const pst_kv_config *config, pst_kv **out, pst_error *err)
     bool made = kv->records && kv->free && kv->table && kv->bound && kv->reached;
     if (!made || (config->sharing && !make_index(kv)))
         PST_TRY_GOTO(fail, pst_fail_memory(err, "the KV cache's tables", memory.table_bytes));
-    PST_TRY_GOTO(fail, pst_memory_map(kv->kv_bytes, "the KV cache", (void **)&kv->memory, err));
+    PST_TRY_GOTO(fail, config->folder != NULL
+                           ? pst_kv_disk_create(kv, &memory, err)
+                           : pst_memory_map(kv->kv_bytes, "the KV cache", (void **)&kv->memory, err));
     for (uint32_t i = 0; i < kv->blocks; i++) /* the first one on top */
         kv->free[kv->free_count++] = kv->blocks - 1 - i;
     *out = kv;
@@ -89,6 +93,7 @@ void pst_kv_destroy(pst_kv *kv)
 {
     if (kv == NULL)
         return;
+    pst_kv_disk_destroy(kv->disk);
     pst_memory_unmap(kv->memory, kv->kv_bytes);
     pst_heap_free(kv->records);
     pst_heap_free(kv->ids);
@@ -132,6 +137,51 @@ void *const *pst_kv_bind(pst_kv *kv, uint32_t sequence, uint32_t layer)
     for (uint32_t i = 0; i < kv->reached[sequence]; i++)
         kv->bound[first + i] = kv->memory + layer * kv->layer_bytes + (uint64_t)kv->table[first + i] * kv->block_bytes;
     return kv->bound + first;
+}
+
+bool pst_kv_is_on_disk(const pst_kv *kv)
+{
+    return kv->disk != NULL;
+}
+
+int pst_kv_begin_pass(pst_kv *kv, pst_segment *segments, const uint32_t *sequences, uint32_t count, pst_error *err)
+{
+    for (uint32_t i = 0; i < count; i++)
+        pst_kv_reach(kv, sequences[i], segments[i].first_position + (uint32_t)segments[i].rows);
+    kv->passes++;
+    if (kv->disk != NULL)
+        return pst_kv_disk_begin_pass(kv, segments, sequences, count, err);
+    kv->segments = segments;
+    kv->sequences = sequences;
+    kv->segment_count = count;
+    kv->is_given = false;
+    return 0;
+}
+
+int pst_kv_next_group(pst_kv *kv, uint32_t layer, uint32_t *first, uint32_t *count, pst_error *err)
+{
+    if (kv->disk != NULL)
+        return pst_kv_disk_next_group(kv, layer, first, count, err);
+    kv->is_given = !kv->is_given;
+    if (!kv->is_given)
+        return 0;
+    for (uint32_t i = 0; i < kv->segment_count; i++)
+        kv->segments[i].blocks = pst_kv_bind(kv, kv->sequences[i], layer);
+    *first = 0;
+    *count = kv->segment_count;
+    return 1;
+}
+
+int pst_kv_end_group(pst_kv *kv, pst_error *err)
+{
+    return kv->disk != NULL ? pst_kv_disk_end_group(kv, err) : 0;
+}
+
+void pst_kv_get_traffic(const pst_kv *kv, pst_kv_traffic *out)
+{
+    *out = (pst_kv_traffic){0};
+    if (kv->disk != NULL)
+        pst_kv_disk_get_traffic(kv->disk, out);
 }
 
 uint32_t pst_kv_free_blocks(const pst_kv *kv)

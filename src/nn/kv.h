@@ -5,6 +5,9 @@
  * The pool has as many as all sequences at full length need, so that reaching never fails for want of one; what sharing
  * (kv_share.c) saves is memory for blocks that nobody uses now and somebody may want again.
  *
+ * The blocks are in memory, or (kv_disk.c) in a file, from which they are read layer by layer while a pass goes on. Attention
+ * goes through a layer in groups of segments: in memory there is one, on disk as many as the window needs.
+ *
  * Memory order: [layer][block][cpu/kv.h's block], so that what one layer's attention reads of neighbouring blocks lies
  * together. Threads: the session's owner.
  */
@@ -12,6 +15,7 @@
 #define PST_NN_KV_H
 
 #include "nn/config.h"
+#include "penstock/io.h"
 
 typedef struct pst_kv pst_kv;
 
@@ -19,8 +23,14 @@ typedef struct pst_kv_config {
     pst_kv_layout layout;
     uint32_t layers;
     uint32_t max_sequences;
-    uint32_t max_tokens; /* positions of a sequence */
-    bool sharing;        /* sequences that begin with the same ids share whole blocks */
+    uint32_t max_tokens;  /* positions of a sequence */
+    bool sharing;         /* sequences that begin with the same ids share whole blocks */
+    uint32_t window;      /* positions that layers of `windowed` look at; 0: none */
+    const bool *windowed; /* by layer; outlives the cache; NULL: none */
+    /* On disk. */
+    const char *folder;    /* of the file, which exists; NULL: in memory */
+    pst_io *io;            /* reads and writes it; outlives the cache */
+    uint64_t window_bytes; /* memory for blocks on their way, as far as one sequence per part allows; 0: a default */
 } pst_kv_config;
 
 /* The layout of a model's cache. */
@@ -30,6 +40,7 @@ pst_kv_layout pst_kv_layout_of(const pst_transformer *transformer, pst_kv_type t
  * blocks than 32 bits) hold. */
 typedef struct pst_kv_memory {
     uint64_t kv_bytes, table_bytes;
+    uint64_t disk_bytes; /* no memory: the file */
 } pst_kv_memory;
 void pst_kv_measure(const pst_kv_config *config, pst_kv_memory *out);
 
@@ -42,8 +53,24 @@ void pst_kv_destroy(pst_kv *kv);
 void pst_kv_reach(pst_kv *kv, uint32_t sequence, uint32_t positions);
 /* Gives the sequence's blocks back. */
 void pst_kv_release(pst_kv *kv, uint32_t sequence);
-/* The sequence's blocks of a layer, as pst_segment wants them; valid until the sequence is bound to another layer. */
+/* In memory: the sequence's blocks of a layer, as pst_segment wants them; valid until the sequence is bound to another layer. */
 void *const *pst_kv_bind(pst_kv *kv, uint32_t sequence, uint32_t layer);
+
+/* A pass begins with these segments of these sequences, rising in rows, one of each sequence at most. Their blocks are seen to
+ * (pst_kv_reach). Both arrays stay the caller's until the next pass; `blocks` is set here, layer by layer. After a failure of
+ * this or of the next two functions the cache can only be destroyed. */
+int pst_kv_begin_pass(pst_kv *kv, pst_segment *segments, const uint32_t *sequences, uint32_t count, pst_error *err);
+/* The next group of segments of a layer (layers in rising order): 1: segments [*first, *first + *count) are bound until
+ * pst_kv_end_group; 0: all were given. Rows that are to be read from disk later are stored between the two. */
+int pst_kv_next_group(pst_kv *kv, uint32_t layer, uint32_t *first, uint32_t *count, pst_error *err);
+int pst_kv_end_group(pst_kv *kv, pst_error *err);
+bool pst_kv_is_on_disk(const pst_kv *kv);
+
+typedef struct pst_kv_traffic {
+    uint64_t bytes_read, bytes_written;
+    uint64_t wait_ns; /* the owner waited for them */
+} pst_kv_traffic;
+void pst_kv_get_traffic(const pst_kv *kv, pst_kv_traffic *out); /* zeros in memory */
 
 /* What a sequence does about its next block of ids. */
 typedef enum pst_kv_next {

@@ -12,18 +12,28 @@
 typedef struct pst_kv_record {
     uint32_t holders; /* sequences that have it */
     uint32_t rows;    /* first rows that are computed, or will be by the pass that is put together */
+    uint64_t pass;    /* which wrote its last row: number of passes begun before it */
     bool indexed;     /* others can find it by parent and ids */
     uint32_t parent;  /* the block before it in its prefix; NONE: it is the first */
     uint32_t chain;   /* the next one of its bucket */
     uint32_t older, newer;
 } pst_kv_record;
 
+typedef struct pst_kv_disk pst_kv_disk;
+
 struct pst_kv {
     pst_kv_config config;
     uint32_t blocks, blocks_per_sequence;
     uint64_t block_bytes, layer_bytes; /* of one layer: a block; all blocks */
     uint64_t kv_bytes;
-    unsigned char *memory;
+    unsigned char *memory; /* NULL: on disk */
+    pst_kv_disk *disk;     /* NULL: in memory */
+    uint64_t passes;       /* begun */
+    /* The pass under way, in memory: segments, and whether this layer's were given out. */
+    pst_segment *segments;
+    const uint32_t *sequences;
+    uint32_t segment_count;
+    bool is_given;
     pst_kv_record *records;
     uint32_t *free; /* stack of blocks that hold nothing */
     uint32_t free_count;
@@ -51,5 +61,15 @@ void pst_kv_drop(pst_kv *kv, uint32_t block);
 uint32_t pst_kv_bucket_count(uint64_t blocks);
 /* Gives up the oldest kept block: it is free then. */
 void pst_kv_forget_oldest(pst_kv *kv);
+
+/* kv_disk.c; what kv.h says of the functions without "disk". false: more than 64 bits hold. */
+bool pst_kv_disk_measure(const pst_kv_config *config, uint64_t blocks, pst_kv_memory *out);
+int pst_kv_disk_create(pst_kv *kv, const pst_kv_memory *memory, pst_error *err);
+void pst_kv_disk_destroy(pst_kv_disk *disk);
+int pst_kv_disk_begin_pass(pst_kv *kv, pst_segment *segments, const uint32_t *sequences, uint32_t count,
+                           pst_error *err);
+int pst_kv_disk_next_group(pst_kv *kv, uint32_t layer, uint32_t *first, uint32_t *count, pst_error *err);
+int pst_kv_disk_end_group(pst_kv *kv, pst_error *err);
+void pst_kv_disk_get_traffic(const pst_kv_disk *disk, pst_kv_traffic *out);
 
 #endif

@@ -107,8 +107,8 @@ pst_kv_next pst_kv_share(pst_kv *kv, uint32_t sequence, const uint32_t *ids)
         return PST_KV_COMPUTE;
     }
     pst_kv_record *r = &kv->records[block];
-    if (r->rows < PST_KV_BLOCK)
-        return PST_KV_WAIT;
+    if (r->rows < PST_KV_BLOCK || (kv->disk != NULL && r->pass == kv->passes))
+        return PST_KV_WAIT; /* on disk it can be read in the passes after the one that wrote it */
     if (r->holders++ == 0)
         unlink_kept(kv, block);
     pst_kv_table_of(kv, sequence)[(*count)++] = block;
@@ -123,6 +123,7 @@ void pst_kv_advance(pst_kv *kv, uint32_t sequence, uint32_t from, uint32_t to, c
         pst_kv_record *r = &kv->records[block];
         const uint32_t *its_ids = ids + (size_t)number * PST_KV_BLOCK;
         r->rows = to - number * PST_KV_BLOCK < PST_KV_BLOCK ? to - number * PST_KV_BLOCK : PST_KV_BLOCK;
+        r->pass = kv->passes;
         if (r->rows == PST_KV_BLOCK && !r->indexed && (parent == PST_KV_NONE || kv->records[parent].indexed) &&
             find(kv, parent, its_ids) == PST_KV_NONE)
             add_to_index(kv, block, parent, its_ids);

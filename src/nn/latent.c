@@ -263,21 +263,30 @@ static int attend(const pst_forward *f, const pst_matrix *q, size_t first, size_
     return out_of_latent_space(f, &job.out, &to);
 }
 
-static int attend_all(const pst_forward *f, const pst_matrix *q, const pst_matrix *ckv, const pst_matrix *out)
+/* Stores and attends the rows of a group of segments. */
+static int attend_group(const pst_forward *f, const pst_segment *segments, size_t count, const pst_matrix *q,
+                        const pst_matrix *ckv, const pst_matrix *out)
 {
-    const pst_latent *l = &f->t->latent;
-    PST_TRY(rotate(f, *q, f->t->heads, f->t->head_dim, l->nope_dim));
-    PST_TRY(rotate(f, *ckv, 1, l->rope_dim, l->kv_lora_rank));
-    PST_TRY(f->device->ops->kv_store(f->device, &f->kv_layout, ckv, NULL, f->segments, f->segment_count));
-    for (size_t first = 0; first < q->rows; first += f->latent.block_rows)
-        PST_TRY(attend(f, q, first, pst_min(f->latent.block_rows, q->rows - first), out));
+    PST_TRY(f->device->ops->kv_store(f->device, &f->kv_layout, ckv, NULL, segments, count));
+    const size_t end = segments[count - 1].first_row + segments[count - 1].rows;
+    for (size_t first = segments[0].first_row; first < end; first += f->latent.block_rows)
+        PST_TRY(attend(f, q, first, pst_min(f->latent.block_rows, end - first), out));
     return 0;
 }
 
 int pst_forward_latent_attention(const pst_forward_run *run, const pst_nn_step *step)
 {
     const pst_forward *f = run->f;
+    const pst_latent *l = &f->t->latent;
     pst_matrix q = pst_forward_matrix(f, step->op->in), ckv = pst_forward_matrix(f, PST_NN_CKV);
     pst_matrix out = pst_forward_matrix(f, step->op->out);
-    return pst_forward_checked(run, attend_all(f, &q, &ckv, &out));
+    PST_TRY(pst_forward_checked(run, rotate(f, q, f->t->heads, f->t->head_dim, l->nope_dim)));
+    PST_TRY(pst_forward_checked(run, rotate(f, ckv, 1, l->rope_dim, l->kv_lora_rank)));
+    uint32_t first, count;
+    int status;
+    while ((status = pst_kv_next_group(f->kv, run->nn->layer, &first, &count, run->err)) > 0) {
+        PST_TRY(pst_forward_checked(run, attend_group(f, f->segments + first, count, &q, &ckv, &out)));
+        PST_TRY(pst_kv_end_group(f->kv, run->err));
+    }
+    return status < 0 ? status : 1;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sequences that share prefixes: texts drawn from random trees, added, continued and removed in random order, in sessions of
+ * Sequences that share prefixes, in memory or in a file with the smallest window: texts drawn from random trees, added, continued and removed in random order, in sessions of
  * random shape, get at every position the bits of logits that they get alone, and what two of them have in common is
  * computed once.
  */
@@ -24,7 +24,7 @@
 
 #define CASES PST_TEST_SOURCE_DIR "/tests/reference/cases/"
 
-enum { TEXTS = 24, MAX_LENGTH = 420, SESSIONS = 6 };
+enum { TEXTS = 24, MAX_LENGTH = 420, SESSIONS = 8 };
 
 typedef struct text {
     uint32_t ids[MAX_LENGTH];
@@ -241,14 +241,21 @@ static void check_case(const char *name, uint32_t kv_bits)
     deal(&w);
     compute_yardstick(&w, kv_bits);
     for (int i = 0; i < SESSIONS; i++) {
-        char what[100];
+        char what[200];
         pst_session_options options = {.max_sequences = 1 + (uint32_t)random_below(9),
                                        .threads = 1 + (uint32_t)random_below(3),
                                        .kv_bits = kv_bits};
         /* Passes of few rows: prompts are cut, and their blocks are claimed by one and waited for by others. */
         options.max_prompt_tokens = 1 + (uint32_t)random_below(2) * (uint32_t)random_below(MAX_LENGTH);
-        snprintf(what, sizeof what, "%s, %u bits: %u sequences, prompts of %u, %u threads", name, kv_bits,
-                 options.max_sequences, options.max_prompt_tokens, options.threads);
+        options.no_prefix_sharing = random_below(5) == 0;
+        if (random_below(3) > 0) { /* from one sequence in a part of the window to several */
+            options.kv_folder = w.folder;
+            options.kv_window_bytes = 1 + random_below(2) * random_below(1 << 19);
+        }
+        snprintf(what, sizeof what,
+                 "%s, %u bits: %u sequences, prompts of %u, %u threads, shared %d, on disk %d, window %" PRIu64, name,
+                 kv_bits, options.max_sequences, options.max_prompt_tokens, options.threads, !options.no_prefix_sharing,
+                 options.kv_folder != NULL, options.kv_window_bytes);
         player p = {.w = &w, .slots = options.max_sequences, .what = what};
         p.session = open_session(&w, options, what);
         play(&p, 40);

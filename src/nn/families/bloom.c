@@ -22,7 +22,6 @@ static const pst_nn_op attention_ops[] = {
     {PST_NN_COPY, PST_NN_X, PST_NN_H, NULL, PST_NN_IF_RESIDUAL_NORMED, PST_NN_NEVER, false},
     {PST_NN_MATMUL, PST_NN_H, PST_NN_QKV, "self_attention.query_key_value", PST_NN_ALWAYS, PST_NN_ALWAYS, false},
     {PST_NN_SPLIT_QKV, PST_NN_QKV, PST_NN_Q, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_STORE_KV, PST_NN_K, PST_NN_K, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
     {PST_NN_ATTENTION, PST_NN_Q, PST_NN_A, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
     {PST_NN_MATMUL, PST_NN_A, PST_NN_X, "self_attention.dense", PST_NN_ALWAYS, PST_NN_ALWAYS, true},
 };

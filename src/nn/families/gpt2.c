@@ -11,7 +11,6 @@ static const pst_nn_op attention_ops[] = {
     {PST_NN_LAYER_NORM, PST_NN_X, PST_NN_H, "ln_1", PST_NN_ALWAYS, PST_NN_ALWAYS, false},
     {PST_NN_MATMUL, PST_NN_H, PST_NN_QKV, "attn.c_attn", PST_NN_ALWAYS, PST_NN_ALWAYS, false, .transposed = true},
     {PST_NN_SPLIT_QKV, PST_NN_QKV, PST_NN_Q, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_STORE_KV, PST_NN_K, PST_NN_K, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
     {PST_NN_ATTENTION, PST_NN_Q, PST_NN_A, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
     {PST_NN_MATMUL, PST_NN_A, PST_NN_X, "attn.c_proj", PST_NN_ALWAYS, PST_NN_ALWAYS, true, .transposed = true},
 };

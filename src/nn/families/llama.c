@@ -16,7 +16,6 @@ const pst_nn_op pst_ops_rms_attention[PST_RMS_ATTENTION_OPS] = {
     {PST_NN_HEAD_NORM, PST_NN_K, PST_NN_K, "self_attn.k_norm", PST_NN_IF_QK_NORM, PST_NN_NEVER, false},
     {PST_NN_ROPE, PST_NN_Q, PST_NN_Q, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
     {PST_NN_ROPE, PST_NN_K, PST_NN_K, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_STORE_KV, PST_NN_K, PST_NN_K, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
     {PST_NN_ATTENTION, PST_NN_Q, PST_NN_A, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
     {PST_NN_MATMUL, PST_NN_A, PST_NN_X, "self_attn.o_proj", PST_NN_ALWAYS, PST_NN_IF_O_BIAS, true},
 };

@@ -22,7 +22,6 @@ static const pst_nn_op attention_ops[] = {
     {PST_NN_MATMUL, PST_NN_H, PST_NN_Q, "self_attn.q_proj", PST_NN_ALWAYS, PST_NN_IF_QKV_BIAS, false},
     {PST_NN_MATMUL, PST_NN_H, PST_NN_K, "self_attn.k_proj", PST_NN_ALWAYS, PST_NN_IF_QKV_BIAS, false},
     {PST_NN_MATMUL, PST_NN_H, PST_NN_V, "self_attn.v_proj", PST_NN_ALWAYS, PST_NN_IF_QKV_BIAS, false},
-    {PST_NN_STORE_KV, PST_NN_K, PST_NN_K, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
     {PST_NN_ATTENTION, PST_NN_Q, PST_NN_A, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
     {PST_NN_MATMUL, PST_NN_A, PST_NN_X, "self_attn.out_proj", PST_NN_ALWAYS, PST_NN_IF_O_BIAS, true},
     {PST_NN_LAYER_NORM, PST_NN_X, PST_NN_X, "self_attn_layer_norm", PST_NN_IF_NORM_LAST, PST_NN_ALWAYS, false},
