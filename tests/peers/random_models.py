@@ -75,7 +75,8 @@ def expert_keys(rng: random.Random, family: str, layers: int) -> dict:
     keys |= {"q_lora_rank": rng.choice([None, 9, 32]), "kv_lora_rank": rng.choice([8, 17, 64])}
     keys |= {"qk_nope_head_dim": rng.choice([5, 16, 32]), "qk_rope_head_dim": rng.choice([2, 8, 16])}
     keys["v_head_dim"] = rng.choice([6, 16, 33])
-    if family == "deepseek_v2":
+    if family == "deepseek_v2":  # transformers rotates complex numbers there, which must lie at even places
+        keys["qk_nope_head_dim"] &= ~1
         return {**keys, "topk_method": rng.choice(["greedy", "group_limited_greedy"])}
     return {**keys, "norm_topk_prob": rng.random() < 0.7, "rope_interleave": rng.random() < 0.8}
 
@@ -156,7 +157,7 @@ def random_config(rng: random.Random) -> dict:
         config["num_key_value_heads"] = heads
     elif family != "qwen2" and (family == "qwen3" or rng.random() < 0.6):
         config["head_dim"] = rng.choice([4, 6, 8, 10, 16, 20, 32, 40, 64])
-    head_dim = config.get("head_dim", hidden // heads)
+    head_dim = config.get("qk_rope_head_dim", config.get("head_dim", hidden // heads))
     return {**config, **rope_keys(rng, head_dim)}
 
 
