@@ -40,6 +40,8 @@ enum { PST_STRIPE_MAX_MEMBERS = 64 };
 PST_API int pst_stripe_create(const char *const *folders, uint32_t count, uint64_t stripe_bytes, pst_error *err);
 /* Opens a set. All its folders must be named, in the order in which it was made. */
 PST_API int pst_stripe_open(const char *const *folders, uint32_t count, pst_stripe_set **out, pst_error *err);
+/* The same by one of its folders: the others are looked for where they were when the set was made. */
+PST_API int pst_stripe_open_member(const char *folder, pst_stripe_set **out, pst_error *err);
 PST_API void pst_stripe_close(pst_stripe_set *set);
 PST_API uint32_t pst_stripe_members(const pst_stripe_set *set);
 PST_API uint64_t pst_stripe_bytes(const pst_stripe_set *set);

@@ -392,6 +392,23 @@ int pst_stripe_open(const char *const *folders, uint32_t count, pst_stripe_set *
     return 0;
 }
 
+int pst_stripe_open_member(const char *folder, pst_stripe_set **out, pst_error *err)
+{
+    manifest known[1];
+    const char *folders[PST_STRIPE_MAX_MEMBERS];
+    PST_TRY(check_folders(&folder, 1, known, err));
+    int status = read_manifest(&known[0], err);
+    if (status >= 0 && known[0].document == NULL)
+        status = fail_no_manifest(&known[0], NULL, 0, err);
+    if (status >= 0) {
+        for (uint64_t i = 0; i < known[0].members; i++)
+            folders[i] = i == known[0].index ? folder : remembered(&known[0], i);
+        status = pst_stripe_open(folders, (uint32_t)known[0].members, out, err);
+    }
+    json_decref(known[0].document);
+    return status;
+}
+
 void pst_stripe_close(pst_stripe_set *set)
 {
     if (set == NULL)

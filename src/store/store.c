@@ -16,17 +16,20 @@
 #include "base/heap.h"
 #include "base/json.h"
 #include "os/file.h"
+#include "penstock/io_stripe.h"
 #include "store/safetensors.h"
 
 #define INDEX_NAME "model.safetensors.index.json"
 
 typedef struct store_file {
     char *path;
+    const char *name;       /* in its folder; part of path */
     pst_safetensors header; /* its tensors are moved to the store's table after reading */
     size_t tensors;
 } store_file;
 
 struct pst_store {
+    pst_stripe_set *stripes; /* NULL: plain files */
     store_file *files;
     size_t file_count;
     pst_tensor *tensors;
@@ -53,6 +56,7 @@ static int set_files(pst_store *store, const char *folder, const char *const *na
         char *path = folder ? join(folder, names[i]) : pst_heap_strdup(names[i]);
         if (path == NULL)
             return pst_fail_memory(err, "a path", strlen(names[i]));
+        store->files[store->file_count].name = path + strlen(path) - strlen(names[i]);
         store->files[store->file_count++].path = path;
     }
     return 0;
@@ -215,12 +219,49 @@ static int compare_to_name(const void *name, const void *element)
     return strcmp(name, (*tensor)->name);
 }
 
+static int transfer(pst_io *io, pst_io_file *file, uint64_t offset, void *buffer, uint64_t bytes, pst_error *err)
+{
+    pst_io_op op = {.file = file, .offset = offset, .buffer = buffer, .bytes = bytes, .kind = PST_IO_READ};
+    return pst_io_transfer(io, &op, err);
+}
+
+/* The header of a striped file. */
+static int read_striped(pst_io *io, pst_io_file *opened, store_file *file, pst_error *err)
+{
+    unsigned char prefix[8] = {0};
+    uint64_t file_bytes = pst_io_file_bytes(opened), header_bytes;
+    if (file_bytes >= sizeof prefix)
+        PST_TRY(transfer(io, opened, 0, prefix, sizeof prefix, err));
+    PST_TRY(pst_safetensors_header_bytes(prefix, file_bytes, file->path, &header_bytes, err));
+    char *header = pst_heap_alloc(header_bytes);
+    if (header == NULL)
+        return pst_fail_memory(err, "a safetensors header", header_bytes);
+    int status = transfer(io, opened, sizeof prefix, header, header_bytes, err);
+    if (status >= 0)
+        status = pst_safetensors_parse(header, header_bytes, file_bytes, file->path, &file->header, err);
+    pst_heap_free(header);
+    return status;
+}
+
+/* io: only where files are striped. */
+static int read_header(const pst_store *store, pst_io *io, uint32_t index, pst_error *err)
+{
+    store_file *file = &store->files[index];
+    if (store->stripes == NULL)
+        return pst_safetensors_read(file->path, &file->header, err);
+    pst_io_file *opened;
+    PST_TRY(pst_store_file_open(store, index, io, &opened, err));
+    int status = read_striped(io, opened, file, err);
+    pst_io_file_close(opened, NULL); /* only read from: nothing can be lost */
+    return status;
+}
+
 /* Reads the header of every file and moves its tensors to the end of the common table. */
-static int read_headers(pst_store *store, pst_error *err)
+static int join_headers(pst_store *store, pst_io *io, pst_error *err)
 {
     for (size_t f = 0; f < store->file_count; f++) {
         store_file *file = &store->files[f];
-        PST_TRY(pst_safetensors_read(file->path, &file->header, err));
+        PST_TRY(read_header(store, io, (uint32_t)f, err));
         file->tensors = file->header.count;
         store->data_bytes += file->header.data_bytes; /* file lengths: no overflow */
         if (f == 0) {
@@ -242,6 +283,19 @@ static int read_headers(pst_store *store, pst_error *err)
         store->tensor_count += file->tensors;
     }
     return 0;
+}
+
+static int read_headers(pst_store *store, pst_error *err)
+{
+    if (store->stripes == NULL)
+        return join_headers(store, NULL, err);
+    const pst_io_options options = {
+        .struct_size = sizeof options, .engine = "threads", .workers = 1, .queue_depth = 4, .buffered = true};
+    pst_io *io;
+    PST_TRY(pst_io_open(&options, &io, err));
+    int status = join_headers(store, io, err);
+    pst_io_close(io);
+    return status;
 }
 
 static int sort_names(pst_store *store, pst_error *err)
@@ -298,8 +352,19 @@ done:
     return status;
 }
 
+static int open_stripes(pst_store *store, const char *folder, pst_error *err)
+{
+    char *manifest = join(folder, "penstock-stripe.json");
+    if (manifest == NULL)
+        return pst_fail_memory(err, "a path", strlen(folder));
+    int found = pst_file_find(manifest, err);
+    pst_heap_free(manifest);
+    return found > 0 ? pst_stripe_open_member(folder, &store->stripes, err) : found;
+}
+
 static int open_folder(pst_store *store, const char *folder, pst_error *err)
 {
+    PST_TRY(open_stripes(store, folder, err));
     char *index_path = join(folder, INDEX_NAME);
     if (index_path == NULL)
         return pst_fail_memory(err, "a path", strlen(folder));
@@ -316,7 +381,7 @@ static int open_folder(pst_store *store, const char *folder, pst_error *err)
         return pst_fail_memory(err, "a path", strlen(folder));
     status = pst_file_find(single, err);
     if (status > 0)
-        status = set_files(store, NULL, (const char *const[]){single}, 1, err);
+        status = set_files(store, folder, (const char *const[]){"model.safetensors"}, 1, err);
     else if (status == 0)
         status = files_of_folder(store, folder, err);
     pst_heap_free(single);
@@ -360,6 +425,7 @@ void pst_store_close(pst_store *store)
         pst_safetensors_free(&store->files[i].header);
         pst_heap_free(store->files[i].path);
     }
+    pst_stripe_close(store->stripes);
     pst_heap_free(store->files);
     pst_heap_free(store->tensors);
     pst_heap_free(store->by_name);
@@ -396,7 +462,10 @@ const char *pst_store_file_path(const pst_store *store, uint32_t file)
 
 int pst_store_file_open(const pst_store *store, uint32_t file, pst_io *io, pst_io_file **out, pst_error *err)
 {
-    return pst_io_file_open(io, store->files[file].path, PST_IO_OPEN_READ, out, err);
+    const store_file *f = &store->files[file];
+    if (store->stripes != NULL)
+        return pst_stripe_file_open(store->stripes, io, f->name, PST_IO_OPEN_READ, out, err);
+    return pst_io_file_open(io, f->path, PST_IO_OPEN_READ, out, err);
 }
 
 uint64_t pst_store_data_bytes(const pst_store *store)

@@ -26,7 +26,8 @@ typedef struct pst_store pst_store;
 
 /* path: a .safetensors file, or a folder with model.safetensors.index.json, model.safetensors, or any
  * *.safetensors (tried in that order). Symbolic links are followed. Files of the index outside the folder
- * ("../x", "/x") are refused. */
+ * ("../x", "/x") are refused. A folder that is a member of a stripe set (penstock/io_stripe.h) holds the index, if there is
+ * one; the safetensors files are those of the set. */
 int pst_store_open(const char *path, pst_store **out, pst_error *err);
 void pst_store_close(pst_store *store);
 

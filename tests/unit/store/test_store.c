@@ -6,6 +6,7 @@
 
 #include "base/heap.h"
 #include "os/sys_fault.h"
+#include "penstock/io_stripe.h"
 #include "store/store.h"
 
 #define A "{" HEADER("a", "F32", "[2,1]", 0, 8) ",\"__metadata__\":{\"format\":\"pt\"}}"
@@ -412,7 +413,9 @@ static void test_unreachable(void **state)
     assert_not_located(folder, files_path("hub"), -EACCES, "Permission denied");
     pst_fault_fail(PST_FAULT_STATX, 0, 1, EACCES);
     assert_refused(folder, -EACCES, "closed", "Permission denied");
-    pst_fault_fail(PST_FAULT_STATX, 2, 1, EACCES); /* the index: not the same as none */
+    pst_fault_fail(PST_FAULT_STATX, 2, 1, EACCES); /* a stripe set's manifest: not the same as none */
+    assert_refused(folder, -EACCES, "penstock-stripe.json", "Permission denied");
+    pst_fault_fail(PST_FAULT_STATX, 3, 1, EACCES); /* nor is the index */
     assert_refused(folder, -EACCES, "model.safetensors.index.json", "Permission denied");
     pst_fault_reset();
     pst_sys_replace(NULL);
@@ -431,6 +434,57 @@ static void test_special_files(void **state)
     const char *folder = files_folder("device");
     assert_int_equal(symlink("/dev/zero", files_path("device/model.safetensors")), 0);
     assert_refused(folder, PST_E_FORMAT, "device/model.safetensors", "is not a regular file");
+}
+
+static int transfer(pst_io *io, pst_io_file *file, pst_io_kind kind, uint64_t offset, void *buffer, uint64_t bytes)
+{
+    pst_io_op op = {.file = file, .offset = offset, .buffer = buffer, .bytes = bytes, .kind = kind};
+    return pst_io_transfer(io, &op, NULL);
+}
+
+/* A file spread over three folders is opened by any of them. */
+static void test_stripes(void **state)
+{
+    (void)state;
+    enum { DATA = 40000 };
+    static const char header[] =
+        "{" HEADER("a", "U8", "[15000]", 0, 15000) "," HEADER("b", "U8", "[25000]", 15000, 40000) "}";
+    const char *folders[3] = {files_folder("s0"), files_folder("s1"), files_folder("s2")};
+    pst_error err = {0};
+    unsigned char bytes[8 + sizeof header - 1 + DATA], back[DATA];
+    memcpy(bytes, &(uint64_t){sizeof header - 1}, 8);
+    memcpy(bytes + 8, header, sizeof header - 1);
+    for (int i = 0; i < DATA; i++)
+        bytes[8 + sizeof header - 1 + i] = (unsigned char)(i * 7 + i / 251);
+    const pst_io_options options = {.struct_size = sizeof options, .engine = "threads"};
+    pst_io *io;
+    pst_io_file *file;
+    pst_stripe_set *set;
+    assert_int_equal(pst_io_open(&options, &io, &err), 0);
+    assert_int_equal(pst_stripe_create(folders, 3, 4096, &err), 0);
+    assert_int_equal(pst_stripe_open(folders, 3, &set, &err), 0);
+    assert_int_equal(
+        pst_stripe_file_open(set, io, "model.safetensors", PST_IO_OPEN_WRITE | PST_IO_OPEN_CREATE, &file, &err), 0);
+    assert_int_equal(transfer(io, file, PST_IO_WRITE, 0, bytes, sizeof bytes), 0);
+    assert_int_equal(pst_io_file_close(file, NULL), 0);
+    pst_stripe_close(set);
+    for (int i = 0; i < 3; i++) {
+        pst_store *store;
+        if (pst_store_open(folders[i], &store, &err) < 0)
+            fail_msg("%s: %s", err.path, err.message);
+        const pst_tensor *b = pst_store_find(store, "b");
+        assert_int_equal(b->bytes, 25000);
+        assert_int_equal(pst_store_file_open(store, b->file, io, &file, &err), 0);
+        assert_int_equal(transfer(io, file, PST_IO_READ, b->offset, back, b->bytes), 0);
+        assert_memory_equal(back, bytes + 8 + sizeof header - 1 + 15000, 25000);
+        pst_io_file_close(file, NULL);
+        pst_store_close(store);
+    }
+    assert_int_equal(truncate(files_path("s1/model.safetensors"), 100), 0);
+    assert_refused(folders[0], PST_E_FORMAT, "model.safetensors", "");
+    assert_int_equal(unlink(files_path("s1/penstock-stripe.json")), 0);
+    assert_refused(folders[0], PST_E_FORMAT, "s1", "is not member 1");
+    pst_io_close(io);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, files_create, files_remove)
@@ -452,6 +506,7 @@ int main(void)
         TEST(test_paths),
         TEST(test_unreachable),
         TEST(test_special_files),
+        TEST(test_stripes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
