@@ -349,6 +349,12 @@ static void print_figures(const bench_job *job, FILE *to)
             pst_format_bytes((double)stats->weight_bytes_read, model, sizeof model),
             pst_format_bytes(stats->read_bytes_per_second, rate, sizeof rate),
             pst_format_bytes(stats->disk_bytes_per_second, disk, sizeof disk));
+    uint64_t needed = stats->expert_bytes_read + stats->expert_bytes_found;
+    if (needed > 0)
+        fprintf(to, "experts: %s per token read; the cache had %.1f %%; %llu parts guessed right, %llu wrong\n",
+                pst_format_bytes(stats->expert_bytes_per_token, rate, sizeof rate),
+                100.0 * (double)stats->expert_bytes_found / (double)needed, (unsigned long long)stats->guesses_right,
+                (unsigned long long)stats->guesses_wrong);
     fprintf(to, "bound: %s, %.1f %% of it reached, limited by %s\n",
             pst_format_seconds(stats->bound_seconds, bound, sizeof bound), stats->share_of_bound * 100,
             stats->limited_by != NULL ? stats->limited_by : "?");

@@ -107,7 +107,8 @@ typedef struct pst_session_options {
      * attention is at, and the last, unfilled block of every sequence, is in memory. NULL: all in memory. The results are the
      * same. */
     const char *kv_folder;
-    uint64_t kv_window_bytes; /* with kv_folder: memory for blocks on their way; 0: 192 MiB, or what the longest sequence needs */
+    uint64_t
+        kv_window_bytes; /* with kv_folder: memory for blocks on their way; 0: 192 MiB, or what the longest sequence needs */
 } pst_session_options;
 
 /* Plans, allocates and loads what stays resident. PST_E_BUDGET names the smallest budget that works. The caller owns *out. */
@@ -141,7 +142,8 @@ typedef struct pst_plan_info {
     double
         expected_pass_bytes; /* what a pass with a row of every sequence reads if all experts are as much in demand */
     bool locked;             /* weights that are kept and the ring are */
-    uint64_t kv_disk_bytes; /* of the file with keys and values; kv_bytes are then those of its window and last blocks */
+    uint64_t
+        kv_disk_bytes; /* of the file with keys and values; kv_bytes are then those of its window and last blocks */
 } pst_plan_info;
 PST_API void pst_session_get_plan(const pst_session *session, pst_plan_info *out);
 
@@ -220,10 +222,12 @@ typedef struct pst_run_stats {
     uint64_t shared_tokens; /* prompt tokens that were not computed, as another request had begun with the same ones */
     /* Experts that passes needed and that are not kept for good: parts and bytes found in the cache, and read. */
     uint64_t expert_hits, expert_misses, expert_bytes_found, expert_bytes_read;
-    uint64_t guesses_right, guesses_wrong; /* parts read ahead of the routing, by whether it wanted them */
-    uint64_t wasted_bytes;                 /* of weight_bytes_read, those of wrong guesses */
-    uint64_t expert_cache_bytes;           /* memory of the cache */
+    uint64_t guesses_right, guesses_wrong;    /* parts read ahead of the routing, by whether it wanted them */
+    uint64_t wasted_bytes;                    /* of weight_bytes_read, those of wrong guesses */
+    uint64_t expert_cache_bytes;              /* memory of the cache */
     uint64_t kv_bytes_read, kv_bytes_written; /* keys and values, from and to the drive */
+    uint64_t computed_tokens;                 /* rows of all passes */
+    double expert_bytes_per_token;            /* expert_bytes_read and wasted_bytes over computed_tokens */
 } pst_run_stats;
 
 /* Called on the owner's thread as text (or, without a tokenizer, just tokens) appears; returning nonzero cancels. id is

@@ -50,6 +50,8 @@ const pst_stat pst_run_stat_table[] = {
     ROW(expert_cache_bytes, "bytes", PST_STAT_COUNT, "memory of the cache of experts"),
     ROW(kv_bytes_read, "bytes", PST_STAT_COUNT, "keys and values that came from the drive"),
     ROW(kv_bytes_written, "bytes", PST_STAT_COUNT, "keys and values that went there"),
+    ROW(computed_tokens, "tokens", PST_STAT_COUNT, "rows of all passes"),
+    ROW(expert_bytes_per_token, "bytes", PST_STAT_REAL, "experts' weights read, also in vain, over those"),
 };
 const size_t pst_run_stat_count = sizeof pst_run_stat_table / sizeof pst_run_stat_table[0];
 

@@ -39,7 +39,7 @@ typedef struct pst_rate {
 
 /* What a session did since it was opened; differences make a run's statistics. */
 typedef struct pst_session_counters {
-    uint64_t passes, pass_ns;
+    uint64_t passes, pass_ns, rows;
     uint64_t shared_tokens;                           /* whose keys and values another sequence had computed */
     double bound_seconds, disk_seconds, math_seconds; /* bound: sum of the larger of the two, pass by pass */
     pst_ring_stats ring;

@@ -22,6 +22,8 @@ enum { MAX_USEFUL_ROWS = 2048, MAX_LOGIT_ROWS = 512, MAX_SEQUENCES = 1 << 16 };
 /* What generation and scoring keep of a request in a slot, its texts and results aside. */
 enum { SLOT_BYTES = 256 };
 
+enum { LOOK_AHEAD_SHARE = 64 }; /* of the budget, at most, for guessing experts */
+
 static int check_options(const pst_model *model, const pst_session_options *given, pst_session_options *o,
                          pst_error *err)
 {
@@ -108,6 +110,16 @@ static uint64_t choose_resident(const pst_program *program, const pst_session_op
     return (uint64_t)(o->resident_share * (double)program->weight_bytes);
 }
 
+/* Guessing the next layer's experts pays where weights stream, and for memory that hardly counts. A trace's experts follow
+ * from no router. */
+static bool looks_ahead(const pst_session_options *o, const pst_forward_config *config)
+{
+    const pst_program *program = config->program;
+    uint64_t budget = choose_budget(o), bytes = pst_look_ahead_bytes(config->transformer, program);
+    uint64_t most = budget < choose_resident(program, o) ? budget : choose_resident(program, o);
+    return o->routing_trace == NULL && bytes > 0 && bytes <= budget / LOOK_AHEAD_SHARE && most < program->weight_bytes;
+}
+
 int pst_session_request_plan(const pst_session_options *o, uint64_t process_bytes, pst_forward_config *config,
                              pst_plan_request *out, pst_kv_memory *out_cache, pst_error *err)
 {
@@ -115,6 +127,7 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
     config->max_sequences = o->max_sequences;
     config->max_tokens = o->max_tokens;
     choose_types(o, config);
+    config->look_ahead = looks_ahead(o, config);
     pst_forward_memory memory;
     pst_forward_measure(config, &memory);
     pst_kv_config kv = describe_kv(o, config);

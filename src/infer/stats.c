@@ -78,6 +78,24 @@ static const char *limit(const pst_session *s, double disk_seconds, double math_
     return pst_ring_is_direct(s->ring) ? "disk" : "page cache";
 }
 
+static void fill_expert_stats(const pst_session *s, const pst_session_counters *before, const pst_session_counters *now,
+                              pst_run_stats *stats)
+{
+    const pst_ring_stats *a = &before->ring, *b = &now->ring;
+    stats->expert_hits = b->cache_hits - a->cache_hits;
+    stats->expert_misses = b->cache_misses - a->cache_misses;
+    stats->expert_bytes_found = b->cache_hit_bytes - a->cache_hit_bytes;
+    stats->expert_bytes_read = b->cache_miss_bytes - a->cache_miss_bytes;
+    stats->guesses_right = b->guessed_right - a->guessed_right;
+    stats->guesses_wrong = b->guessed_wrong - a->guessed_wrong;
+    stats->wasted_bytes = b->wasted_bytes - a->wasted_bytes;
+    stats->expert_cache_bytes = s->info.expert_cache_bytes;
+    stats->computed_tokens = now->rows - before->rows;
+    if (stats->computed_tokens > 0)
+        stats->expert_bytes_per_token =
+            (double)(stats->expert_bytes_read + stats->wasted_bytes) / (double)stats->computed_tokens;
+}
+
 void pst_session_fill_stats(const pst_session *s, const pst_session_counters *before, pst_run_stats *stats)
 {
     pst_session_counters now;
@@ -85,14 +103,6 @@ void pst_session_fill_stats(const pst_session *s, const pst_session_counters *be
     double seconds = (double)(now.pass_ns - before->pass_ns) / 1e9;
     stats->passes = now.passes - before->passes;
     stats->shared_tokens = now.shared_tokens - before->shared_tokens;
-    stats->expert_hits = now.ring.cache_hits - before->ring.cache_hits;
-    stats->expert_misses = now.ring.cache_misses - before->ring.cache_misses;
-    stats->expert_bytes_found = now.ring.cache_hit_bytes - before->ring.cache_hit_bytes;
-    stats->expert_bytes_read = now.ring.cache_miss_bytes - before->ring.cache_miss_bytes;
-    stats->guesses_right = now.ring.guessed_right - before->ring.guessed_right;
-    stats->guesses_wrong = now.ring.guessed_wrong - before->ring.guessed_wrong;
-    stats->wasted_bytes = now.ring.wasted_bytes - before->ring.wasted_bytes;
-    stats->expert_cache_bytes = s->info.expert_cache_bytes;
     stats->weight_bytes_read = now.ring.weight_bytes - before->ring.weight_bytes;
     stats->read_bytes_per_second = seconds > 0 ? (double)stats->weight_bytes_read / seconds : 0;
     uint64_t kv_wait_ns = now.kv.wait_ns - before->kv.wait_ns; /* within the stages' functions */
@@ -107,6 +117,7 @@ void pst_session_fill_stats(const pst_session *s, const pst_session_counters *be
     stats->compute_flops = s->prefill_rate.flops;
     stats->resident_bytes = s->plan.resident_bytes;
     stats->streamed_bytes = s->plan.streamed_bytes;
+    fill_expert_stats(s, before, &now, stats);
     stats->peak_rss_bytes = pst_memory_peak_bytes();
     stats->host_memory_bytes = s->info.budget_bytes;
 }

@@ -187,6 +187,7 @@ int pst_session_step(pst_session *s, const pst_logits **out, size_t *out_count, 
     pst_kv_get_traffic(s->kv, &kv_after);
     uint64_t kv_bytes = kv_after.bytes_read - kv_before.bytes_read + kv_after.bytes_written - kv_before.bytes_written;
     s->counters.passes++;
+    s->counters.rows += count;
     s->counters.pass_ns += end - start;
     pst_trace_span(s->options.trace, PST_TRACE_PASS, "pass", start, end, after.weight_bytes - before.weight_bytes);
 

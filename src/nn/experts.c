@@ -124,20 +124,24 @@ int pst_forward_expert_add(const pst_forward_run *run, const pst_nn_step *step)
 uint32_t pst_experts_choose(void *context, const pst_stage *stage, bool *wanted)
 {
     const pst_nn_stage *nn = context;
-    const pst_route *route = &(*nn->forward)->route;
+    pst_forward *f = *nn->forward;
+    const pst_route *route = &f->route;
     uint32_t count = 0;
     for (uint32_t e = 0; e < stage->unit_count; e++)
         count += wanted[e] = route->first[e + 1] > route->first[e];
+    pst_look_ahead_judge(f, sparse_before(f->t, nn->layer), wanted);
     return count;
 }
 
 uint32_t pst_experts_guess(void *context, const pst_stage *stage, bool *wanted)
 {
     const pst_nn_stage *nn = context;
-    const pst_forward *f = *nn->forward;
+    pst_forward *f = *nn->forward;
     double untouched = pow(1 - (double)f->t->experts_per_token / stage->unit_count, f->row_count);
     bool all = 1 - untouched >= NEARLY_ALL;
     for (uint32_t e = 0; e < stage->unit_count; e++)
         wanted[e] = all;
-    return all ? stage->unit_count : 0;
+    if (all || f->routing_trace != NULL) /* a trace knows nothing of what a router says */
+        return all ? stage->unit_count : 0;
+    return pst_look_ahead_guess(f, sparse_before(f->t, nn->layer), wanted);
 }

@@ -131,6 +131,8 @@ int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_vi
     pst_forward_run run = {f, nn, stage, part, err};
     if (f->stage != stage)
         begin_stage(f, stage);
+    if (f->look.layers != NULL)
+        pst_look_ahead_remember(&run);
     size_t before;
     f->next_piece = 0;
     do { /* a part may hold several units */

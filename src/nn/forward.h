@@ -26,6 +26,7 @@ typedef struct pst_forward_config {
     pst_kv *kv;                             /* the caller's, outlives the forward */
     const pst_routing_trace *routing_trace; /* replaces the routers' choice; NULL: nothing does; outlives the forward */
     bool record_routing;                    /* for pst_forward_routing */
+    bool look_ahead;                        /* keep a copy of the routers, to guess the next layer's experts with */
 } pst_forward_config;
 
 /* Memory that pst_forward_create will take, for the planner: activations per row of a pass, more of them per row
@@ -34,6 +35,9 @@ typedef struct pst_forward_memory {
     uint64_t row_bytes, logit_row_bytes, fixed_bytes;
 } pst_forward_memory;
 void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *out);
+
+/* What looking ahead takes, part of fixed_bytes when it is asked for. */
+uint64_t pst_look_ahead_bytes(const pst_transformer *transformer, const pst_program *program);
 
 int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_error *err);
 void pst_forward_destroy(pst_forward *forward);

@@ -10,6 +10,29 @@
 #include "nn/forward.h"
 #include "nn/route.h"
 
+/* A layer's router as look_ahead.c keeps it. */
+enum { PST_LOOK_NORM, PST_LOOK_GATE, PST_LOOK_CORRECTION, PST_LOOK_PARTS };
+typedef struct pst_look_layer {
+    const pst_stage *stage; /* the router's; NULL: it is not looked ahead to */
+    struct {
+        const pst_nn_step *step;
+        unsigned char *data; /* the step's tensor, as in the file */
+    } parts[PST_LOOK_PARTS];
+    uint64_t missing_bytes; /* of these tensors, not yet seen */
+    float right;            /* share of what was foreseen that was chosen, lately */
+} pst_look_layer;
+
+typedef struct pst_look_ahead {
+    pst_look_layer *layers; /* by layer with experts; NULL: no looking ahead */
+    uint32_t layer_count;
+    unsigned char *memory; /* of what is kept */
+    uint64_t bytes;
+    uint32_t *chosen; /* of one row */
+    float *weights, *scratch;
+    bool *foreseen;                          /* by expert, of the layer foreseen_layer */
+    uint32_t foreseen_layer, foreseen_count; /* count 0: nothing to judge */
+} pst_look_ahead;
+
 /* What a routing trace goes by. */
 typedef struct pst_traced_row {
     uint64_t serial;
@@ -51,6 +74,7 @@ struct pst_forward {
     uint32_t row_count, logit_rows;
     uint32_t expert_rows; /* those that the expert under way computes: of the buffers EH to EY */
     pst_latent_memory latent;
+    pst_look_ahead look;
     pst_route route; /* of the layer under way; zeroed: the model has no experts */
     uint32_t sparse_layers;
     const pst_routing_trace *routing_trace;
@@ -99,6 +123,14 @@ pst_weight pst_forward_weight(const pst_forward_run *run, const pst_nn_step *ste
 /* Makes the pass's error of a device's status; 1 for a good one: the step is complete. */
 int pst_forward_checked(const pst_forward_run *run, int status);
 
+/* Looking ahead: copies what the part has of a router; guesses the experts of a layer, by its number among those with experts,
+ * into `wanted` (all false), and says how many. */
+int pst_look_ahead_create(pst_forward *forward, const pst_forward_config *config, pst_error *err);
+void pst_look_ahead_destroy(pst_forward *forward);
+void pst_look_ahead_remember(const pst_forward_run *run);
+uint32_t pst_look_ahead_guess(pst_forward *forward, uint32_t sparse, bool *wanted);
+/* Compares what was foreseen of the layer with what it chose. */
+void pst_look_ahead_judge(pst_forward *forward, uint32_t sparse, const bool *chosen);
 /* The same for latent attention. */
 uint64_t pst_latent_bytes(const pst_forward_config *config);
 int pst_latent_create(pst_forward *forward, const pst_forward_config *config, pst_error *err);

@@ -141,6 +141,7 @@ void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *o
     for (int a = 0; a < PST_NN_AUX; a++)
         out->fixed_bytes += small.aux[a];
     out->fixed_bytes += pst_route_fixed_bytes(t) + pst_latent_bytes(config);
+    out->fixed_bytes += config->look_ahead ? pst_look_ahead_bytes(t, config->program) : 0;
     out->fixed_bytes += t->alibi ? t->heads * sizeof(float) : 0;
     if (!is_rotated(config->program))
         return;
@@ -243,6 +244,7 @@ int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_
     PST_TRY_GOTO(fail, make_tables(f, err));
     PST_TRY_GOTO(fail, pst_experts_create(f, config, err));
     PST_TRY_GOTO(fail, pst_latent_create(f, config, err));
+    PST_TRY_GOTO(fail, pst_look_ahead_create(f, config, err));
     config->program->forward = f;
     *out = f;
     return 0;
@@ -259,6 +261,7 @@ void pst_forward_destroy(pst_forward *f)
     pst_memory_unmap(f->rope_table, f->rope_bytes);
     pst_experts_destroy(f);
     pst_latent_destroy(f);
+    pst_look_ahead_destroy(f);
     pst_heap_free(f->bias);
     for (int a = 0; a < PST_NN_AUX; a++)
         pst_heap_free(f->aux[a]);

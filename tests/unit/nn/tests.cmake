@@ -3,3 +3,4 @@ pst_test(test_quantization SOURCES ${PST_TEST_DIR}/test_quantization.c LABELS un
 pst_test(unit_nn_route SOURCES ${PST_TEST_DIR}/test_route.c ${PST_TEST_DIR}/../cpu/reference.c LABELS unit)
 pst_test(unit_nn_kv SOURCES ${PST_TEST_DIR}/test_kv.c ${PST_TEST_DIR}/../cpu/reference.c LABELS unit)
 pst_test(unit_nn_routing_trace SOURCES ${PST_TEST_DIR}/test_routing_trace.c LABELS unit)
+pst_test(unit_nn_experts SOURCES ${PST_TEST_DIR}/test_experts.c LABELS unit)
