@@ -61,6 +61,9 @@ static int on_progress(void *user, const pst_batch_progress *p)
     bool lines = p->phase == PST_BATCH_RUNNING || p->phase == PST_BATCH_WRITING;
     if (!view->begun || view->phase != p->phase) {
         cli_progress_end();
+        if (p->phase == PST_BATCH_RUNNING && p->before > 0)
+            cli_note("going on: %llu of %llu lines are answered", (unsigned long long)p->before,
+                     (unsigned long long)p->total);
         cli_progress_begin(labels[p->phase], lines ? "lines" : "bytes", p->total);
         cli_progress_resume(p->before, p->phase == PST_BATCH_RUNNING ? "tokens" : NULL);
         view->begun = true;
@@ -125,9 +128,6 @@ static int run_batch(cli_batch_job *job, pst_batch *batch, pst_error *err)
     pst_batch_report report = {0};
     pst_run_stats stats = {0};
     pst_batch_get_info(batch, &info);
-    if (info.answered > 0 && !info.complete)
-        cli_note("going on: %llu of %llu lines are answered", (unsigned long long)info.answered,
-                 (unsigned long long)info.lines);
     cli_progress_end();
     if (info.answered < info.lines && info.max_tokens > 0)
         PST_TRY(start_session(job, &info, err));

@@ -380,10 +380,13 @@ static int read_line(pst_batch_reader *r, const pst_batch_raw *raw)
         return 0;
     PST_TRY(pst_batch_collect(r, &scan, false, top));
     bool envelope = top[PST_FIELD_CUSTOM_ID].text || top[PST_FIELD_BODY].text || top[PST_FIELD_URL].text;
-    r->line->custom_id = envelope ? top[PST_FIELD_CUSTOM_ID] : top[PST_FIELD_ID];
     r->line->is_openai = envelope;
     if (r->line->error_code != NULL)
         return 0;
+    pst_batch_slice id = envelope ? top[PST_FIELD_CUSTOM_ID] : top[PST_FIELD_ID];
+    if (id.text != NULL && strchr("[{tf", id.text[0]) != NULL)
+        return pst_batch_refuse(r, INVALID, "\"%s\" is neither a text nor a number", envelope ? "custom_id" : "id");
+    r->line->custom_id = id;
     if (envelope)
         return read_envelope(r, top);
     r->line->model = top[PST_FIELD_MODEL];

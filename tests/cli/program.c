@@ -13,6 +13,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { MOST_ARGUMENTS = 64 };
@@ -72,20 +73,42 @@ static void child(const program_setup *setup, const char *const *arguments, cons
     _exit(127);
 }
 
+/* Whether the moment to kill has come. */
+static bool is_due(const program_setup *setup, int elapsed_ms)
+{
+    struct stat about;
+    if (setup->kill_after_ms != 0 && elapsed_ms >= setup->kill_after_ms)
+        return true;
+    return setup->kill_path != NULL && stat(setup->kill_path, &about) == 0 &&
+           (uint64_t)about.st_size >= setup->kill_bytes;
+}
+
+static int now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int)(now.tv_sec * 1000 + now.tv_nsec / 1000000);
+}
+
 /* Reads both ends until they close; sends the signal when the first text is there. */
 static void collect(const program_setup *setup, pid_t pid, int out, int err, buffer *outs, buffer *errs)
 {
     struct pollfd polled[2] = {{.fd = out, .events = POLLIN}, {.fd = err, .events = POLLIN}};
     buffer *to[2] = {outs, errs};
-    bool sent = setup->signal == 0;
+    bool sent = setup->signal == 0, deadly = setup->kill_path != NULL || setup->kill_after_ms != 0;
+    int start = now_ms();
     int open_ends = setup->output_broken ? 1 : 2; /* a broken output was closed before the program began */
     if (setup->output_broken)
         polled[0].fd = -1;
     while (open_ends > 0) {
         bool again = sent && setup->signal_repeats;
-        int ready = poll(polled, 2, again ? 2 : -1);
+        int ready = poll(polled, 2, deadly ? 1 : again ? 2 : -1);
         if (ready < 0)
             break;
+        if (deadly && is_due(setup, now_ms() - start)) {
+            kill(pid, SIGKILL);
+            deadly = false;
+        }
         if (again)
             kill(pid, setup->signal);
         for (int i = 0; i < 2; i++) {

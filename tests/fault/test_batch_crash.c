@@ -35,6 +35,7 @@ typedef struct fixture {
     char *expected;
     const char *old_output; /* NULL: none */
     bool restart;
+    uint64_t durable; /* answers that the run had made durable, as far as it told */
 } fixture;
 
 static void open_session(fixture *f)
@@ -66,13 +67,24 @@ static char *output_in(const char *folder)
     return path;
 }
 
-static int run_job(const fixture *f, const char *folder, bool restart, pst_batch_report *report, pst_error *err)
+/* What is told of was synced before: answers are made durable one by one here. */
+static int note_durable(void *user, const pst_batch_progress *progress)
+{
+    fixture *f = user;
+    if (progress->phase == PST_BATCH_RUNNING)
+        f->durable = progress->done;
+    return 0;
+}
+
+static int run_job(fixture *f, const char *folder, bool restart, pst_batch_report *report, pst_error *err)
 {
     pst_batch_options options = {.struct_size = sizeof options,
                                  .input = f->input,
                                  .output = output_in(folder),
                                  .restart = restart,
                                  .ignore_end = true,
+                                 .on_progress = note_durable,
+                                 .user = f,
                                  .sync_seconds = -1};
     pst_batch *batch = NULL;
     int status = pst_batch_open(f->model, &options, &batch, err);
@@ -95,21 +107,23 @@ static int count_files(const char *folder)
 
 static void prepare(const char *folder, void *context)
 {
-    const fixture *f = context;
+    fixture *f = context;
+    f->durable = 0;
     if (f->old_output != NULL)
         test_write_file(output_in(folder), f->old_output, strlen(f->old_output));
 }
 
 static int act(const char *folder, void *context, pst_error *err)
 {
-    const fixture *f = context;
+    fixture *f = context;
     return run_job(f, folder, f->restart, NULL, err);
 }
 
 /* The next run, without a restart, unless the old output is still all there is. */
 static bool check(const char *folder, bool done, void *context)
 {
-    const fixture *f = context;
+    fixture *f = context;
+    uint64_t durable = f->durable;
     pst_error err = {0};
     pst_batch_report report;
     char *found = crash_read_text(output_in(folder));
@@ -128,6 +142,9 @@ static bool check(const char *folder, bool done, void *context)
         return false;
     }
     found = crash_read_text(output_in(folder));
+    f->durable = durable; /* for the next state after the same failure */
+    if (report.resumed < durable)
+        return false;
     bool good = found != NULL && strcmp(found, f->expected) == 0 && report.answered == 5;
     free(found);
     return good && access(test_path(folder, "out.jsonl.partial"), F_OK) != 0;

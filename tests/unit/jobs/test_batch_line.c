@@ -67,10 +67,10 @@ static void test_plain(void **state)
     pst_batch_line_free(&line);
 
     line =
-        read_good(" { \"id\" : {\"a\": [1, null]}, \"prompt_token_ids\": [1, 2, 3], \"max_tokens\": 4e0, \"top_k\": -1,"
+        read_good(" { \"id\" : \"a\\u00e9\", \"prompt_token_ids\": [1, 2, 3], \"max_tokens\": 4e0, \"top_k\": -1,"
                   " \"seed\": -2, \"n\": 3, \"stop\": [\"a\", \"\\u00e9\\n\"], \"ignore_eos\": true, \"echo\": false, "
                   "\"comment\": [[]], \"temperature\": null, \"logprobs\": false, \"presence_penalty\": 0.0 }\r");
-    assert_memory_equal(line.custom_id.text, "{\"a\": [1, null]}", line.custom_id.bytes);
+    assert_memory_equal(line.custom_id.text, "\"a\\u00e9\"", line.custom_id.bytes);
     assert_int_equal(line.prompts[0].ids.count, 3);
     assert_int_equal(line.choices, 3);
     assert_int_equal(line.max_new_tokens, 4);
@@ -139,6 +139,8 @@ static void test_wrong_fields(void **state)
 {
     (void)state;
     static const char *const fields[] = {
+        "\"id\": [1]",
+        "\"id\": true",
         "\"max_tokens\": -1",
         "\"max_tokens\": 1.5",
         "\"max_tokens\": \"3\"",

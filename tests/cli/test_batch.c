@@ -1,0 +1,536 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Batch jobs end to end: formats, errors that stay with their line, jobs that are killed at random moments and go on,
+ * outputs that are complete, locked, or none of ours, and memory that does not grow with the lines.
+ *
+ * PST_TEST_REQUESTS and PST_TEST_KILLS make the kill test as long as one likes.
+ */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "program.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SANITIZED = 1 };
+#else
+enum { SANITIZED = 0 };
+#endif
+
+static uint64_t random_state;
+
+static uint64_t random_below(uint64_t bound)
+{
+    random_state += 0x9e3779b97f4a7c15ull;
+    uint64_t z = random_state;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return (z ^ (z >> 31)) % bound;
+}
+
+static bool exists(const char *path)
+{
+    return access(path, F_OK) == 0;
+}
+
+static size_t count_lines(const char *text)
+{
+    size_t lines = 0;
+    for (; *text != '\0'; text++)
+        lines += *text == '\n';
+    return lines;
+}
+
+/* The answer to line `index`, parsed; json_decref. */
+static json_t *answer_of(const char *path, size_t index)
+{
+    size_t bytes;
+    char *text = read_file(path, &bytes), *line = text;
+    for (size_t i = 0; i < index; i++) {
+        line = strchr(line, '\n');
+        assert_non_null(line++);
+    }
+    *strchr(line, '\n') = '\0';
+    json_error_t error;
+    json_t *answer = json_loads(line, JSON_REJECT_DUPLICATES, &error);
+    if (answer == NULL)
+        fail_msg("%s: %s", line, error.text);
+    free(text);
+    return answer;
+}
+
+static const char *text_at(const json_t *object, const char *first, const char *second)
+{
+    const json_t *value = json_object_get(object, first);
+    return json_string_value(second != NULL ? json_object_get(value, second) : value);
+}
+
+static void expect_ok(program_result result)
+{
+    if (result.status != 0)
+        fail_msg("status %d: %s", result.status, result.err);
+    program_free(&result);
+}
+
+/* ---- formats ---- */
+
+static void test_plain_lines(void **state)
+{
+    (void)state;
+    char in[600], out[600];
+    snprintf(in, sizeof in, "%s", scratch_path("plain.jsonl"));
+    snprintf(out, sizeof out, "%s", scratch_path("plain.out"));
+    write_text(in, "{\"prompt\": \"Once upon a time\", \"max_tokens\": 9, \"id\": -1.5e3}\n"
+                   "\n"
+                   "{\"prompt_token_ids\": [1, 2, 3], \"max_tokens\": 4, \"n\": 2}\n"
+                   "{\"prompt\": \"The fox said\", \"max_tokens\": 20, \"stop\": \" st\", \"temperature\": 0}\n"
+                   "{\"prompt\": [\"One\", \"Two\\n\"], \"echo\": true, \"max_tokens\": 3}\n");
+    program_result result = PENSTOCK("generate", MODEL, "-i", in, "-o", out);
+    assert_int_equal(result.status, 0);
+    assert_non_null(strstr(result.err, "4 lines answered, 0 with an error"));
+    assert_non_null(strstr(result.err, "of the bound"));
+    assert_string_equal(result.out, "");
+    program_free(&result);
+    json_t *alone = expect_json(PENSTOCK("generate", MODEL, "--prompt", "Once upon a time", "-n", "9", "--json"));
+    json_t *answer = answer_of(out, 0);
+    const json_t *expected = json_array_get(json_object_get(alone, "results"), 0);
+    assert_string_equal(text_at(answer, "text", NULL), text_at(expected, "text", NULL));
+    assert_string_equal(text_at(answer, "prompt", NULL), "Once upon a time");
+    assert_string_equal(text_at(answer, "finish_reason", NULL), "length");
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(answer, "usage"), "completion_tokens")), 9);
+    assert_true(json_number_value(json_object_get(answer, "id")) == -1500);
+    json_decref(answer);
+    json_decref(alone);
+    answer = answer_of(out, 1);
+    const json_t *choices = json_object_get(answer, "choices");
+    assert_int_equal(json_array_size(choices), 2);
+    assert_int_equal(json_array_size(json_object_get(json_array_get(choices, 1), "token_ids")), 4);
+    json_decref(answer);
+    answer = answer_of(out, 2);
+    assert_string_equal(text_at(answer, "finish_reason", NULL), "stop");
+    assert_null(strstr(text_at(answer, "text", NULL), " st"));
+    json_decref(answer);
+    answer = answer_of(out, 3);
+    choices = json_object_get(answer, "choices");
+    assert_memory_equal(text_at(json_array_get(choices, 0), "text", NULL), "One", 3);
+    assert_memory_equal(text_at(json_array_get(choices, 1), "text", NULL), "Two\n", 4);
+    json_decref(answer);
+}
+
+/* What a client of OpenAI's batches reads, for answers and for lines that are wrong. */
+static void test_envelope_lines(void **state)
+{
+    (void)state;
+    char in[600], out[600];
+    snprintf(in, sizeof in, "%s", scratch_path("openai.jsonl"));
+    snprintf(out, sizeof out, "%s", scratch_path("openai.out"));
+    write_text(
+        in,
+        "{\"custom_id\": \"first \\u00e9\", \"method\": \"POST\", \"url\": \"/v1/completions\", \"body\": {\"model\": "
+        "\"some-model\", \"prompt\": \"Once upon a time\", \"max_tokens\": 5}}\n"
+        "{\"custom_id\": \"chat\", \"method\": \"POST\", \"url\": \"/v1/chat/completions\", \"body\": {\"messages\": "
+        "[]}}\n"
+        "this is \xff no JSON\n"
+        "{\"custom_id\": \"ids\", \"method\": \"POST\", \"url\": \"/v1/completions\", \"body\": {\"prompt\": [[1, 2], "
+        "[3]], \"max_tokens\": 2, \"seed\": 7, \"temperature\": 1.5}}");
+    expect_ok(PENSTOCK("generate", MODEL, "-i", in, "-o", out, "--resident", "0"));
+    json_t *answer = answer_of(out, 0);
+    assert_string_equal(text_at(answer, "custom_id", NULL), "first \xc3\xa9");
+    assert_memory_equal(text_at(answer, "id", NULL), "batch_req_", 10);
+    assert_true(json_is_null(json_object_get(answer, "error")));
+    const json_t *response = json_object_get(answer, "response"), *body = json_object_get(response, "body");
+    assert_int_equal(json_integer_value(json_object_get(response, "status_code")), 200);
+    assert_string_equal(text_at(body, "object", NULL), "text_completion");
+    assert_string_equal(text_at(body, "model", NULL), "some-model");
+    const json_t *choice = json_array_get(json_object_get(body, "choices"), 0);
+    assert_int_equal(json_integer_value(json_object_get(choice, "index")), 0);
+    assert_string_equal(text_at(choice, "finish_reason", NULL), "length");
+    assert_true(strlen(text_at(choice, "text", NULL)) > 5);
+    json_decref(answer);
+    static const char *const codes[] = {"unsupported", "invalid_json"};
+    for (size_t i = 0; i < 2; i++) {
+        answer = answer_of(out, 1 + i);
+        response = json_object_get(answer, "response");
+        assert_int_equal(json_integer_value(json_object_get(response, "status_code")), 400);
+        assert_string_equal(text_at(answer, "error", "code"), codes[i]);
+        assert_string_equal(text_at(json_object_get(response, "body"), "error", "code"), codes[i]);
+        if (i == 0)
+            assert_string_equal(text_at(answer, "custom_id", NULL), "chat");
+        else
+            assert_true(json_is_null(json_object_get(answer, "custom_id")));
+        json_decref(answer);
+    }
+    answer = answer_of(out, 3);
+    body = json_object_get(json_object_get(answer, "response"), "body");
+    assert_int_equal(json_array_size(json_object_get(body, "choices")), 2);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(body, "usage"), "prompt_tokens")), 3);
+    json_decref(answer);
+}
+
+static void test_scoring(void **state)
+{
+    (void)state;
+    char out[600];
+    snprintf(out, sizeof out, "%s", scratch_path("score.out"));
+    const program_setup setup = {.input = "{\"text\": \"Once upon a time there was a fox.\", \"logprobs\": true}\n"
+                                          "{\"prompt\": \"Once upon a\", \"completion\": \" time\", \"id\": 5}\n"
+                                          "{\"token_ids\": [7]}\n"
+                                          "{\"texts\": \"x\"}\n"};
+    expect_ok(PENSTOCK_WITH(&setup, "score", MODEL, "-i", "-", "-o", out, "--context", "5"));
+    json_t *alone = expect_json(
+        PENSTOCK("score", MODEL, "--text", "Once upon a time there was a fox.", "--context", "5", "--json"));
+    const json_t *expected = json_array_get(json_object_get(alone, "results"), 0);
+    json_t *answer = answer_of(out, 0);
+    assert_true(json_equal(json_object_get(answer, "logprobs"), json_object_get(expected, "logprobs")));
+    assert_true(json_equal(json_object_get(answer, "perplexity"), json_object_get(expected, "perplexity")));
+    const json_t *logprobs = json_object_get(expected, "logprobs");
+    assert_int_equal(json_integer_value(json_object_get(answer, "tokens")), json_array_size(logprobs));
+    double time = json_real_value(json_array_get(logprobs, 3)); /* of " time" after "Once upon a" */
+    json_decref(answer);
+    answer = answer_of(out, 1);
+    assert_int_equal(json_integer_value(json_object_get(answer, "tokens")), 1);
+    assert_int_equal(json_integer_value(json_object_get(answer, "id")), 5);
+    assert_true(json_real_value(json_object_get(answer, "sum")) == time);
+    json_decref(answer);
+    answer = answer_of(out, 2);
+    assert_int_equal(json_integer_value(json_object_get(answer, "tokens")), 0);
+    assert_true(json_is_null(json_object_get(answer, "perplexity")));
+    json_decref(answer);
+    answer = answer_of(out, 3);
+    assert_string_equal(text_at(answer, "error", "code"), "invalid_request");
+    json_decref(answer);
+    json_decref(alone);
+}
+
+/* The answers of a batch are those of the prompts alone, whatever the batch size. */
+static void test_like_prompts(void **state)
+{
+    (void)state;
+    static const char *const prompts[] = {"Once", "The fox said", "In the valley", "A river"};
+    char in[600], out[600], text[600] = "", lines[600] = "";
+    snprintf(in, sizeof in, "%s", scratch_path("alike.jsonl"));
+    snprintf(out, sizeof out, "%s", scratch_path("alike.out"));
+    for (size_t i = 0; i < 4; i++) {
+        snprintf(text + strlen(text), sizeof text - strlen(text), "{\"prompt\": \"%s\"}\n", prompts[i]);
+        snprintf(lines + strlen(lines), sizeof lines - strlen(lines), "%s\n", prompts[i]);
+    }
+    write_text(in, text);
+    write_text(scratch_path("alike.txt"), lines);
+    expect_ok(PENSTOCK("generate", MODEL, "-i", in, "-o", out, "-n", "12", "--temperature", "0.9", "--top-k", "40",
+                       "--seed", "11", "--batch-size", "3"));
+    json_t *document = expect_json(PENSTOCK("generate", MODEL, "--prompts-file", scratch_path("alike.txt"), "-n", "12",
+                                            "--temperature", "0.9", "--top-k", "40", "--seed", "11", "--json"));
+    for (size_t i = 0; i < 4; i++) {
+        json_t *answer = answer_of(out, i);
+        assert_string_equal(text_at(answer, "text", NULL),
+                            text_at(json_array_get(json_object_get(document, "results"), i), "text", NULL));
+        json_decref(answer);
+    }
+    json_decref(document);
+}
+
+/* ---- outputs that are there ---- */
+
+static void test_complete_and_restart(void **state)
+{
+    (void)state;
+    char in[600], out[600], partial[640];
+    size_t bytes, again;
+    snprintf(in, sizeof in, "%s", scratch_path("complete.jsonl"));
+    snprintf(out, sizeof out, "%s", scratch_path("complete.out"));
+    snprintf(partial, sizeof partial, "%s.partial", out);
+    write_text(in, "{\"prompt\": \"Once\", \"max_tokens\": 3}\nbad\n");
+    expect_ok(PENSTOCK("generate", MODEL, "-i", in, "-o", out));
+    char *first = read_file(out, &bytes);
+    program_result result = PENSTOCK("generate", MODEL, "-i", in, "-o", out);
+    assert_int_equal(result.status, 0);
+    assert_non_null(strstr(result.err, "already complete: 2 lines"));
+    program_free(&result);
+    EXPECT_ERROR(1, "--restart", "generate", MODEL, "-i", in, "-o", out, "-n", "5");
+    EXPECT_ERROR(1, "--restart", "generate", MODEL, "-i", in, "-o", out, "--seed", "5");
+    EXPECT_ERROR(1, "same file", "generate", MODEL, "-i", in, "-o", in);
+    EXPECT_ERROR(1, "same file", "generate", MODEL, "-i", in, "-o", in, "--restart");
+    write_text(scratch_path("other.out"), "precious\n");
+    EXPECT_ERROR(1, "--restart", "generate", MODEL, "-i", in, "-o", scratch_path("other.out"));
+    char *kept = read_file(scratch_path("other.out"), &again);
+    assert_string_equal(kept, "precious\n");
+    free(kept);
+    assert_false(exists(partial));
+    expect_ok(PENSTOCK("generate", MODEL, "-i", in, "-o", out, "--restart"));
+    char *second = read_file(out, &again);
+    assert_int_equal(bytes, again);
+    assert_memory_equal(first, second, bytes);
+    free(second);
+    write_text(in, "{\"prompt\": \"Once\", \"max_tokens\": 3}\n");
+    EXPECT_ERROR(1, "--restart", "generate", MODEL, "-i", in, "-o", out);
+    free(first);
+    assert_int_equal(count_entries("complete.out"), 1);
+}
+
+static void test_usage(void **state)
+{
+    (void)state;
+    char in[600];
+    snprintf(in, sizeof in, "%s", scratch_path("usage.jsonl"));
+    write_text(in, "");
+    EXPECT_ERROR(2, "--output", "generate", MODEL, "-i", in);
+    EXPECT_ERROR(2, "--input", "generate", MODEL, "-o", scratch_path("x"));
+    EXPECT_ERROR(2, "--input", "generate", MODEL, "--restart");
+    EXPECT_ERROR(2, "--input alone", "generate", MODEL, "-i", in, "-o", scratch_path("x"), "--prompt", "a");
+    EXPECT_ERROR(2, "--input alone", "score", MODEL, "-i", in, "-o", scratch_path("x"), "--text", "a");
+    EXPECT_ERROR(2, "batch jobs", "generate", MODEL, "--prompt", "a", "--context", "9");
+    EXPECT_ERROR(1, "No such file", "generate", MODEL, "-i", scratch_path("none"), "-o", scratch_path("x"));
+    EXPECT_ERROR(1, "regular", "generate", MODEL, "-i", scratch(), "-o", scratch_path("x"));
+    EXPECT_ERROR(1, "No such file", "generate", MODEL, "-i", in, "-o", scratch_path("none/x"));
+    EXPECT_ERROR(1, "context", "generate", MODEL, "-i", in, "-o", scratch_path("x"), "--context", "100000");
+    /* Nothing to answer is answered. */
+    program_result result = PENSTOCK("generate", MODEL, "-i", in, "-o", scratch_path("empty.out"));
+    assert_int_equal(result.status, 0);
+    program_free(&result);
+    struct stat about;
+    assert_int_equal(stat(scratch_path("empty.out"), &about), 0);
+    assert_int_equal(about.st_size, 0);
+    assert_int_equal(count_entries("x.partial"), 0);
+}
+
+/* ---- killed ---- */
+
+/* Requests of mixed lengths, sampled and greedy, some wrong. */
+static void make_job(const char *path, size_t requests)
+{
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    for (size_t i = 0; i < requests; i++) {
+        switch (random_below(8)) {
+        case 0:
+            fprintf(
+                file,
+                "{\"custom_id\": \"r%zu\", \"method\": \"POST\", \"url\": \"/v1/completions\", \"body\": {\"prompt\": "
+                "\"In the valley of\", \"max_tokens\": %d, \"temperature\": 1}}\n",
+                i, 1 + (int)random_below(60));
+            break;
+        case 1: fprintf(file, i % 2 ? "{\"prompt\": 5, \"id\": %zu}\n" : "broken %zu\n", i); break;
+        case 2:
+            fprintf(
+                file,
+                "{\"id\": %zu, \"prompt\": [\"The river\", \"A fox\"], \"n\": 2, \"temperature\": 0.8, \"max_tokens\": "
+                "%d}\n",
+                i, 1 + (int)random_below(8));
+            break;
+        default:
+            fprintf(file, "{\"id\": %zu, \"prompt\": \"", i);
+            for (uint64_t words = 1 + random_below(random_below(5) == 0 ? 200 : 10); words > 0; words--)
+                fputs(words % 3 ? "the fox " : "Once ", file);
+            fprintf(file, "\", \"max_tokens\": %d, \"ignore_eos\": true}\n", 1 + (int)random_below(40));
+        }
+    }
+    fclose(file);
+}
+
+static size_t from_environment(const char *name, size_t otherwise)
+{
+    const char *value = getenv(name);
+    return value != NULL ? (size_t)strtoull(value, NULL, 10) : otherwise;
+}
+
+static void test_killed(void **state)
+{
+    (void)state;
+    size_t requests = from_environment("PST_TEST_REQUESTS", SANITIZED ? 40 : 120);
+    size_t kills = from_environment("PST_TEST_KILLS", SANITIZED ? 4 : 12);
+    char in[600], whole[600], out[600], partial[640], writing[640];
+    size_t bytes, again;
+    snprintf(in, sizeof in, "%s", scratch_path("killed.jsonl"));
+    snprintf(whole, sizeof whole, "%s", scratch_path("whole.out"));
+    snprintf(out, sizeof out, "%s", scratch_path("killed.out"));
+    snprintf(partial, sizeof partial, "%s.partial", out);
+    snprintf(writing, sizeof writing, "%s.partial-output", out);
+    make_job(in, requests);
+    expect_ok(PENSTOCK("generate", MODEL, "-i", in, "-o", whole));
+    char *expected = read_file(whole, &bytes);
+    assert_int_equal(count_lines(expected), requests);
+
+    size_t killed = 0, resumed = 0;
+    uint64_t total = 4096 + bytes + 32 * requests, answered = 0;
+    for (size_t i = 0; i < kills; i++) {
+        /* Most at a random amount of answers, further each time; some at any time, or while the output is written. */
+        program_setup setup = {.kill_path = partial};
+        setup.kill_bytes = total * (i + 1) / (kills + 1) - random_below(total / (kills + 1) + 1);
+        if (i % 4 == 3)
+            setup = (program_setup){.kill_after_ms = 1 + (int)random_below(900)};
+        else if (i + 1 == kills)
+            setup = (program_setup){.kill_path = writing, .kill_bytes = random_below(bytes + 1)};
+        /* Whatever decides nothing may change in between. */
+        program_result result = PENSTOCK_WITH(&setup, "generate", MODEL, "-i", in, "-o", out, "--batch-size",
+                                              i % 2 ? "5" : "17", "--resident", i % 3 ? "0" : "100%");
+        assert_true(result.status == 0 || result.status == 1000 + SIGKILL);
+        killed += result.status != 0;
+        const char *going_on = strstr(result.err, "going on: ");
+        if (going_on != NULL) {
+            uint64_t now = strtoull(going_on + 10, NULL, 10);
+            assert_true(now >= answered); /* nothing that was answered is lost by a kill */
+            answered = now;
+            resumed++;
+        }
+        program_free(&result);
+    }
+    expect_ok(PENSTOCK("generate", MODEL, "-i", in, "-o", out));
+    char *found = read_file(out, &again);
+    assert_int_equal(bytes, again);
+    assert_memory_equal(expected, found, bytes);
+    printf("%zu requests, killed %zu times, went on %zu times\n", requests, killed, resumed);
+    assert_true(killed >= kills / 2 && resumed >= kills / 3);
+    assert_int_equal(count_entries("killed.out"), 1); /* nothing else is left */
+    free(found);
+    free(expected);
+}
+
+static void test_interrupted(void **state)
+{
+    (void)state;
+    char in[600], out[600];
+    size_t bytes, again;
+    snprintf(in, sizeof in, "%s", scratch_path("interrupted.jsonl"));
+    snprintf(out, sizeof out, "%s", scratch_path("interrupted.out"));
+    write_text(in, "wrong\n{\"prompt\": \"Once\", \"max_tokens\": 400, \"ignore_eos\": true}\n"
+                   "{\"prompt\": \"The fox\", \"max_tokens\": 300, \"ignore_eos\": true}\n");
+    const program_setup setup = {.signal = SIGINT};
+    program_result result = PENSTOCK_WITH(&setup, "generate", MODEL, "-i", in, "-o", out, "--resident", "0", "-v");
+    assert_int_equal(result.status, 128 + SIGINT);
+    assert_non_null(strstr(result.err, "interrupted\n"));
+    program_free(&result);
+    assert_false(exists(out));
+    expect_ok(PENSTOCK("generate", MODEL, "-i", in, "-o", out));
+    expect_ok(PENSTOCK("generate", MODEL, "-i", in, "-o", scratch_path("whole2.out")));
+    char *a = read_file(out, &bytes), *b = read_file(scratch_path("whole2.out"), &again);
+    assert_string_equal(a, b);
+    free(a);
+    free(b);
+}
+
+/* An unfinished job goes on with what it began with, or not at all. */
+static void test_another_job(void **state)
+{
+    (void)state;
+    char in[600], out[600], partial[640];
+    snprintf(in, sizeof in, "%s", scratch_path("another.jsonl"));
+    snprintf(out, sizeof out, "%s", scratch_path("another.out"));
+    snprintf(partial, sizeof partial, "%s.partial", out);
+    make_job(in, 30);
+    const program_setup setup = {.kill_path = partial, .kill_bytes = 4096 + 300};
+    program_result result =
+        PENSTOCK_WITH(&setup, "generate", MODEL, "-i", in, "-o", out, "--resident", "0", "--batch-size", "2");
+    assert_int_equal(result.status, 1000 + SIGKILL);
+    program_free(&result);
+    EXPECT_ERROR(1, "options", "generate", MODEL, "-i", in, "-o", out, "--seed", "3");
+    EXPECT_ERROR(1, "options", "generate", MODEL, "-i", in, "-o", out, "--stop", "x");
+    EXPECT_ERROR(1, "command", "score", MODEL, "-i", in, "-o", out);
+    EXPECT_ERROR(1, "kernels portable", "generate", MODEL, "-i", in, "-o", out, "--kernels", "portable");
+    const char *copy = copy_model(MODEL, "another-model");
+    EXPECT_ERROR(1, "another model", "generate", copy, "-i", in, "-o", out);
+    int fd = open(partial, O_RDWR);
+    assert_true(fd >= 0 && flock(fd, LOCK_EX) == 0);
+    EXPECT_ERROR(1, "another process", "generate", MODEL, "-i", in, "-o", out);
+    EXPECT_ERROR(1, "another process", "generate", MODEL, "-i", in, "-o", out, "--restart");
+    close(fd);
+    char *was;
+    size_t bytes;
+    was = read_file(in, &bytes);
+    was[bytes - 3] ^= 1;
+    write_file(in, was, bytes);
+    EXPECT_ERROR(1, "input", "generate", MODEL, "-i", in, "-o", out);
+    was[bytes - 3] ^= 1;
+    write_file(in, was, bytes);
+    free(was);
+    result = PENSTOCK("generate", MODEL, "-i", in, "-o", out);
+    assert_int_equal(result.status, 0);
+    assert_non_null(strstr(result.err, "going on: "));
+    assert_non_null(strstr(result.err, "of them before"));
+    program_free(&result);
+    assert_false(exists(partial));
+}
+
+/* A full disk fails the job, and what was answered stays. */
+static void test_no_room(void **state)
+{
+    (void)state;
+    char in[600], out[600];
+    snprintf(in, sizeof in, "%s", scratch_path("room.jsonl"));
+    snprintf(out, sizeof out, "%s", scratch_path("room.out"));
+    FILE *file = fopen(in, "w");
+    for (int i = 0; i < 100; i++)
+        fprintf(file, "wrong %d\n", i);
+    fclose(file);
+    const program_setup setup = {.file_limit = 16384};
+    program_result result = PENSTOCK_WITH(&setup, "generate", MODEL, "-i", in, "-o", out);
+    expect_error(result, 1, "room.out.partial: cannot write");
+    result = PENSTOCK("generate", MODEL, "-i", in, "-o", out);
+    assert_int_equal(result.status, 0);
+    assert_non_null(strstr(result.err, "100 lines answered, "));
+    assert_non_null(strstr(result.err, "going on: "));
+    program_free(&result);
+}
+
+/* ---- memory ---- */
+
+static int64_t peak_of(size_t lines)
+{
+    char in[600], out[600];
+    snprintf(in, sizeof in, "%s", scratch_path("many.jsonl"));
+    snprintf(out, sizeof out, "%s", scratch_path("many.out"));
+    FILE *file = fopen(in, "w");
+    assert_non_null(file);
+    for (size_t i = 0; i < lines; i++)
+        fprintf(file,
+                i % 2000 == 0 ? "{\"prompt\": \"Once\", \"id\": %zu, \"max_tokens\": 2}\n"
+                : i % 2       ? "{\"prompt_token_ids\": [1, 2, 3], \"id\": %zu, \"max_tokens\": 0}\n"
+                              : "{\"wrong\": %zu}\n",
+                i);
+    fclose(file);
+    json_t *document = expect_json(PENSTOCK("generate", MODEL, "-i", in, "-o", out, "--restart", "--json",
+                                            "--host-memory", SANITIZED ? "2G" : "40Mi"));
+    assert_int_equal(json_integer_value(json_object_get(document, "answered")), lines);
+    json_int_t peak = json_integer_value(json_object_get(json_object_get(document, "stats"), "peak_rss_bytes"));
+    size_t bytes;
+    char *text = read_file(out, &bytes);
+    assert_int_equal(count_lines(text), lines);
+    free(text);
+    json_decref(document);
+    assert_true(SANITIZED || peak <= 40 << 20);
+    return (int64_t)peak;
+}
+
+static void test_memory(void **state)
+{
+    (void)state;
+    int64_t few = peak_of(2000), many = peak_of(SANITIZED ? 5000 : 100000);
+    if (!SANITIZED && many > few + (1 << 20))
+        fail_msg("%lld bytes for 2,000 lines, %lld for 100,000", (long long)few, (long long)many);
+}
+
+int main(void)
+{
+    const char *given = getenv("PST_TEST_SEED");
+    random_state = given != NULL ? strtoull(given, NULL, 10) : (uint64_t)time(NULL);
+    printf("PST_TEST_SEED=%llu\n", (unsigned long long)random_state);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_plain_lines),
+        cmocka_unit_test(test_envelope_lines),
+        cmocka_unit_test(test_scoring),
+        cmocka_unit_test(test_like_prompts),
+        cmocka_unit_test(test_complete_and_restart),
+        cmocka_unit_test(test_usage),
+        cmocka_unit_test(test_killed),
+        cmocka_unit_test(test_interrupted),
+        cmocka_unit_test(test_another_job),
+        cmocka_unit_test(test_no_room),
+        cmocka_unit_test(test_memory),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
