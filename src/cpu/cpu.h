@@ -120,6 +120,9 @@ typedef struct pst_cpu_kernels {
     /* Columns first..first+count-1 of a GROUPED row of `columns`, as f32. All sets give the same numbers. */
     void (*dequantize)(const void *row, const pst_weight_format *format, size_t columns, size_t first, size_t count,
                        float *y);
+    /* The same of an FP8_BLOCKS row; scales: the first one of its row of blocks. */
+    void (*dequantize_blocks)(const void *row, const pst_weight_format *format, const void *scales, size_t first,
+                              size_t count, float *y);
     /* pst_cpu_quantize_row of quantize.h. All sets give the same bytes. */
     int (*quantize)(const void *w, pst_dtype type, size_t columns, const pst_weight_format *format, void *out);
 } pst_cpu_kernels;

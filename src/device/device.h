@@ -93,7 +93,7 @@ typedef struct pst_attention {
 typedef struct pst_device_ops {
     const char *name;
 
-    /* Weight rows to f32 (embedding rows): y[r] = w[r]; y F32. PLAIN or GROUPED, not transposed. */
+    /* Weight rows to f32 (embedding rows): y[r] = w[r]; y F32. PLAIN, GROUPED or FP8_BLOCKS, not transposed. */
     int (*convert)(pst_device *device, const pst_weight *w, const pst_matrix *y);
     /* y[r] = x[r] / sqrt(mean(x[r]^2) + eps) * w; x F32; y F32 or BF16, may be x itself; w 1 x columns. */
     int (*rms_norm)(pst_device *device, const pst_matrix *x, const pst_weight *w, float eps, const pst_matrix *y);

@@ -73,18 +73,27 @@ static void convert_block(const row_cut *cut, size_t row, size_t column, size_t 
 {
     const convert_job *job = cut->job;
     const pst_weight *w = job->w;
+    const pst_weight_format *format = w->format;
     float *y = element(job->y, row, column);
-    if (w->format == NULL || w->format->layout == PST_WEIGHT_PLAIN)
+    if (format == NULL || format->layout == PST_WEIGHT_PLAIN) {
         cut->host->kernels->convert(weight_element(w, row, column), w->type, y, columns);
-    else
-        cut->host->kernels->dequantize((const char *)w->data + row * pst_weight_row_bytes(w->format, w->columns),
-                                       w->format, w->columns, column, columns, y);
+        return;
+    }
+    const char *codes = (const char *)w->data + row * pst_weight_row_bytes(format, w->columns);
+    if (format->layout == PST_WEIGHT_GROUPED) {
+        cut->host->kernels->dequantize(codes, format, w->columns, column, columns, y);
+        return;
+    }
+    size_t scales_per_row = host_ceil(w->columns, format->block_columns);
+    size_t first_scale = (w->first_row + row) / format->block_rows * scales_per_row;
+    const char *scales = (const char *)w->scales + first_scale * (pst_dtype_bits(format->scale_type) / 8);
+    cut->host->kernels->dequantize_blocks(codes, format, scales, column, columns, y);
 }
 
 static int host_convert(pst_device *device, const pst_weight *w, const pst_matrix *y)
 {
-    if (w->format != NULL &&
-        (w->format->transposed || (w->format->layout != PST_WEIGHT_PLAIN && w->format->layout != PST_WEIGHT_GROUPED)))
+    const pst_weight_format *format = w->format;
+    if (format != NULL && (format->transposed || format->layout == PST_WEIGHT_GPTQ || format->layout == PST_WEIGHT_AWQ))
         return PST_E_UNSUPPORTED;
     const convert_job job = {w, y};
     row_cut cut = {.job = &job, .rows = w->rows, .columns = w->columns, .block = convert_block};

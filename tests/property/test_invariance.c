@@ -209,6 +209,7 @@ static void test_invariance(void **state)
     check_case("deepseek_v3_yarn", PST_COMPUTE_F32, 16);
     check_case("deepseek_v3_bf16", PST_COMPUTE_BF16, 0);
     check_case("deepseek_v2", PST_COMPUTE_AUTO, 8);
+    check_case("fp8_deepseek", PST_COMPUTE_F32, 0);
     check_case("penstock_4_tied", PST_COMPUTE_BF16, 0);
     check_case("penstock_8", PST_COMPUTE_F32, 16);
     check_case("fp8_blocks", PST_COMPUTE_BF16, 0);

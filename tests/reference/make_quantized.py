@@ -235,6 +235,10 @@ SMALL = mm.base("qwen2", 48, 4, 2, 40, 72, rms_norm_eps=1e-6, **PLAIN)
 TIED = mm.base("qwen3", 48, 4, 2, 40, 71, head_dim=20, **{**PLAIN, "tie_word_embeddings": True})
 MISTRAL = mm.base("mistral", 64, 4, 2, 56, 80, sliding_window=5, **PLAIN)
 
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+QWEN_MOE = mm.base("qwen3_moe", 48, 4, 2, 40, 72, head_dim=16, rope_theta=1e6, **EXPERTS)
+DEEPSEEK = mm.deepseek_cases()["deepseek_v3_yarn"].config
+
 CASES: dict[str, Case] = {
     "penstock_8": penstock(ODD, 8, 16, False),
     "penstock_4_tied": penstock(TIED, 4, 32, False),
@@ -249,6 +253,9 @@ CASES: dict[str, Case] = {
     "gptq_8_whole": gptq(SMALL, 8, -1, with_index=False),
     "gptq_v2": gptq(MISTRAL, 4, 32, checkpoint_format="gptq_v2"),
     "awq": awq(SMALL, 16),
+    "fp8_deepseek": fp8(DEEPSEEK, (16, 8)),
+    "penstock_8_deepseek": penstock(DEEPSEEK, 8, 8, False),
+    "gptq_4_experts": gptq(QWEN_MOE, 4, 8),
     "awq_whole": awq(MISTRAL, -1, keep=("model.layers.0.self_attn.q_proj",)),
 }
 
@@ -259,7 +266,7 @@ def pack_model(case: Case, weights: Tensors, rng: np.random.Generator) -> tuple[
     plain: Tensors = {}
     for name, tensor in weights.items():
         base = name.removesuffix(".weight")
-        is_outer = base in ("lm_head", "model.embed_tokens")
+        is_outer = base in ("lm_head", "model.embed_tokens") or base.endswith("mlp.gate")
         if tensor.dim() != 2 or base in case.keep or (is_outer and not case.all_matrices):
             packed[name] = plain[name] = tensor
             continue
@@ -279,6 +286,8 @@ def try_case(folder: Path, case: Case, seed: int) -> bool:
         packed, plain = pack_model(case, weights, rng)
         tm.save_weights(twin, plain, 1)
         model = tm.load_reference(twin)
+        routers = tm.RouterCheck(model, seed)
+        routers.noise = mm.ROUTER_NOISE["f32"]
         folder.mkdir(parents=True)
         config = {**case.config, "quantization_config": case.quantization}
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
@@ -287,7 +296,7 @@ def try_case(folder: Path, case: Case, seed: int) -> bool:
         wanted = mm.Case(case.config, lengths=case.lengths)
         for index, ids in enumerate(mm.sequences(np.random.default_rng(seed), wanted)):
             chosen, margin = tm.greedy(model, ids, mm.GREEDY_TOKENS)
-            if margin < mm.SMALLEST_MARGIN:
+            if margin < mm.SMALLEST_MARGIN or not routers.stable:
                 return False
             np.save(folder / f"logits_{index}.npy", tm.logits_of(model, ids))
             expected["sequences"].append(

@@ -217,4 +217,10 @@ static ALWAYS_INLINE void dequantize_blocks(bool bf16, const char *row, const ps
     }
 }
 
+static void kernel_dequantize_blocks(const void *row, const pst_weight_format *format, const void *scales, size_t first,
+                                     size_t count, float *y)
+{
+    dequantize_blocks(false, row, format, scales, first, count, (char *)y);
+}
+
 #endif

@@ -37,7 +37,8 @@
         .name = set, .convert = kernel_convert, .rms_norm = kernel_rms_norm, .layer_norm = kernel_layer_norm,          \
         .activate = kernel_activate, .matmul = kernel_matmul, .rope = kernel_rope, .kv_store = kernel_kv_store,        \
         .attention = kernel_attention, .gated = kernel_gated, .log_sum_exp = kernel_log_sum_exp,                       \
-        .dequantize = kernel_dequantize, .quantize = kernel_quantize, .matmul_transposed = kernel_matmul_transposed,   \
+        .dequantize = kernel_dequantize, .dequantize_blocks = kernel_dequantize_blocks, .quantize = kernel_quantize,   \
+        .matmul_transposed = kernel_matmul_transposed,                                                                 \
     }
 
 #endif

@@ -465,6 +465,50 @@ static void test_errors(void **unused)
     assert_int_equal(pst_heap_live_count(), live);
 }
 
+/* FP8 rows as numbers, from the middle of a matrix: what a product with the unit matrix gives. */
+static void test_fp8_rows(void **state)
+{
+    (void)state;
+    enum { ROWS = 37, COLUMNS = 45, FIRST = 9 };
+    const pst_weight_format format = {.layout = PST_WEIGHT_FP8_BLOCKS,
+                                      .block_rows = 8,
+                                      .block_columns = 16,
+                                      .scale_type = ref_between(0, 1) ? PST_F32 : PST_BF16};
+    const size_t scale_rows = (FIRST + ROWS + 7) / 8, scale_columns = (COLUMNS + 15) / 16;
+    unsigned char codes[ROWS * COLUMNS];
+    for (size_t i = 0; i < sizeof codes; i++)
+        codes[i] =
+            (unsigned char)(ref_random() % 0x7f | (ref_random() % 2) << 7); /* no NaN, which a zero times spreads */
+    for (size_t pool = 0; pool < POOLS; pool++) {
+        pst_device *device = make(pool, pst_cpu_available(0)->name);
+        ref_array scales = ref_randoms(format.scale_type, scale_rows * scale_columns, 1, 1.0);
+        ref_array one = ref_input(PST_F32, COLUMNS * COLUMNS, 0);
+        ref_array product = ref_output(PST_F32, COLUMNS * ROWS), converted = ref_output(PST_F32, ROWS * COLUMNS);
+        for (size_t i = 0; i < COLUMNS; i++)
+            ref_set(&one, i * COLUMNS + i, 1);
+        pst_weight w = {.data = codes,
+                        .rows = ROWS,
+                        .columns = COLUMNS,
+                        .format = &format,
+                        .scales = scales.data,
+                        .first_row = FIRST};
+        pst_matmul job = {
+            .x = matrix(&one, COLUMNS, COLUMNS, COLUMNS), .w = w, .y = matrix(&product, COLUMNS, ROWS, ROWS)};
+        pst_matrix y = matrix(&converted, ROWS, COLUMNS, COLUMNS);
+        assert_int_equal(device->ops->matmul(device, &job), 0);
+        assert_int_equal(device->ops->convert(device, &w, &y), 0);
+        for (size_t row = 0; row < ROWS; row++)
+            for (size_t column = 0; column < COLUMNS; column++)
+                assert_true(ref_get(&converted, row * COLUMNS + column) == ref_get(&product, column * ROWS + row));
+        ref_check_guards(&converted, "convert");
+        ref_free(&scales);
+        ref_free(&one);
+        ref_free(&product);
+        ref_free(&converted);
+        pst_device_destroy(device);
+    }
+}
+
 /* Rows to experts and back: what plain loops give, on every pool, in rows that other rows lie between. */
 static void test_expert_rows(void **state)
 {
@@ -514,6 +558,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matmul),    cmocka_unit_test(test_empty),  cmocka_unit_test(test_rows),
         cmocka_unit_test(test_sequences), cmocka_unit_test(test_errors), cmocka_unit_test(test_expert_rows),
+        cmocka_unit_test(test_fp8_rows),
     };
     return cmocka_run_group_tests(tests, group_set_up, group_tear_down);
 }
