@@ -71,9 +71,20 @@ static void attention_task(void *context, uint32_t task, uint32_t worker)
     cut->host->kernels->attention(&small);
 }
 
-static int reserve_scratch(host_device *host, size_t queries, const pst_kv_layout *layout)
+/* Of one thread, in whole cache lines; for the largest task, so that no later call wants more. */
+static size_t scratch_floats(const pst_kv_layout *layout)
 {
-    size_t floats = (pst_cpu_attention_scratch_floats(queries, layout) + 15) & ~(size_t)15;
+    return (pst_cpu_attention_scratch_floats(QUERIES_PER_TASK, layout) + 15) & ~(size_t)15;
+}
+
+uint64_t pst_device_host_attention_bytes(const pst_kv_layout *layout, uint32_t threads)
+{
+    return (uint64_t)scratch_floats(layout) * sizeof(float) * threads;
+}
+
+static int reserve_scratch(host_device *host, const pst_kv_layout *layout)
+{
+    size_t floats = scratch_floats(layout);
     if (floats <= host->scratch_floats)
         return 0;
     float *grown = pst_heap_reallocarray(host->scratch, floats, host->threads * sizeof(float));
@@ -123,8 +134,7 @@ int host_attention(pst_device *device, const pst_attention *job)
     size_t tasks = choose_cut(&cut);
     if (tasks == 0)
         return 0;
-    /* As if the tasks were the largest, so that later calls want no more. */
-    int status = reserve_scratch(host, QUERIES_PER_TASK, &job->layout);
+    int status = reserve_scratch(host, &job->layout);
     if (status < 0)
         return status;
     host_run(host, tasks, attention_task, &cut);

@@ -85,6 +85,7 @@ static pst_kv_config describe_kv(const pst_session_options *o, const pst_forward
                            .sharing = can_share(o, config->transformer),
                            .window = config->transformer->window,
                            .windowed = config->transformer->windowed,
+                           .trace = o->trace,
                            .folder = o->kv_folder,
                            .window_bytes = o->kv_window_bytes};
 }
@@ -155,7 +156,9 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
         .keep_all = o->keep_all_weights,
     };
     uint64_t logits = o->all_logits ? 0 : o->max_sequences * memory.logit_row_bytes;
-    uint64_t others = memory.fixed_bytes + logits + pst_ring_gather_bytes(program->stages, program->stage_count) +
+    uint64_t scratch = pst_device_host_attention_bytes(&kv.layout, o->threads ? o->threads : pst_os_processors());
+    uint64_t others = memory.fixed_bytes + logits + scratch +
+                      pst_ring_gather_bytes(program->stages, program->stage_count) +
                       (uint64_t)o->max_sequences *
                           (o->max_tokens * sizeof(uint32_t) + sizeof(pst_sequence) + sizeof(uint32_t) + SLOT_BYTES);
     if (__builtin_add_overflow(cache.kv_bytes, others, &request.fixed_bytes) ||

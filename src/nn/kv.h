@@ -14,6 +14,7 @@
 #ifndef PST_NN_KV_H
 #define PST_NN_KV_H
 
+#include "base/trace.h"
 #include "nn/config.h"
 #include "penstock/io.h"
 
@@ -27,6 +28,7 @@ typedef struct pst_kv_config {
     bool sharing;         /* sequences that begin with the same ids share whole blocks */
     uint32_t window;      /* positions that layers of `windowed` look at; 0: none */
     const bool *windowed; /* by layer; outlives the cache; NULL: none */
+    pst_trace *trace;     /* NULL: none; outlives the cache */
     /* On disk. */
     const char *folder;    /* of the file, which exists; NULL: in memory */
     pst_io *io;            /* reads and writes it; outlives the cache */

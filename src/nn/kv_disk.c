@@ -13,6 +13,7 @@
  *
  * The file has no name: it is removed when it was opened, so that nothing is left however the process ends.
  */
+#include <errno.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -91,6 +92,12 @@ bool pst_kv_disk_measure(const pst_kv_config *c, uint64_t blocks, pst_kv_memory 
 static int open_file(pst_kv *kv, uint64_t bytes, pst_error *err)
 {
     const char *folder = kv->config.folder;
+    uint64_t room;
+    PST_TRY(pst_file_free_space(folder, &room, err));
+    if (bytes > room)
+        return pst_fail(err, -ENOSPC, folder,
+                        "the KV cache of %u sequences of %u tokens takes %.1f GB; %.1f GB are free",
+                        kv->config.max_sequences, kv->config.max_tokens, (double)bytes / 1e9, (double)room / 1e9);
     char *path = pst_heap_printf("%s/penstock-kv", folder);
     char *name = path ? pst_file_temporary_name(path) : NULL;
     pst_heap_free(path);
@@ -250,23 +257,26 @@ static void collect(pst_kv *kv, kv_part *part)
 /* ---- groups ---- */
 
 /* 1: not done in time. */
-static int wait_for(pst_kv_disk *d, pst_io_batch *batch, bool *is_under_way, uint64_t timeout_ns, pst_error *err)
+static int wait_for(pst_kv *kv, pst_io_batch *batch, bool *is_under_way, uint64_t timeout_ns, pst_error *err)
 {
+    pst_kv_disk *d = kv->disk;
     if (!*is_under_way)
         return 0;
     uint64_t start = pst_clock_ns();
     int status = pst_io_wait(batch, timeout_ns, err);
-    d->traffic.wait_ns += pst_clock_ns() - start;
+    uint64_t end = pst_clock_ns();
+    d->traffic.wait_ns += end - start;
+    if (timeout_ns > 0)
+        pst_trace_span(kv->config.trace, PST_TRACE_WAIT, "keys and values", start, end, 0);
     *is_under_way = status == 1;
     return status;
 }
 
-static int submit(pst_kv_disk *d, pst_io_batch *batch, pst_io_op *ops, uint32_t count, bool *is_under_way,
-                  uint64_t *bytes, pst_error *err)
+static int submit(pst_io_batch *batch, pst_io_op *ops, uint32_t count, bool *is_under_way, uint64_t *bytes,
+                  pst_error *err)
 {
     if (count == 0)
         return 0;
-    (void)d;
     PST_TRY(pst_io_submit(batch, ops, count, err));
     *is_under_way = true;
     for (uint32_t i = 0; i < count; i++)
@@ -280,13 +290,12 @@ static int read_ahead(pst_kv *kv, bool at_least_one, pst_error *err)
     pst_kv_disk *d = kv->disk;
     while (d->next_layer < kv->config.layers && d->submitted < d->ended + PARTS) {
         kv_part *part = &d->parts[d->submitted % PARTS];
-        int status = wait_for(d, part->writes, &part->is_writing, at_least_one ? UINT64_MAX : 0, err);
+        int status = wait_for(kv, part->writes, &part->is_writing, at_least_one ? UINT64_MAX : 0, err);
         PST_TRY(status);
         if (status == 1)
             break;
         collect(kv, part);
-        PST_TRY(
-            submit(d, part->reads, part->read_ops, part->read_count, &part->is_reading, &d->traffic.bytes_read, err));
+        PST_TRY(submit(part->reads, part->read_ops, part->read_count, &part->is_reading, &d->traffic.bytes_read, err));
         d->submitted++;
         at_least_one = false;
     }
@@ -297,7 +306,7 @@ int pst_kv_disk_begin_pass(pst_kv *kv, pst_segment *segments, const uint32_t *se
 {
     pst_kv_disk *d = kv->disk;
     for (uint32_t i = 0; i < PARTS; i++)
-        PST_TRY(wait_for(d, d->parts[i].writes, &d->parts[i].is_writing, UINT64_MAX, err));
+        PST_TRY(wait_for(kv, d->parts[i].writes, &d->parts[i].is_writing, UINT64_MAX, err));
     d->segments = segments;
     d->sequences = sequences;
     d->segment_count = count;
@@ -337,7 +346,7 @@ int pst_kv_disk_next_group(pst_kv *kv, uint32_t layer, uint32_t *first, uint32_t
     kv_part *part = &d->parts[d->ended % PARTS];
     if (d->submitted == d->ended || part->layer != layer)
         return 0;
-    PST_TRY(wait_for(d, part->reads, &part->is_reading, UINT64_MAX, err));
+    PST_TRY(wait_for(kv, part->reads, &part->is_reading, UINT64_MAX, err));
     for (uint32_t i = part->first; i < part->end; i++)
         bind_segment(kv, part, i);
     *first = part->first;
@@ -359,7 +368,7 @@ int pst_kv_disk_end_group(pst_kv *kv, pst_error *err)
         }
     }
     PST_TRY(
-        submit(d, part->writes, part->write_ops, part->write_count, &part->is_writing, &d->traffic.bytes_written, err));
+        submit(part->writes, part->write_ops, part->write_count, &part->is_writing, &d->traffic.bytes_written, err));
     d->ended++;
     return read_ahead(kv, false, err);
 }

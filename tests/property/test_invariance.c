@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Residency invariance: one set of sequences gives the same bits of logits however its weights are placed, whichever engine
- * reads them, however they are cut into parts (down to a row of a matrix), however rows are cut into passes and batches, and for 1, 2 and 3 threads.
- * The first session of a round (all resident, one sequence at a time) is the yardstick; then random others are held to it.
+ * reads them, wherever keys and values are, however weights are cut into parts (down to a row of a matrix), however rows are
+ * cut into passes and batches, and for 1, 2 and 3 threads. The first session of a round (all resident, one sequence at a
+ * time) is the yardstick; then random others are held to it.
  */
 #include <inttypes.h>
 #include <setjmp.h>
@@ -13,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -38,6 +40,7 @@ typedef struct work {
 } work;
 
 static uint64_t random_state;
+static char kv_folder[] = "/tmp/penstock-invariance-XXXXXX";
 static int cut_sessions; /* sessions whose slots were too small for the larger stages */
 
 static uint64_t random_below(uint64_t bound)
@@ -140,13 +143,19 @@ static pst_session_options random_options(pst_model *model, size_t at_once, char
                                    .block_size = 4096ull << random_below(6),
                                    .max_slot_bytes = random_below(3) ? 1 + random_below(1 << 16) : 0,
                                    .queue_depth = 1 + (uint32_t)random_below(16)};
+    if (random_below(5) == 0) {
+        options.kv_folder = kv_folder;
+        options.kv_window_bytes = 1 + random_below(1 << 17);
+    }
     /* From the smallest (a row or two per pass, the smallest slots) to ample. */
     options.host_memory_bytes = smallest_budget(model, options, at_once) + random_below(3) * random_below(400000) +
                                 (random_below(3) == 0 ? 64u << 20 : 0);
     snprintf(what, what_bytes,
-             "resident %g (set %d), %u threads, %s, block %" PRIu64 ", depth %u, %" PRIu64 " bytes, slots of %" PRIu64,
+             "resident %g (set %d), %u threads, %s, block %" PRIu64 ", depth %u, %" PRIu64 " bytes, slots of %" PRIu64
+             ", keys and values %s",
              options.resident_share, options.resident_set, options.threads, options.io_engine, options.block_size,
-             options.queue_depth, options.host_memory_bytes, options.max_slot_bytes);
+             options.queue_depth, options.host_memory_bytes, options.max_slot_bytes,
+             options.kv_folder != NULL ? "on disk" : "in memory");
     return options;
 }
 
@@ -267,9 +276,21 @@ static void test_generation_alone_and_together(void **state)
     pst_model_close(model);
 }
 
+static int make_folder(void **state)
+{
+    (void)state;
+    return mkdtemp(kv_folder) != NULL ? 0 : -1;
+}
+
+static int remove_folder(void **state)
+{
+    (void)state;
+    return rmdir(kv_folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_invariance),
                                        cmocka_unit_test(test_generation_alone_and_together)};
-    return cmocka_run_group_tests_name("invariance", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("invariance", tests, make_folder, remove_folder);
 }

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -128,6 +129,81 @@ static void test_refusals(void **state)
     assert_int_equal(pst_folder_remove(nested, NULL), 0);
 }
 
+/* The file's room is asked for beforehand. */
+static void test_no_room(void **state)
+{
+    (void)state;
+    pst_model *model;
+    pst_session *session;
+    pst_error err;
+    assert_int_equal(pst_model_open(CASE, NULL, &model, &err), 0);
+    pst_session_options options = {
+        .struct_size = sizeof options, .max_tokens = PROMPT + NEW, .max_sequences = 3, .kv_folder = folder};
+    pst_sys_replace(&pst_sys_fault);
+    pst_fault_reset();
+    pst_fault_fail(PST_FAULT_STATVFS, 0, 100, EIO);
+    assert_int_equal(pst_session_open(model, &options, &session, &err), -EIO);
+    assert_non_null(strstr(err.path, folder));
+    pst_fault_reset();
+    pst_fault_fail(PST_FAULT_FALLOCATE, 0, 100, ENOSPC);
+    assert_int_equal(pst_session_open(model, &options, &session, &err), -ENOSPC);
+    assert_non_null(strstr(err.path, folder));
+    pst_fault_reset();
+    pst_sys_replace(NULL);
+    require_empty_folder();
+    pst_model_close(model);
+}
+
+/* At the smallest budget that the refusal names, the process stays within it. In a child, since the peak is the process's. */
+static int run_smallest(uint32_t kv_bits, uint32_t sequences)
+{
+    pst_model *model;
+    pst_session *session;
+    pst_error err;
+    if (pst_model_open(CASE, NULL, &model, &err) < 0)
+        return 1;
+    pst_session_options options = {.struct_size = sizeof options,
+                                   .max_tokens = PROMPT + NEW,
+                                   .max_sequences = sequences,
+                                   .host_memory_bytes = 1,
+                                   .kv_bits = kv_bits,
+                                   .threads = 3,
+                                   .kv_folder = folder};
+    if (pst_session_open(model, &options, &session, &err) != PST_E_BUDGET)
+        return 2;
+    options.host_memory_bytes = strtoull(strstr(err.message, "works is ") + 9, NULL, 10) << 20;
+    if (pst_session_open(model, &options, &session, &err) < 0)
+        return 3;
+    static pst_request requests[400];
+    static pst_result results[400];
+    for (uint32_t i = 0; i < sequences; i++)
+        requests[i] = (pst_request){
+            .prompt_ids = prompt + i % 9, .prompt_count = PROMPT - 9, .max_new_tokens = NEW, .ignore_end = true};
+    pst_run_stats stats;
+    if (pst_generate(session, requests, sequences, NULL, NULL, results, &stats, &err) < 0)
+        return 4;
+    return stats.peak_rss_bytes <= options.host_memory_bytes && stats.peak_rss_bytes > 0 ? 0 : 5;
+}
+
+static void test_smallest_budget_holds(void **state)
+{
+    (void)state;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    printf("SKIP: memory is not the program's own under sanitizers\n");
+#else
+    static const uint32_t bits[] = {32, 16, 8, 4};
+    for (size_t i = 0; i < 4; i++) {
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0)
+            _exit(run_smallest(bits[i], i % 2 ? 400 : 7));
+        int status;
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, 0);
+    }
+#endif
+}
+
 static void test_allocation_failures(void **state)
 {
     (void)state;
@@ -197,7 +273,10 @@ static void test_failing_calls(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_answers_and_figures), cmocka_unit_test(test_refusals),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_answers_and_figures),
+                                       cmocka_unit_test(test_refusals),
+                                       cmocka_unit_test(test_no_room),
+                                       cmocka_unit_test(test_smallest_budget_holds),
                                        cmocka_unit_test(test_allocation_failures),
                                        cmocka_unit_test(test_failing_calls)};
     return cmocka_run_group_tests_name("kv on disk", tests, group_set_up, group_tear_down);
