@@ -23,9 +23,9 @@ typedef struct bench_values {
     cli_report report;
     cli_lookup lookup;
     cli_runtime runtime;
-    const char *model, *prompt, *log_file, *offload_dir, *routing_trace;
+    const char *model, *prompt, *log_file, *routing_trace;
     uint64_t loops, batch_size, prompt_len, gen_len, seed, layers;
-    uint64_t quant_bits, quant_group_size, num_gpus;
+    uint64_t num_gpus;
     bool dummy, kv_offload, pin_kv_cache, async_kv_offload, use_gds;
 } bench_values;
 
@@ -99,11 +99,6 @@ static const pst_option work_rows[] = {
 };
 
 static const pst_option zero_rows[] = {
-    {.name = "offload-dir",
-     .type = PST_OPTION_STRING,
-     AT(offload_dir),
-     .metavar = "DIR",
-     .help = "no effect: weights are streamed from the checkpoint itself, without a second copy"},
     {.name = "kv-offload",
      .type = PST_OPTION_FLAG,
      AT(kv_offload),
@@ -122,20 +117,6 @@ static const pst_option zero_rows[] = {
      .min = 0,
      .max = 1024,
      .help = "no effect: there are no accelerators yet"},
-    {.name = "quant-bits",
-     .type = PST_OPTION_U64,
-     AT(quant_bits),
-     .metavar = "BITS",
-     .initial = "16",
-     .help = "bits of a weight; other than 16 is refused: not yet"},
-    {.name = "quant-group-size",
-     .type = PST_OPTION_U64,
-     AT(quant_group_size),
-     .metavar = "N",
-     .initial = "64",
-     .min = 1,
-     .max = 1e6,
-     .help = "weights that share a scale; it matters with fewer than 16 bits alone"},
     {.name = "dummy",
      .type = PST_OPTION_FLAG,
      AT(dummy),
@@ -148,6 +129,7 @@ static const pst_option_group groups[] = {
     CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, bench_values, runtime),
     CLI_SHARED_GROUP("Placement of weights", cli_placement_rows, bench_values, runtime.placement),
     CLI_SHARED_GROUP("Drives", cli_io_rows, bench_values, runtime.io),
+    CLI_SHARED_GROUP("Quantizing on the fly", cli_offload_rows, bench_values, runtime.offload),
     CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, bench_values, lookup),
     CLI_SHARED_GROUP("Output", cli_report_rows, bench_values, report),
 };
@@ -172,10 +154,6 @@ static int check_values(const bench_values *values, const pst_options_found *fou
     if (named == (found->operand_count > 0) || (named && values->model[0] == '\0'))
         return cli_usage(err, "'penstock bench infer' needs one model, as the first word or with --model");
     *model = values->model != NULL ? values->model : found->operands[0];
-    if (values->quant_bits != 16)
-        return pst_fail(err, PST_E_UNSUPPORTED, NULL,
-                        "--quant-bits %llu: not yet; weights are used as the checkpoint has them",
-                        (unsigned long long)values->quant_bits);
     if (values->dummy)
         return pst_fail(err, PST_E_UNSUPPORTED, NULL,
                         "--dummy: not yet; 'penstock synth' writes a checkpoint with random weights");
@@ -193,7 +171,7 @@ static int check_values(const bench_values *values, const pst_options_found *fou
         if (idle[i].asked)
             cli_note("%s has no effect without an accelerator", idle[i].name);
     }
-    if (values->offload_dir != NULL)
+    if (values->runtime.offload.folders.count > 0 && !cli_offload_wanted(&values->runtime.offload))
         cli_note("--offload-dir has no effect: weights are streamed from the checkpoint itself");
     return 0;
 }
@@ -456,7 +434,7 @@ static int run_job(bench_job *job, const pst_options_found *found, pst_error *er
     const bench_values *values = job->values;
     const char *model = NULL;
     PST_TRY(check_values(values, found, &model, err));
-    PST_TRY(cli_engine_open(&job->engine, model, &values->lookup, err));
+    PST_TRY(cli_engine_open(&job->engine, model, &values->lookup, &values->runtime, err));
     PST_TRY(build_requests(job, err));
     pst_session_options shape = {.max_sequences = (uint32_t)job->batch,
                                  .max_tokens = (uint32_t)(job->prompt_len + values->gen_len),

@@ -135,6 +135,7 @@ static const pst_option_group groups[] = {
     CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, generate_values, runtime),
     CLI_SHARED_GROUP("Placement of weights", cli_placement_rows, generate_values, runtime.placement),
     CLI_SHARED_GROUP("Drives", cli_io_rows, generate_values, runtime.io),
+    CLI_SHARED_GROUP("Quantizing on the fly", cli_offload_rows, generate_values, runtime.offload),
     CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, generate_values, lookup),
     CLI_SHARED_GROUP("Output", cli_report_rows, generate_values, report),
 };
@@ -506,7 +507,7 @@ static int run_job(generate_job *job, const char *model, const pst_options_found
         return cli_usage(err, "--context is for batch jobs (--input and --output)");
     if (is_batch && values->routing_trace_out != NULL)
         return cli_usage(err, "--routing-trace-out is for prompts, not for batch jobs");
-    PST_TRY(cli_engine_open(&job->engine, model, &values->lookup, err));
+    PST_TRY(cli_engine_open(&job->engine, model, &values->lookup, &values->runtime, err));
     PST_TRY(choose_sampling(values, found, &job->engine.info, &job->sampling, err));
     if (is_batch)
         return run_batch(job, found, err);

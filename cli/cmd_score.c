@@ -80,6 +80,7 @@ static const pst_option_group groups[] = {
     CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, score_values, runtime),
     CLI_SHARED_GROUP("Placement of weights", cli_placement_rows, score_values, runtime.placement),
     CLI_SHARED_GROUP("Drives", cli_io_rows, score_values, runtime.io),
+    CLI_SHARED_GROUP("Quantizing on the fly", cli_offload_rows, score_values, runtime.offload),
     CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, score_values, lookup),
     CLI_SHARED_GROUP("Output", cli_report_rows, score_values, report),
 };
@@ -312,7 +313,7 @@ static int run_job(score_job *job, const pst_options_found *found, pst_error *er
         values->texts.count > 0 || values->token_ids.count > 0 || values->file != NULL || values->logits_out != NULL;
     int is_batch = cli_batch_wanted(&values->batch, others, err);
     PST_TRY(is_batch);
-    PST_TRY(cli_engine_open(&job->engine, found->operands[0], &values->lookup, err));
+    PST_TRY(cli_engine_open(&job->engine, found->operands[0], &values->lookup, &values->runtime, err));
     if (is_batch)
         return run_batch(job, found, err);
     PST_TRY(open_texts(job, err));

@@ -189,9 +189,18 @@ const char *cli_hf_cache(const cli_lookup *lookup)
     return NULL;
 }
 
-int cli_engine_open(cli_engine *engine, const char *model, const cli_lookup *lookup, pst_error *err)
+int cli_engine_open(cli_engine *engine, const char *model, const cli_lookup *lookup, const cli_runtime *runtime,
+                    pst_error *err)
 {
     *engine = (cli_engine){0};
+    if (cli_offload_wanted(&runtime->offload)) {
+        const cli_offload_running running = {.hf_cache = cli_hf_cache(lookup),
+                                             .host_memory = runtime->host_memory,
+                                             .threads = runtime->threads,
+                                             .io = &runtime->io};
+        PST_TRY(cli_offload_open(&runtime->offload, &running, model, &engine->offload, err));
+        model = pst_offload_path(engine->offload);
+    }
     PST_TRY(pst_model_open(model, cli_hf_cache(lookup), &engine->model, err));
     pst_model_get_info(engine->model, &engine->info);
     return 0;
@@ -361,6 +370,7 @@ void cli_engine_close(cli_engine *engine)
     pst_session_close(engine->session);
     pst_trace_close(engine->trace);
     pst_model_close(engine->model);
+    pst_offload_close(engine->offload);
     *engine = (cli_engine){0};
 }
 

@@ -9,6 +9,7 @@
 
 #include "cli.h"
 #include "io_options.h"
+#include "offload.h"
 #include "penstock/model.h"
 
 /* How a command reports: every command has these. */
@@ -41,8 +42,9 @@ typedef struct cli_runtime {
     pst_option_share resident;
     const char *compute_type, *kv_bits, *kv_dir, *kernels, *trace;
     uint64_t threads;
-    cli_placement placement; /* with cli_placement_rows, likewise */
-    cli_io_options io;       /* with cli_io_rows, a group of their own */
+    cli_placement placement;     /* with cli_placement_rows, likewise */
+    cli_io_options io;           /* with cli_io_rows, a group of their own */
+    cli_offload_options offload; /* with cli_offload_rows, likewise */
 } cli_runtime;
 enum { CLI_RUNTIME_ROWS = 8 };
 extern const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS];
@@ -74,6 +76,7 @@ const char *cli_hf_cache(const cli_lookup *lookup);
 /* A model with its session; close with cli_engine_close, in any state. */
 typedef struct cli_engine {
     pst_model *model;
+    pst_offload *offload; /* NULL: the model is not a quantized copy */
     pst_session *session;
     pst_trace *trace;
     const char *trace_path;
@@ -82,8 +85,9 @@ typedef struct cli_engine {
     cli_io_choice io;
 } cli_engine;
 
-/* Opens the model alone. */
-int cli_engine_open(cli_engine *engine, const char *model, const cli_lookup *lookup, pst_error *err);
+/* Opens the model alone; where the runtime options ask for it, its quantized copy, which may have to be made first. */
+int cli_engine_open(cli_engine *engine, const char *model, const cli_lookup *lookup, const cli_runtime *runtime,
+                    pst_error *err);
 /* What the command itself allocates while the session runs, with so many sequences in flight: the session is planned so
  * that this fits in the budget too. */
 typedef struct cli_needs {

@@ -115,6 +115,43 @@ typedef struct pst_convert_report {
  * budget is too small. */
 PST_API int pst_convert(const pst_convert_options *options, pst_convert_report *report, pst_error *err);
 
+/* ---- offload ---- */
+
+/* A quantized copy of a model in folders set aside for such copies. It is made when it is first asked for, and found again as
+ * long as the model's files and the options are the same. */
+typedef struct pst_offload pst_offload;
+
+/* Zero means the default of every field. */
+typedef struct pst_offload_options {
+    size_t struct_size; /* sizeof(pst_offload_options) of the caller */
+    const char *model;  /* a folder, or "org/name" looked up in `cache`; required */
+    const char *cache;  /* a Hugging Face hub folder; may be NULL */
+    const char *const
+        *folders;          /* where copies lie, usually one on each drive; made if missing; with several the weights
+                                 * are striped over them; required */
+    uint32_t folder_count; /* 1 to 64 */
+    uint32_t bits;         /* 8 or 4; required */
+    uint32_t group_size;   /* default 64 */
+    bool symmetric;
+    uint64_t host_memory_bytes; /* these as in pst_convert_options */
+    const char *io_engine;
+    uint64_t block_size;
+    uint32_t queue_depth, io_workers;
+    bool io_single_submit;
+    uint32_t threads;
+    pst_on_progress on_progress; /* with total_bytes 0 now and then while another process makes the same copy */
+    void *user;
+} pst_offload_options;
+
+/* Waits for other processes that make the same copy; makes it if none is there; removes what one that was killed left of it.
+ * While the result is open, no process touches the copy but to read. Any thread. */
+PST_API int pst_offload_open(const pst_offload_options *options, pst_offload **out, pst_error *err);
+/* The folder to open as a model, as long as it is open. */
+PST_API const char *pst_offload_path(const pst_offload *offload);
+/* Whether it was made now; else it was there. */
+PST_API bool pst_offload_was_made(const pst_offload *offload);
+PST_API void pst_offload_close(pst_offload *offload);
+
 /* ---- verify ---- */
 
 /* A tensor whose bytes are not those of its digest; or, with tensor NULL, a file that has no digests. Called on the caller's

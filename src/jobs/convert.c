@@ -55,19 +55,27 @@ char *pst_convert_path(const pst_converting *c, const char *name)
 {
     if (c->folder != NULL)
         return pst_folder_file(c->folder, name);
-    return pst_heap_printf("%s/%s", c->stripe_folder, name);
+    return pst_heap_printf("%s/%s", c->stripes->folders[0], name);
+}
+
+/* slack: index, folder, the file system's own */
+static int check_place(const char *folder, uint64_t bytes, pst_error *err)
+{
+    const uint64_t slack = 4 << 20;
+    uint64_t space;
+    PST_TRY(pst_file_free_space(folder, &space, err));
+    if (space < bytes + slack)
+        return pst_fail(err, -ENOSPC, folder, "needs %.2f GB, but the file system has only %.2f GB free",
+                        (double)(bytes + slack) / 1e9, (double)space / 1e9);
+    return 0;
 }
 
 static int check_space(pst_converting *c, pst_error *err)
 {
-    uint64_t space;
-    const uint64_t slack = 4 << 20; /* index, folder, the file system's own */
-    if (c->stripes != NULL)
-        return 0; /* its owner looked, at every member */
-    PST_TRY(pst_file_free_space(c->options.folder, &space, err));
-    if (space < c->total_bytes + slack)
-        return pst_fail(err, -ENOSPC, c->options.folder, "needs %.2f GB, but the file system has only %.2f GB free",
-                        (double)(c->total_bytes + slack) / 1e9, (double)space / 1e9);
+    if (c->stripes == NULL)
+        return check_place(c->options.folder, c->total_bytes, err);
+    for (uint32_t i = 0; i < c->stripes->count; i++)
+        PST_TRY(check_place(c->stripes->folders[i], c->total_bytes / c->stripes->count, err));
     return 0;
 }
 
@@ -145,10 +153,10 @@ static void report_to(const pst_converting *c, pst_convert_report *report, doubl
                                    .peak_rss_bytes = pst_memory_peak_bytes()};
 }
 
-int pst_convert_run(const pst_convert_options *options, pst_stripe_set *stripes, const char *stripe_folder,
-                    pst_convert_report *report, pst_error *err)
+int pst_convert_run(const pst_convert_options *options, const pst_convert_stripes *stripes, pst_convert_report *report,
+                    pst_error *err)
 {
-    pst_converting c = {.stripes = stripes, .stripe_folder = stripe_folder};
+    pst_converting c = {.stripes = stripes};
     pst_model *model = NULL;
     uint64_t begin_ns = pst_clock_ns();
     PST_TRY(check_options(&c, options, err));
@@ -170,5 +178,5 @@ done:
 
 int pst_convert(const pst_convert_options *options, pst_convert_report *report, pst_error *err)
 {
-    return pst_convert_run(options, NULL, NULL, report, err);
+    return pst_convert_run(options, NULL, report, err);
 }

@@ -22,12 +22,11 @@ static bool ends_in(const char *name, const char *end)
     return length > end_length && strcmp(name + length - end_length, end) == 0;
 }
 
-/* Whether a file of the source's folder goes along. */
-static bool is_companion(const char *name)
+bool pst_convert_is_companion(const char *name)
 {
     static const char *const ends[] = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".md"};
     static const char *const begins[] = {"LICENSE", "NOTICE", "USE_POLICY"};
-    if (name[0] == '.' || strcmp(name, "config.json") == 0 || strcmp(name, "penstock-stripe.json") == 0 ||
+    if (name[0] == '.' || strcmp(name, "config.json") == 0 || strncmp(name, "penstock-", strlen("penstock-")) == 0 ||
         ends_in(name, ".index.json"))
         return false;
     for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++)
@@ -49,7 +48,7 @@ static int each_companion(const pst_converting *c, companion_visit *visit, void 
     PST_TRY(pst_file_list(c->model->folder, NULL, &names, &count, err));
     int status = 0;
     for (size_t i = 0; i < count && status >= 0; i++) {
-        if (!is_companion(names[i]))
+        if (!pst_convert_is_companion(names[i]))
             continue;
         char *path = pst_heap_printf("%s/%s", c->model->folder, names[i]);
         if (path == NULL)

@@ -6,6 +6,7 @@
  *   convert_stream.c reading ahead, making and writing, all at once, in memory of a fixed size
  *   convert_rows.c   the numbers: a run of rows from one format to another
  *   convert_files.c  config.json and the small files
+ * offload.c converts into folders of its own, which it finds again.
  */
 #ifndef PST_JOBS_CONVERT_INTERNAL_H
 #define PST_JOBS_CONVERT_INTERNAL_H
@@ -44,6 +45,13 @@ typedef struct convert_shard {
     char *digests; /* PST_DIGESTS_KIND and the digits; placeholders until they are known */
 } convert_shard;
 
+/* A stripe set to write to, with its members' folders. */
+typedef struct pst_convert_stripes {
+    pst_stripe_set *set;
+    const char *const *folders;
+    uint32_t count;
+} pst_convert_stripes;
+
 typedef struct pst_converting {
     pst_convert_options options;
     const pst_model *model;
@@ -59,8 +67,7 @@ typedef struct pst_converting {
     uint64_t block_bytes;             /* of the stream */
     uint64_t total_bytes, done_bytes; /* of all files, for the progress */
     pst_folder *folder;               /* NULL: to a stripe set */
-    pst_stripe_set *stripes;
-    const char *stripe_folder; /* its first member */
+    const pst_convert_stripes *stripes;
     pst_io *io;
     pst_io_options settings; /* of io, as they are in use */
     pst_pool *pool;
@@ -82,16 +89,18 @@ int pst_convert_progress(pst_converting *c, uint64_t more_bytes, pst_error *err)
 
 /* "<folder>/<name>" of a file to write; pst_heap_free. NULL when out of memory. */
 char *pst_convert_path(const pst_converting *c, const char *name);
+/* Whether a file of a model's folder goes along as it is (config.json does not). */
+bool pst_convert_is_companion(const char *name);
 /* config.json, and what else belongs to the model. */
 int pst_convert_files(pst_converting *c, pst_error *err);
 /* Bytes of the largest of them: they pass through memory whole. And of all. */
 int pst_convert_files_bytes(const pst_converting *c, uint64_t *largest, uint64_t *total, pst_error *err);
 
-/* pst_convert, or into an open stripe set: then `folder` of the options is for messages only, and config.json and the other
- * small files come to lie in stripe_folder, which is its first member. What a failure leaves there is the caller's to remove.
- * The caller syncs the members' folders. */
-int pst_convert_run(const pst_convert_options *options, pst_stripe_set *stripes, const char *stripe_folder,
-                    pst_convert_report *report, pst_error *err);
+/* pst_convert, or (stripes not NULL) into a stripe set: then `folder` of the options is for messages only, and config.json
+ * and the other small files come to lie in the first member. What a failure leaves there is the caller's to remove. The caller
+ * syncs the members' folders. */
+int pst_convert_run(const pst_convert_options *options, const pst_convert_stripes *stripes, pst_convert_report *report,
+                    pst_error *err);
 
 /* Floats of scratch for one thread. */
 uint64_t pst_convert_scratch_floats(const convert_item *item);

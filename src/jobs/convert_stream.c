@@ -228,7 +228,7 @@ static int open_writer(stream *s, pst_error *err)
     pst_safetensors_target target = {.path = path, .buffer_bytes = writer_buffer(s->block_bytes)};
     int status = 0;
     if (c->stripes != NULL)
-        status = pst_stripe_file_open(c->stripes, c->io, shard->name,
+        status = pst_stripe_file_open(c->stripes->set, c->io, shard->name,
                                       PST_IO_OPEN_WRITE | PST_IO_OPEN_CREATE | PST_IO_OPEN_TRUNCATE, &target.file, err);
     if (status >= 0)
         status = pst_safetensors_writer_open_at(c->io, &target, c->tensors + shard->first, shard->count, metadata,

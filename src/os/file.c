@@ -114,6 +114,34 @@ int pst_file_size(const char *path, uint64_t *out, pst_error *err)
     return 0;
 }
 
+int pst_file_changed_ns(const char *path, int64_t *out, pst_error *err)
+{
+    struct statx info;
+    int status = pst_sys->statx(AT_FDCWD, path, 0, STATX_MTIME, &info);
+    if (status < 0)
+        return fail_code(err, status, path, "examine");
+    *out = info.stx_mtime.tv_sec * INT64_C(1000000000) + info.stx_mtime.tv_nsec;
+    return 0;
+}
+
+int pst_file_absolute(const char *path, char **out, pst_error *err)
+{
+    char link[40], target[4096];
+    int fd = open_retry(path, O_PATH);
+    if (fd < 0)
+        return fail_code(err, fd, path, "open");
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    int status = pst_sys->readlink(link, target, sizeof target);
+    pst_sys->close(fd);
+    if (status < 0)
+        return fail_code(err, status, path, "find the place of");
+    char *copy = pst_heap_strdup(target);
+    if (copy == NULL)
+        return pst_fail_memory(err, "a path", strlen(target));
+    *out = copy;
+    return 0;
+}
+
 int pst_file_find(const char *path, pst_error *err)
 {
     struct statx info;

@@ -16,6 +16,10 @@ int pst_file_read_all(const char *path, uint64_t max_bytes, char **out, size_t *
 /* Reads exactly `bytes` at `offset`; PST_E_SHORT at the end of the file. */
 int pst_file_read_at(const char *path, uint64_t offset, void *buffer, size_t bytes, pst_error *err);
 int pst_file_size(const char *path, uint64_t *out, pst_error *err); /* of a regular file; else PST_E_FORMAT */
+/* When its content last changed, nanoseconds since 1970; links are followed. */
+int pst_file_changed_ns(const char *path, int64_t *out, pst_error *err);
+/* The path of what is there from the root on, without links; pst_heap_free. */
+int pst_file_absolute(const char *path, char **out, pst_error *err);
 /* 1: something is there (symbolic links are followed); 0: nothing (ENOENT, ENOTDIR); negative: that cannot be
  * told (no permission, a loop of links, an I/O error). */
 int pst_file_find(const char *path, pst_error *err);

@@ -114,8 +114,7 @@ static void test_log_file(void **state)
 static void test_refusals(void **state)
 {
     (void)state;
-    EXPECT_ERROR(1, "not yet", "bench", "infer", MODEL, "--quant_bits", "4");
-    EXPECT_ERROR(1, "not yet", "bench", "infer", MODEL, "--quant_bits=8");
+    EXPECT_ERROR(2, "--quant-bits", "bench", "infer", MODEL, "--quant_bits", "5");
     EXPECT_ERROR(1, "not yet", "bench", "infer", MODEL, "--dummy");
     EXPECT_ERROR(2, "needs one model", "bench", "infer");
     EXPECT_ERROR(2, "needs one model", "bench", "infer", MODEL, "--model", MODEL);
