@@ -15,6 +15,8 @@
 /* How long the owner sleeps in a wait before it looks at the cancel flag again. */
 static const uint64_t CANCEL_CHECK_NS = 50 * 1000 * 1000;
 
+enum { CHOICES_TO_GUESS_BY = 8 };
+
 static bool is_before(pst_ring_place a, pst_ring_place b)
 {
     return a.pass != b.pass ? a.pass < b.pass : a.part < b.part;
@@ -261,18 +263,29 @@ int pst_ring_require(pst_ring *ring, uint32_t part, pst_error *err)
     }
 }
 
+/* The units that most passes needed lately: what to read when the stage has no idea. The drive would stand still otherwise. */
+static bool guess_by_demand(pst_ring *ring, uint32_t s)
+{
+    const pst_ring_stage *state = &ring->stage_states[s];
+    bool any = false;
+    for (uint32_t u = 0; u < ring->stages[s].unit_count && state->choices >= CHOICES_TO_GUESS_BY; u++)
+        any |= ring->guessed[state->first_unit + u] = ring->demand[state->first_unit + u] > 0.5f;
+    return any;
+}
+
 /* Asks the next stage that has not chosen for its guess. */
 static void guess_next(pst_ring *ring, uint32_t from)
 {
     uint32_t s = from;
     while (s < ring->stage_count && is_known(ring, s, ring->now.pass))
         s++;
-    if (s == ring->stage_count || ring->stages[s].guess == NULL)
+    if (s == ring->stage_count)
         return;
     const pst_stage *stage = &ring->stages[s];
     pst_ring_stage *state = &ring->stage_states[s];
     memset(ring->guessed + state->first_unit, 0, stage->unit_count);
-    if (stage->guess(stage->context, stage, ring->guessed + state->first_unit) > 0)
+    if ((stage->guess != NULL && stage->guess(stage->context, stage, ring->guessed + state->first_unit) > 0) ||
+        guess_by_demand(ring, s))
         state->guessed_pass = ring->now.pass;
 }
 

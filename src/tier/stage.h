@@ -61,7 +61,8 @@ struct pst_stage {
      * instead, so that reading ahead knows. */
     bool chosen_early;
     /* The same as a guess, to read ahead by, called when the stage with units before this one has been chosen, or the pass
-     * begins; may be wrong either way. NULL: no guess. Returns how many it wants; 0: no idea. */
+     * begins; may be wrong either way. Returns how many it wants; 0, or NULL: no idea, and those are read that most of the last
+     * passes needed. */
     pst_stage_choose *guess;
 };
 
