@@ -10,9 +10,7 @@
 #ifndef PST_CPU_TEMPLATE_STORED_H
 #define PST_CPU_TEMPLATE_STORED_H
 
-#ifndef PANEL_COLUMNS
-#define PANEL_COLUMNS 32
-#endif
+#define PANEL_COLUMNS 32 /* of the wider panel: 130 KiB of stack */
 
 /* Rows of codes, and what the next pass wants of them. */
 typedef struct stored_pass {
@@ -33,8 +31,9 @@ static ALWAYS_INLINE void fetch_codes(const stored_pass *s, const char *row)
     for (size_t i = 0; i < k >> shift; i += 64)
         vf_prefetch(row + (s->next_k0 >> shift) + i);
     if (format->layout == PST_WEIGHT_GROUPED) {
-        const char *scales = row + grouped_code_bytes(format, s->job->k) + s->next_k0 / format->group * 4;
-        for (size_t i = 0; i < k / format->group * 4; i += 64)
+        const size_t bytes = format->symmetric ? 2 : 4;
+        const char *scales = row + grouped_code_bytes(format, s->job->k) + s->next_k0 / format->group * bytes;
+        for (size_t i = 0; i < k / format->group * bytes; i += 64)
             vf_prefetch(scales + i);
     }
 }

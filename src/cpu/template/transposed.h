@@ -45,18 +45,26 @@ static void unpack_plain(const char *line, uint32_t bits, size_t first, size_t c
                        count - i);
 }
 
-/* The same of AWQ's order, 0 2 4 6 1 3 5 7 from the lowest bits on: interleaving the halves of a word makes it natural. */
-static void unpack_awq(const char *line, size_t first, size_t count, float *y)
+/* Words of 8 numbers in AWQ's order, 0 2 4 6 1 3 5 7 from the lowest bits on, to the natural one: the halves' numbers take
+ * turns. */
+static ALWAYS_INLINE void order_awq(const char *line, size_t count, uint32_t *words)
 {
-    uint32_t words[RUN_COLUMNS / 8 + 1];
-    const size_t word_count = (first + count + 7) / 8 - first / 8;
-    memcpy(words, line + first / 8 * 4, word_count * 4);
-    for (size_t i = 0; i < word_count; i++) {
+    memcpy(words, line, count * 4);
+    for (size_t i = 0; i < count; i++) {
         uint32_t a = words[i], b = (a ^ a >> 8) & 0x0000ff00;
         a ^= b ^ b << 8;
         b = (a ^ a >> 4) & 0x00f000f0;
         words[i] = a ^ b ^ b << 4;
     }
+}
+
+static void unpack_awq(const char *line, size_t first, size_t count, float *y)
+{
+    uint32_t words[RUN_COLUMNS / 8 + 1];
+    if (first % 8 == 0 && count == RUN_COLUMNS) /* nearly always: of a length that the compiler knows */
+        order_awq(line + first / 2, RUN_COLUMNS / 8, words);
+    else
+        order_awq(line + first / 8 * 4, (first + count + 7) / 8 - first / 8, words);
     unpack_plain((const char *)words, 4, first % 8, count, y);
 }
 
