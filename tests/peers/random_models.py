@@ -76,7 +76,7 @@ def expert_keys(rng: random.Random, family: str, layers: int) -> dict:
     keys |= {"qk_nope_head_dim": rng.choice([5, 16, 32]), "qk_rope_head_dim": rng.choice([2, 8, 16])}
     keys["v_head_dim"] = rng.choice([6, 16, 33])
     if family == "deepseek_v2":  # transformers rotates complex numbers there, which must lie at even places
-        keys["qk_nope_head_dim"] &= ~1
+        keys |= {"qk_nope_head_dim": keys["qk_nope_head_dim"] & ~1, "kv_lora_rank": keys["kv_lora_rank"] & ~1}
         return {**keys, "topk_method": rng.choice(["greedy", "group_limited_greedy"])}
     return {**keys, "norm_topk_prob": rng.random() < 0.7, "rope_interleave": rng.random() < 0.8}
 
