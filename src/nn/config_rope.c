@@ -130,6 +130,14 @@ static int read_longrope(const reader *in, const json_t *dictionary, pst_rope *r
     return 0;
 }
 
+/* The context that scaling gives, where max_position_embeddings still is the original one or something between. */
+static void extend_context(pst_transformer *t)
+{
+    double context = t->rope.original_context * t->rope.factor;
+    if (context > t->context)
+        t->context = context < UINT32_MAX / 2 ? (uint32_t)context : UINT32_MAX / 2;
+}
+
 /* The numbers that a type needs. */
 static int read_scaling(const reader *in, const json_t *dictionary, pst_transformer *t)
 {
@@ -142,16 +150,15 @@ static int read_scaling(const reader *in, const json_t *dictionary, pst_transfor
         return pst_fail(in->err, PST_E_FORMAT, in->path, "a rotary \"factor\" of %g", rope->factor);
     switch (rope->type) {
     case PST_ROPE_LLAMA3: return read_llama3(in, dictionary, rope);
-    case PST_ROPE_YARN: return read_yarn(in, dictionary, rope);
+    case PST_ROPE_YARN:
+        if (rope->original_context < t->context || json_object_get(dictionary, "original_max_position_embeddings"))
+            extend_context(t);
+        return read_yarn(in, dictionary, rope);
     case PST_ROPE_LONGROPE: return read_longrope(in, dictionary, rope);
-    case PST_ROPE_DYNAMIC: {
-        /* Grows with the sequence, from the context that the model was made for. */
+    case PST_ROPE_DYNAMIC: /* grows with the sequence, from the context that the model was made for */
         rope->original_context = t->context;
-        double context = t->context * rope->factor;
-        if (context > t->context)
-            t->context = context < UINT32_MAX / 2 ? (uint32_t)context : UINT32_MAX / 2;
+        extend_context(t);
         return 0;
-    }
     default: return 0;
     }
 }

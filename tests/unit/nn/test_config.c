@@ -199,6 +199,37 @@ static void test_alibi_slopes(void **state)
     assert_true(slopes[0] == 1.0f / 256);
 }
 
+/* Published folders add yarn to a config whose max_position_embeddings they leave as it was. */
+static void test_context_of_scaling(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *config;
+        uint32_t context;
+    } cases[] = {
+        {"40960,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0,\"original_max_position_embeddings\":32768}",
+         131072},
+        {"32768,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0,\"original_max_position_embeddings\":32768}",
+         131072},
+        {"200000,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0,\"original_max_position_embeddings\":32768}",
+         200000},
+        {"4096,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0}", 4096},
+        {"4096,\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}", 8192},
+        {"4096,\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":1e300}", UINT32_MAX / 2},
+        {"4096,\"rope_scaling\":{\"type\":\"linear\",\"factor\":4.0}", 4096},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char config[1024];
+        snprintf(config, sizeof config, "{\"model_type\":\"llama\"," BODY ",\"max_position_embeddings\":%s}",
+                 cases[i].config);
+        pst_transformer t;
+        pst_error err;
+        assert_int_equal(parse(config, &t, &err), 0);
+        assert_int_equal(t.context, cases[i].context);
+        pst_transformer_destroy(&t);
+    }
+}
+
 /* What depends on a sequence's length does so only beyond the original context. */
 static void test_rope_by_length(void **state)
 {
@@ -381,6 +412,7 @@ int main(void)
         cmocka_unit_test(test_dense_families),
         cmocka_unit_test(test_alibi_slopes),
         cmocka_unit_test(test_rope_by_length),
+        cmocka_unit_test(test_context_of_scaling),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_names_are_complete),
         cmocka_unit_test(test_allocation_failures),
