@@ -158,6 +158,7 @@ int cli_batch_run(cli_batch_job *job, pst_error *err)
     o->input = job->batch->input;
     o->output = job->batch->output;
     o->restart = job->batch->restart;
+    o->host_memory_bytes = job->runtime->host_memory;
     o->on_progress = on_progress;
     o->user = &view;
     cli_interrupt_polled(true); /* a signal ends the job in order: what is answered stays, with nothing beside it */

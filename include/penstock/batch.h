@@ -62,7 +62,8 @@ typedef struct pst_batch_options {
     bool ignore_end;
     pst_batch_on_progress on_progress; /* may be NULL */
     void *user;
-    double sync_seconds; /* answers are made durable this often; 0: 5; below zero: after every answer */
+    uint64_t host_memory_bytes; /* of the session to come: PST_E_BUDGET for a line that takes too much of it; 0: none */
+    double sync_seconds;        /* answers are made durable this often; 0: 5; below zero: after every answer */
 } pst_batch_options;
 
 /* PST_E_USAGE: options that make no sense, or an output that exists and is none of this job. -EBUSY: another process is

@@ -216,10 +216,10 @@ static int digest_input(pst_batch *b, pst_error *err)
 static void measure_line(pst_batch *b, const pst_batch_line *line, size_t bytes)
 {
     pst_batch_info *i = &b->info;
+    if (line->error_code != NULL) /* answered at once */
+        return;
     uint64_t memory = pst_batch_line_memory(&b->rules, line, bytes);
     i->memory_bytes = memory > i->memory_bytes ? memory : i->memory_bytes;
-    if (line->error_code != NULL)
-        return;
     i->requests += line->choices;
     for (size_t p = 0; p < line->prompt_count; p++) {
         size_t tokens = line->prompts[p].ids.count, all;
@@ -236,13 +236,20 @@ static void measure_line(pst_batch *b, const pst_batch_line *line, size_t bytes)
 
 static int measure(pst_batch *b, pst_error *err)
 {
-    enum { PARSING = 8 }; /* bytes while a line is parsed, by its own: its copies, ids, what a tokenizer takes */
+    /* Bytes while a line is read, by its own: its copies, ids, what a tokenizer takes, what the heap keeps of that. */
+    enum { PARSING = 40 };
+    uint64_t budget = b->options.host_memory_bytes;
     pst_batch_raw raw;
     int status;
     uint64_t longest = 0;
     b->progress = (pst_batch_progress){.phase = PST_BATCH_MEASURING, .total = pst_batch_input_bytes(b->input)};
     while ((status = pst_batch_input_next(b->input, &raw, err)) == 1) {
         pst_batch_line line;
+        if (budget != 0 && PARSING * (uint64_t)raw.bytes > budget / 2)
+            return pst_fail(err, PST_E_BUDGET, b->options.input,
+                            "reading line %" PRIu64 " takes up to %.1f MiB, which is more than half of the host memory "
+                            "budget of %.1f MiB",
+                            raw.number, PARSING * (double)raw.bytes / 0x1p20, (double)budget / 0x1p20);
         status = pst_batch_line_read(&b->rules, &raw, &line, err);
         if (status >= 0)
             measure_line(b, &line, raw.bytes);

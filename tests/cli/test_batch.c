@@ -506,9 +506,24 @@ static int64_t peak_of(size_t lines)
     return (int64_t)peak;
 }
 
+/* A line that could not be read within the budget is the budget's fault, not the line's. */
 static void test_memory(void **state)
 {
     (void)state;
+    char in[600];
+    snprintf(in, sizeof in, "%s", scratch_path("long.jsonl"));
+    FILE *file = fopen(in, "w");
+    fputs("{\"prompt\": \"", file);
+    for (int i = 0; i < 1000000; i++)
+        fputc('a' + i % 7, file);
+    fputs("\"}\n", file);
+    fclose(file);
+    EXPECT_ERROR(1, "line 1", "generate", MODEL, "-i", in, "-o", scratch_path("long.out"), "--host-memory", "40Mi");
+    program_result result = PENSTOCK("generate", MODEL, "-i", in, "-o", scratch_path("long.out"), "--host-memory",
+                                     SANITIZED ? "2G" : "100Mi");
+    assert_int_equal(result.status, 0);
+    assert_non_null(strstr(result.err, "1 with an error"));
+    program_free(&result);
     int64_t few = peak_of(2000), many = peak_of(SANITIZED ? 5000 : 100000);
     if (!SANITIZED && many > few + (1 << 20))
         fail_msg("%lld bytes for 2,000 lines, %lld for 100,000", (long long)few, (long long)many);
