@@ -64,6 +64,37 @@ static void test_accuracy(void **state)
     assert_true(four < full * 1.02);
 }
 
+static double mean_logprob(const char *model)
+{
+    json_t *scored = expect_json(
+        PENSTOCK("score", model, "--token-ids", "5,6,7,8,9,10,11,12,3,4,20,21", "--resident", "0", "--json"));
+    double value =
+        json_number_value(json_object_get(json_array_get(json_object_get(scored, "results"), 0), "mean_logprob"));
+    json_decref(scored);
+    return value;
+}
+
+/* Matrices with a row per input, experts, latent attention, learned positions, FP8: all become groups. */
+static void test_families(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"gpt2",       "bloom_untied",           "opt_projected_bf16",
+                                        "mixtral",    "qwen3_moe_mixed_layers", "deepseek_v2",
+                                        "fp8_blocks", "fp8_channels",           "penstock_8"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        char model[600];
+        const char *out = scratch_path(names[i]);
+        snprintf(model, sizeof model, CASES "/%s", names[i]);
+        json_t *made = expect_json(PENSTOCK("convert", model, out, "--bits", "8", "--group-size", "16", "--json"));
+        const json_t *report = json_array_get(json_object_get(made, "results"), 0);
+        assert_true(json_integer_value(json_object_get(report, "quantized")) >= 8);
+        json_decref(made);
+        double before = mean_logprob(model), after = mean_logprob(out);
+        if (!(fabs(before - after) < 0.05))
+            fail_msg("%s: mean log-probability %g became %g", names[i], before, after);
+    }
+}
+
 /* Streamed, resident and in between: the same bits, and read directly. */
 static void test_same_bits(void **state)
 {
@@ -97,6 +128,12 @@ static void test_memory(void **state)
     assert_true(peak > 0 && peak <= 40 * 1048576.0);
     assert_true(json_integer_value(json_object_get(result, "source_bytes")) > 500000000);
     json_decref(made);
+    json_t *both =
+        expect_json(PENSTOCK("generate", scratch_path("big"), "--token-ids", "1,2,3", "-n", "1", "--quant-bits", "4",
+                             "--offload-dir", scratch_path("copies"), "--host-memory", "60Mi", "--json"));
+    peak = json_number_value(json_object_get(json_object_get(both, "stats"), "peak_rss_bytes"));
+    assert_true(peak > 0 && peak <= 60 * 1048576.0);
+    json_decref(both);
     EXPECT_ERROR(1, "of memory at least", "convert", scratch_path("big"), scratch_path("none"), "--bits", "4",
                  "--host-memory", "10Mi");
     assert_int_equal(count_entries("none"), 0);
@@ -203,9 +240,9 @@ static void test_stopped(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_accuracy), cmocka_unit_test(test_same_bits), cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_verify),   cmocka_unit_test(test_usage),     cmocka_unit_test(test_crafted),
-        cmocka_unit_test(test_stopped),
+        cmocka_unit_test(test_accuracy), cmocka_unit_test(test_families), cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_memory),   cmocka_unit_test(test_verify),   cmocka_unit_test(test_usage),
+        cmocka_unit_test(test_crafted),  cmocka_unit_test(test_stopped),
     };
     return cmocka_run_group_tests_name("convert", tests, NULL, NULL);
 }
