@@ -206,6 +206,18 @@ int cli_engine_open(cli_engine *engine, const char *model, const cli_lookup *loo
     return 0;
 }
 
+pst_compute_type cli_compute_type(const cli_runtime *runtime)
+{
+    return strcmp(runtime->compute_type, "f32") == 0    ? PST_COMPUTE_F32
+           : strcmp(runtime->compute_type, "bf16") == 0 ? PST_COMPUTE_BF16
+                                                        : PST_COMPUTE_AUTO;
+}
+
+uint32_t cli_kv_bits(const cli_runtime *runtime)
+{
+    return strcmp(runtime->kv_bits, "auto") == 0 ? 0 : (uint32_t)atoi(runtime->kv_bits);
+}
+
 static void fill_options(const cli_runtime *runtime, const pst_io_options *io, bool resident_given,
                          pst_session_options *out)
 {
@@ -214,10 +226,8 @@ static void fill_options(const cli_runtime *runtime, const pst_io_options *io, b
     out->resident_set = resident_given;
     out->resident_share = runtime->resident.is_share ? runtime->resident.share : -1;
     out->resident_bytes = runtime->resident.bytes;
-    out->compute_type = strcmp(runtime->compute_type, "f32") == 0    ? PST_COMPUTE_F32
-                        : strcmp(runtime->compute_type, "bf16") == 0 ? PST_COMPUTE_BF16
-                                                                     : PST_COMPUTE_AUTO;
-    out->kv_bits = strcmp(runtime->kv_bits, "auto") == 0 ? 0 : (uint32_t)atoi(runtime->kv_bits);
+    out->compute_type = cli_compute_type(runtime);
+    out->kv_bits = cli_kv_bits(runtime);
     out->kv_folder = runtime->kv_dir;
     out->threads = (uint32_t)runtime->threads;
     out->io_engine = io->engine;

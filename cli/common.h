@@ -49,6 +49,10 @@ typedef struct cli_runtime {
 enum { CLI_RUNTIME_ROWS = 8 };
 extern const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS];
 
+/* What --compute-type and --kv-bits say. */
+pst_compute_type cli_compute_type(const cli_runtime *runtime);
+uint32_t cli_kv_bits(const cli_runtime *runtime);
+
 /* A command's groups: its own rows, whose offsets are those of its structure, and shared rows at a member of it. */
 #define CLI_OWN_GROUP(title_text, rows)                                                                                \
     {                                                                                                                  \

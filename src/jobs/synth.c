@@ -38,7 +38,7 @@ typedef struct synth {
     pst_synth_options options;
     const pst_shape *shape;
     uint32_t layers;
-    pst_transformer transformer; /* without quantization: what the family asks for */
+    pst_transformer transformer;
     pst_shape_tensors tensors;
     pst_fill *fills; /* one per tensor */
     synth_shard *shards;
@@ -373,8 +373,8 @@ int pst_synth(const pst_synth_options *options, pst_synth_report *report, pst_er
     PST_TRY(check_options(&s, options, err));
     int status;
     pst_dtype plain = s.options.dtype == PST_F8_E4M3 ? PST_BF16 : s.options.dtype;
-    PST_TRY_GOTO(done, pst_shape_parse(s.shape, s.layers, plain, &s.transformer, err));
-    PST_TRY_GOTO(done, pst_shape_tensors_make(&s.transformer, s.options.dtype, &s.tensors, err));
+    PST_TRY_GOTO(done, pst_shape_parse(s.shape, s.layers, s.options.dtype, &s.transformer, err));
+    PST_TRY_GOTO(done, pst_shape_tensors_make(&s.transformer, plain, &s.tensors, err));
     PST_TRY_GOTO(done, make_fills(&s, err));
     PST_TRY_GOTO(done, cut_shards(&s, err));
     PST_TRY_GOTO(done, make_small_files(&s, err));

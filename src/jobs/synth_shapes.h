@@ -50,6 +50,7 @@ typedef struct pst_shape_tensors {
     char *names;
     uint64_t data_bytes, elements; /* elements: parameters, so without scales */
 } pst_shape_tensors;
+/* dtype: of what is not quantized. transformer->quantized: PLAIN, FP8_BLOCKS or GROUPED. */
 int pst_shape_tensors_make(const pst_transformer *transformer, pst_dtype dtype, pst_shape_tensors *out, pst_error *err);
 void pst_shape_tensors_free(pst_shape_tensors *tensors); /* what it holds, not itself */
 

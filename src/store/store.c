@@ -497,3 +497,29 @@ void pst_store_metadata_at(const pst_store *store, uint32_t file, size_t index, 
     *key = store->files[file].header.metadata[index].key;
     *value = store->files[file].header.metadata[index].value;
 }
+
+int pst_store_create_table(const char *path, const pst_tensor *tensors, size_t count, pst_store **out, pst_error *err)
+{
+    pst_store *store = pst_heap_calloc(1, sizeof *store);
+    if (store == NULL)
+        return pst_fail_memory(err, "a store", sizeof *store);
+    int status;
+    PST_TRY_GOTO(fail, set_files(store, NULL, &path, 1, err));
+    store->tensors = pst_heap_reallocarray(NULL, count, sizeof *tensors);
+    if (store->tensors == NULL)
+        PST_TRY_GOTO(fail, pst_fail_memory(err, "a table of tensors", count * sizeof *tensors));
+    memcpy(store->tensors, tensors, count * sizeof *tensors);
+    store->tensor_count = count;
+    for (size_t i = 0; i < count; i++) {
+        store->tensors[i].file = 0;
+        store->tensors[i].offset = store->data_bytes;
+        if (__builtin_add_overflow(store->data_bytes, tensors[i].bytes, &store->data_bytes))
+            PST_TRY_GOTO(fail, pst_fail(err, PST_E_USAGE, path, "more bytes of tensors than 64 bits count"));
+    }
+    PST_TRY_GOTO(fail, sort_names(store, err));
+    *out = store;
+    return 0;
+fail:
+    pst_store_close(store);
+    return status;
+}

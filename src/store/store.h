@@ -29,6 +29,9 @@ typedef struct pst_store pst_store;
  * ("../x", "/x") are refused. A folder that is a member of a stripe set (penstock/io_stripe.h) holds the index, if there is
  * one; the safetensors files are those of the set. */
 int pst_store_open(const char *path, pst_store **out, pst_error *err);
+/* The table alone, of tensors (name, dtype, rank, shape and bytes are set) that would lie in one file in this order: to plan
+ * with. There is nothing to read. The names are the caller's and outlive the store. */
+int pst_store_create_table(const char *path, const pst_tensor *tensors, size_t count, pst_store **out, pst_error *err);
 void pst_store_close(pst_store *store);
 
 size_t pst_store_tensor_count(const pst_store *store);

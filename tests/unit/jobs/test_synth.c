@@ -261,14 +261,15 @@ static void test_configs(void **state)
 }
 
 /* FP8: the matrices of the layers have the scales of their blocks before them, the rest stays in 16 bits. */
-static void test_fp8_tensors(void **state)
+static void test_quantized_tensors(void **state)
 {
     (void)state;
     const pst_shape *shape = pst_shape_find("llama3.2-1b"); /* any family will do for the walk itself */
     pst_transformer t;
     pst_shape_tensors tensors;
     assert_int_equal(pst_shape_parse(shape, 1, PST_BF16, &t, NULL), 0);
-    assert_int_equal(pst_shape_tensors_make(&t, PST_F8_E4M3, &tensors, NULL), 0);
+    t.quantized = (pst_weight_format){.layout = PST_WEIGHT_FP8_BLOCKS};
+    assert_int_equal(pst_shape_tensors_make(&t, PST_BF16, &tensors, NULL), 0);
     size_t scales = 0;
     for (size_t i = 0; i < tensors.count; i++) {
         const pst_tensor *tensor = &tensors.tensors[i];
@@ -285,6 +286,11 @@ static void test_fp8_tensors(void **state)
         assert_string_equal(tensor->name + strlen(tensor[1].name), "_scale_inv");
     }
     assert_int_equal(scales, 7);
+    pst_shape_tensors_free(&tensors);
+    t.quantized = (pst_weight_format){.layout = PST_WEIGHT_GROUPED, .bits = 4, .group = 64};
+    assert_int_equal(pst_shape_tensors_make(&t, PST_BF16, &tensors, NULL), 0);
+    assert_int_equal(tensors.tensors[0].dtype, PST_U8); /* the embedding */
+    assert_int_equal(tensors.tensors[0].shape[1], t.hidden / 2 + t.hidden / 64 * 4);
     pst_shape_tensors_free(&tensors);
     pst_transformer_destroy(&t);
 }
@@ -634,7 +640,7 @@ int main(void)
         cmocka_unit_test(test_distribution),
         cmocka_unit_test(test_parameter_counts),
         cmocka_unit_test(test_configs),
-        cmocka_unit_test(test_fp8_tensors),
+        cmocka_unit_test(test_quantized_tensors),
         TEST(test_stored_hashes),
         TEST(test_same_bytes),
         TEST(test_large_shape),

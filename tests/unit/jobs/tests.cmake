@@ -1,4 +1,5 @@
 pst_test(test_synth SOURCES ${PST_TEST_DIR}/test_synth.c LABELS unit LIBRARIES m)
+pst_test(test_predict SOURCES ${PST_TEST_DIR}/test_predict.c LABELS unit LIBRARIES m)
 pst_test(test_inspect SOURCES ${PST_TEST_DIR}/test_inspect.c LABELS unit)
 pst_test(test_tune_search SOURCES ${PST_TEST_DIR}/test_tune_search.c LABELS unit LIBRARIES m)
 pst_test(test_tune SOURCES ${PST_TEST_DIR}/test_tune.c LABELS unit TIMEOUT 300 LIBRARIES PkgConfig::JANSSON)

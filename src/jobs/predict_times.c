@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The times of a run, pass by pass, with the rows that a session would choose: one of every sequence that decodes, then as
+ * much of the prompts, in order, as there is room for. Sequences are alike, so that a pass is known by how many decode and
+ * how many rows of prompts are left; stretches in which nothing changes are counted at once.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/heap.h"
+#include "jobs/predict_internal.h"
+
+static const uint64_t MAX_PREFILL_PASSES = 10 * 1000 * 1000;
+enum { MANY_ROWS = 256 }; /* from here on the rate is that of many rows */
+
+typedef enum limit { BY_DISK, BY_LINK, BY_COMPUTE, LIMITS } limit;
+static const char *const limit_names[LIMITS] = {"disk", "link", "compute"};
+
+/* The rate with so many rows, from the two that are known. Fewer rows than measured take the same time: that of getting the
+ * weights from memory. */
+static double rate_of(const pst_predict_options *o, uint32_t batch, double rows)
+{
+    double many = o->operations_per_second, few = o->decode_operations_per_second;
+    double few_rows = o->decode_rows ? o->decode_rows : batch;
+    if (few <= 0 || rows >= MANY_ROWS)
+        return rows <= few_rows && few > 0 ? few : many;
+    if (rows <= few_rows)
+        return few * rows / few_rows;
+    return few * pow(many / few, log(rows / few_rows) / log(MANY_ROWS / few_rows));
+}
+
+static pst_predicted_pass time_pass(const pst_placed *p, double rows, double logit_rows, double keys)
+{
+    const pst_predict_options *o = p->options;
+    double share = p->model->t->experts ? pst_cost_expert_share(p->model->t, rows) : 0;
+    if (p->plan != NULL)
+        share = 1; /* a session streams whole layers */
+    pst_predicted_pass pass = {.rows = rows};
+    pass.bytes = p->disk.always + share * p->disk.experts + rows * p->gathered_row_bytes;
+    double moved = p->link.always + share * p->link.experts + p->kv_over_link;
+    if (pass.bytes > 0)
+        pass.disk_seconds = pass.bytes / o->disk_bytes_per_second;
+    if (moved > 0)
+        pass.link_seconds = moved / o->link_bytes_per_second;
+    pass.compute_seconds = pst_cost_operations(&p->cost, rows, logit_rows, keys) / rate_of(o, p->batch, rows);
+    const double by[LIMITS] = {pass.disk_seconds, pass.link_seconds, pass.compute_seconds};
+    limit slowest = BY_DISK;
+    for (limit l = BY_LINK; l < LIMITS; l++)
+        slowest = by[l] > by[slowest] ? l : slowest;
+    pass.seconds = by[slowest];
+    pass.limited_by = limit_names[slowest];
+    return pass;
+}
+
+typedef struct run {
+    const pst_placed *p;
+    uint32_t *joined;           /* by pass with prompts: sequences whose first token it made */
+    uint64_t prefill_count;     /* of these passes */
+    double decoding, positions; /* sequences that decode, and the sum of their positions */
+    double limited[LIMITS];     /* seconds */
+    double seconds;
+} run;
+
+static void count_pass(run *r, const pst_predicted_pass *pass, double times)
+{
+    r->seconds += times * pass->seconds;
+    for (limit l = 0; l < LIMITS; l++)
+        if (pass->limited_by == limit_names[l])
+            r->limited[l] += times * pass->seconds;
+}
+
+static double keys_of_decoding(const run *r)
+{
+    return r->decoding > 0 ? r->decoding * pst_cost_keys(&r->p->cost, r->positions / r->decoding) : 0;
+}
+
+static void advance(run *r, double passes)
+{
+    r->positions += passes * r->decoding;
+}
+
+/* Sequences that got all their tokens in this pass (counted from 0) leave. */
+static void leave(run *r, uint64_t pass)
+{
+    const pst_predict_options *o = r->p->options;
+    if (o->new_tokens == 0 || pass + 1 < o->new_tokens || pass + 1 - o->new_tokens >= r->prefill_count)
+        return;
+    double gone = r->joined[pass + 1 - o->new_tokens];
+    r->decoding -= gone;
+    r->positions -= gone * ((double)o->prompt_tokens + o->new_tokens - 1);
+}
+
+/* The passes that carry prompts. */
+static void run_prefill(run *r, pst_prediction *out)
+{
+    const pst_predict_options *o = r->p->options;
+    double prompt = o->prompt_tokens, left = prompt * r->p->batch;
+    double room = r->p->rows_per_pass;
+    for (uint64_t pass = 0; left > 0; pass++) {
+        double rows = room - r->decoding;
+        rows = rows < left ? rows : left;
+        double done_before = floor((prompt * r->p->batch - left) / prompt);
+        left -= rows;
+        double finished = floor((prompt * r->p->batch - left) / prompt) - done_before;
+        /* Rows of one prompt stand at all its positions; a piece of a long one is taken at the middle on average. */
+        double keys = rows * pst_cost_keys(&r->p->cost, prompt / 2) + keys_of_decoding(r);
+        pst_predicted_pass cost = time_pass(r->p, rows + r->decoding, finished + r->decoding, keys);
+        if (cost.seconds > out->prefill.seconds)
+            out->prefill = cost;
+        count_pass(r, &cost, 1);
+        advance(r, 1);
+        r->decoding += finished;
+        r->positions += finished * prompt;
+        r->joined[pass] = (uint32_t)finished;
+        r->prefill_count = pass + 1;
+        leave(r, pass);
+    }
+}
+
+/* The rest, from one leave to the next. Returns the number of passes. */
+static uint64_t run_decode(run *r)
+{
+    const pst_predict_options *o = r->p->options;
+    uint64_t pass = r->prefill_count, end = r->prefill_count + o->new_tokens - 1;
+    while (pass < end) {
+        /* The pass after which someone leaves next: his first token's pass plus new_tokens - 1. */
+        uint64_t stop = pass < o->new_tokens - 1 ? o->new_tokens - 1 : pass;
+        double passes = (double)(stop - pass + 1);
+        double middle = r->positions;
+        r->positions += (passes - 1) / 2 * r->decoding;
+        pst_predicted_pass cost = time_pass(r->p, r->decoding, r->decoding, keys_of_decoding(r));
+        r->positions = middle;
+        if (r->decoding > 0)
+            count_pass(r, &cost, passes);
+        advance(r, passes);
+        leave(r, stop);
+        pass = stop + 1;
+    }
+    return end;
+}
+
+/* In the long run as many sequences end as join: with x of them per pass, x * new_tokens are in flight, and a pass carries
+ * x * (prompt + new - 1) rows. */
+static double steady_rate(const pst_placed *p)
+{
+    const pst_predict_options *o = p->options;
+    double prompt = o->prompt_tokens, made = o->new_tokens;
+    double x = p->batch / made, by_rows = p->rows_per_pass / (prompt + made - 1);
+    x = x < by_rows ? x : by_rows;
+    double decoding = x * (made - 1), joining = x * prompt;
+    double keys = decoding * pst_cost_keys(&p->cost, prompt + made / 2) + joining * pst_cost_keys(&p->cost, prompt / 2);
+    pst_predicted_pass pass = time_pass(p, decoding + joining, decoding + x, keys);
+    return pass.seconds > 0 ? x * made / pass.seconds : 0;
+}
+
+static void fill_rates(const run *r, double prefill_seconds, pst_prediction *out)
+{
+    double batch = out->batch, prompt = out->prompt_tokens, made = out->new_tokens;
+    out->prefill_seconds = prefill_seconds;
+    out->total_seconds = r->seconds;
+    out->decode_seconds = r->seconds - prefill_seconds;
+    out->prefill_tokens_per_second = prefill_seconds > 0 ? batch * prompt / prefill_seconds : 0;
+    out->decode_tokens_per_second = out->decode_seconds > 0 ? batch * (made - 1) / out->decode_seconds : 0;
+    out->tokens_per_second = r->seconds > 0 ? batch * made / r->seconds : 0;
+    limit most = BY_DISK;
+    for (limit l = BY_LINK; l < LIMITS; l++)
+        most = r->limited[l] > r->limited[most] ? l : most;
+    out->limited_by = limit_names[most];
+}
+
+int pst_predict_times(const pst_placed *p, pst_prediction *out, pst_error *err)
+{
+    /* Rows beside those that decode; at least one, since the plan has a row for each sequence. */
+    double passes = (double)p->batch * p->options->prompt_tokens;
+    double most_decoding = p->rows_per_pass > p->batch ? p->rows_per_pass - p->batch : 1;
+    passes = ceil(passes / most_decoding) + p->batch + 1;
+    if (passes > (double)MAX_PREFILL_PASSES)
+        return pst_fail(err, PST_E_USAGE, p->model->name, "%u prompts of %u tokens, %u at a time, are too many passes",
+                        p->batch, p->options->prompt_tokens, p->rows_per_pass);
+    run r = {.p = p, .joined = pst_heap_calloc((size_t)passes + 1, sizeof *r.joined)};
+    if (r.joined == NULL)
+        return pst_fail_memory(err, "the passes of a prediction", (size_t)passes * sizeof *r.joined);
+    out->rows_per_pass = p->rows_per_pass;
+    run_prefill(&r, out);
+    double prefill_seconds = r.seconds;
+    out->prefill_passes = r.prefill_count;
+    out->passes = run_decode(&r);
+    pst_heap_free(r.joined);
+    double middle = p->options->prompt_tokens + p->options->new_tokens / 2.0;
+    out->decode = time_pass(p, p->batch, p->batch, p->batch * pst_cost_keys(&p->cost, middle));
+    out->expert_share = pst_cost_expert_share(p->model->t, p->batch);
+    out->steady_tokens_per_second = steady_rate(p);
+    fill_rates(&r, prefill_seconds, out);
+    return 0;
+}
