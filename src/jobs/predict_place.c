@@ -57,14 +57,9 @@ static void place_host(const pst_planned_model *m, const pst_plan_request *reque
                        pst_placed *placed, pst_prediction *out)
 {
     bool embedding_stays = true;
-    for (uint32_t i = 0; i < plan->layout.part_count; i++) {
-        const pst_stage *stage = &m->program->stages[plan->layout.parts[i].stage];
-        if (stage->gathered)
+    for (uint32_t i = 0; i < plan->layout.part_count; i++)
+        if (m->program->stages[plan->layout.parts[i].stage].gathered)
             embedding_stays = embedding_stays && plan->resident[i];
-        else if (!plan->resident[i])
-            *(stage->unit_count ? &placed->disk.experts : &placed->disk.always) +=
-                (double)plan->layout.parts[i].weight_bytes;
-    }
     placed->plan = plan;
     placed->rows_per_pass = plan->rows_per_pass;
     placed->gathered_row_bytes = embedding_stays ? 0 : gathered_row_bytes(m->program);
@@ -73,7 +68,7 @@ static void place_host(const pst_planned_model *m, const pst_plan_request *reque
         .weights = plan->resident_memory_bytes,
         .kv = kv_bytes,
         .activations = request->fixed_bytes - kv_bytes + plan->rows_per_pass * request->row_bytes,
-        .ring = plan->slots * plan->slot_bytes,
+        .ring = ((uint64_t)plan->slots + plan->cache_slots) * plan->slot_bytes,
         .tables = plan->table_bytes,
         .process = request->process_bytes,
         .total = plan->total_bytes,

@@ -33,11 +33,13 @@ static double rate_of(const pst_predict_options *o, uint32_t batch, double rows)
 static pst_predicted_pass time_pass(const pst_placed *p, double rows, double logit_rows, double keys)
 {
     const pst_predict_options *o = p->options;
-    double share = p->model->t->experts ? pst_cost_expert_share(p->model->t, rows) : 0;
-    if (p->plan != NULL)
-        share = 1; /* a session streams whole layers */
+    double share = pst_cost_expert_share(p->model->t, rows);
     pst_predicted_pass pass = {.rows = rows};
-    pass.bytes = p->disk.always + share * p->disk.experts + rows * p->gathered_row_bytes;
+    if (p->plan != NULL) /* the session's own reckoning, with its cache of experts */
+        pass.bytes = pst_plan_expected_bytes(p->plan, (uint32_t)ceil(rows));
+    else
+        pass.bytes = p->disk.always + share * p->disk.experts;
+    pass.bytes += rows * p->gathered_row_bytes;
     double moved = p->link.always + share * p->link.experts + p->kv_over_link;
     if (pass.bytes > 0)
         pass.disk_seconds = pass.bytes / o->disk_bytes_per_second;

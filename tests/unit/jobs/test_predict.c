@@ -124,6 +124,32 @@ static void test_equations(void **state)
     assert_true(told);
 }
 
+/* Experts on demand: a row alone needs its own, many rows need all of them, and what is kept is not read. */
+static void test_experts(void **state)
+{
+    (void)state;
+    if (pst_shape_find("mixtral-8x7b") == NULL)
+        return;
+    pst_predict_options o = base("mixtral-8x7b");
+    o.batch = 1;
+    o.resident_set = true; /* nothing is kept: the share of what streams is the share of experts */
+    pst_prediction one, many;
+    must(&o, &one);
+    check_sums(&one);
+    double experts = 32 * 8 * 3 * 4096.0 * 14336 * 2, others = (double)one.streamed_bytes - experts;
+    assert_true(others > 0 && others < 0.06 * experts);
+    assert_true(fabs(one.expert_share - 0.25) < 1e-9);
+    assert_true(fabs(one.decode.bytes / (others + experts / 4) - 1) < 1e-3);
+    assert_true(one.prefill.bytes > others + 0.99 * experts);
+    o.batch = 16;
+    must(&o, &many);
+    assert_true(fabs(many.decode.bytes / (others + experts * (1 - pow(0.75, 16))) - 1) < 1e-3);
+    o.resident_set = false;
+    must(&o, &many);
+    check_sums(&many);
+    assert_true(many.decode.bytes < (others + experts) * 0.97);
+}
+
 /* Four bits take 0.28 of the bytes: 4 + 32/64 bits of 16. */
 static void test_quantized(void **state)
 {
@@ -375,6 +401,7 @@ int main(void)
         cmocka_unit_test(test_worked_examples),
         cmocka_unit_test(test_equations),
         cmocka_unit_test(test_quantized),
+        cmocka_unit_test(test_experts),
         cmocka_unit_test(test_passes),
         cmocka_unit_test(test_huge),
         TEST(test_same_as_session),
