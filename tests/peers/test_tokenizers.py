@@ -31,7 +31,12 @@ def load(folder: Path) -> Tokenizer:
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
     tok.decoder = decoders.ByteLevel()
     tok.post_processor = processors.ByteLevel(trim_offsets=False)
-    tok.add_special_tokens([AddedToken(config["eos_token"], special=True)])
+    named = [config.get(name) for name in ("eos_token", "pad_token")]
+    texts = [token["content"] if isinstance(token, dict) else token for token in named if token]
+    tok.add_special_tokens([AddedToken(text, special=True, normalized=True) for text in texts])
+    if config.get("add_bos_token"):  # OPT, whose text begins with what it ends with
+        ids = [(texts[0], tok.token_to_id(texts[0]))]
+        tok.post_processor = processors.TemplateProcessing(single=f"{texts[0]} $A", special_tokens=ids)
     return tok
 
 
