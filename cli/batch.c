@@ -93,8 +93,11 @@ static int start_session(cli_batch_job *job, const pst_batch_info *info, pst_err
                                  .max_prompt_tokens = info->max_prompt_tokens,
                                  .max_sequences = (uint32_t)(info->requests < most ? info->requests : most),
                                  .all_logits = scores};
-    return cli_engine_start(job->engine, job->runtime, job->resident_given, &shape, job->batch_size == 0,
-                            &(cli_needs){needed_bytes, info}, err);
+    cli_interrupt_polled(false); /* a signal need not wait until all weights are in memory */
+    int status = cli_engine_start(job->engine, job->runtime, job->resident_given, &shape, job->batch_size == 0,
+                                  &(cli_needs){needed_bytes, info}, err);
+    cli_interrupt_polled(true);
+    return status;
 }
 
 static void say_where(const cli_batch_job *job, const pst_batch_info *info, const pst_batch_report *report)

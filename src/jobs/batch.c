@@ -319,6 +319,16 @@ static int check_paths(const pst_batch_options *o, pst_error *err)
     return 0;
 }
 
+/* Takes away a journal of our own making in which nothing was begun, while its lock is still held. */
+static void drop_empty_journal(pst_batch *b)
+{
+    if (b->journal == NULL || pst_journal_header(b->journal) != NULL)
+        return;
+    pst_file_remove(b->journal_path, NULL);
+    pst_journal_close(b->journal);
+    b->journal = NULL;
+}
+
 static int find_what_is_done(pst_batch *b, pst_error *err)
 {
     b->journal_path = pst_heap_printf("%s.partial", b->options.output);
@@ -333,11 +343,10 @@ static int find_what_is_done(pst_batch *b, pst_error *err)
         return 0;
     }
     int status = check_output(b, err);
-    if (status < 0 || b->info.complete) { /* an empty journal of our own making */
-        pst_file_remove(b->journal_path, NULL);
-        return status;
-    }
-    return measure(b, err);
+    if (status >= 0 && !b->info.complete)
+        return measure(b, err);
+    drop_empty_journal(b);
+    return status;
 }
 
 /* ---- opening ---- */
@@ -416,6 +425,7 @@ void pst_batch_close(pst_batch *b)
     while (b->groups != NULL)
         pst_batch_drop_group(b, b->groups);
     pst_heap_free(b->entries);
+    drop_empty_journal(b);
     pst_journal_close(b->journal);
     pst_batch_input_close(b->input);
     pst_heap_free(b->journal_path);

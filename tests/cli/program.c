@@ -95,7 +95,7 @@ static void collect(const program_setup *setup, pid_t pid, int out, int err, buf
 {
     struct pollfd polled[2] = {{.fd = out, .events = POLLIN}, {.fd = err, .events = POLLIN}};
     buffer *to[2] = {outs, errs};
-    bool sent = setup->signal == 0, deadly = setup->kill_path != NULL || setup->kill_after_ms != 0;
+    bool deadly = setup->kill_path != NULL || setup->kill_after_ms != 0, sent = setup->signal == 0 || deadly;
     int start = now_ms();
     int open_ends = setup->output_broken ? 1 : 2; /* a broken output was closed before the program began */
     if (setup->output_broken)
@@ -106,7 +106,7 @@ static void collect(const program_setup *setup, pid_t pid, int out, int err, buf
         if (ready < 0)
             break;
         if (deadly && is_due(setup, now_ms() - start)) {
-            kill(pid, SIGKILL);
+            kill(pid, setup->signal != 0 ? setup->signal : SIGKILL);
             deadly = false;
         }
         if (again)

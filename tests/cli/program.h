@@ -36,7 +36,7 @@ typedef struct program_setup {
     uint64_t file_limit;     /* RLIMIT_FSIZE; 0: none */
     uint64_t open_files;     /* RLIMIT_NOFILE, its soft limit; 0: as it is */
     const char *environment; /* "NAME=value" added */
-    const char *kill_path;   /* SIGKILL as soon as this file has kill_bytes */
+    const char *kill_path;   /* SIGKILL, or `signal`, as soon as this file has kill_bytes */
     uint64_t kill_bytes;
     int kill_after_ms; /* SIGKILL after so long; 0: never */
     bool homeless;     /* neither HOME nor XDG_CONFIG_HOME */

@@ -400,10 +400,12 @@ static void test_interrupted(void **state)
     snprintf(out, sizeof out, "%s", scratch_path("interrupted.out"));
     write_text(in, "wrong\n{\"prompt\": \"Once\", \"max_tokens\": 400, \"ignore_eos\": true}\n"
                    "{\"prompt\": \"The fox\", \"max_tokens\": 300, \"ignore_eos\": true}\n");
-    const program_setup setup = {.signal = SIGINT};
-    program_result result = PENSTOCK_WITH(&setup, "generate", MODEL, "-i", in, "-o", out, "--resident", "0", "-v");
+    char partial[640];
+    snprintf(partial, sizeof partial, "%s.partial", out);
+    const program_setup setup = {.signal = SIGINT, .kill_path = partial, .kill_bytes = 4096 + 1};
+    program_result result = PENSTOCK_WITH(&setup, "generate", MODEL, "-i", in, "-o", out, "--resident", "0");
     assert_int_equal(result.status, 128 + SIGINT);
-    assert_non_null(strstr(result.err, "interrupted\n"));
+    assert_string_equal(result.err, "penstock: interrupted\n");
     program_free(&result);
     assert_false(exists(out));
     expect_ok(PENSTOCK("generate", MODEL, "-i", in, "-o", out));
@@ -519,6 +521,7 @@ static void test_memory(void **state)
     fputs("\"}\n", file);
     fclose(file);
     EXPECT_ERROR(1, "line 1", "generate", MODEL, "-i", in, "-o", scratch_path("long.out"), "--host-memory", "40Mi");
+    assert_int_equal(count_entries("long.out"), 0);
     program_result result = PENSTOCK("generate", MODEL, "-i", in, "-o", scratch_path("long.out"), "--host-memory",
                                      SANITIZED ? "2G" : "100Mi");
     assert_int_equal(result.status, 0);

@@ -20,7 +20,7 @@
 
 #define TALES PST_TEST_SOURCE_DIR "/models/penstock-tales"
 
-enum { REQUESTS = 48, MAX_PROMPT = 70, MAX_NEW = 14, MAX_TOKENS = MAX_PROMPT + MAX_NEW, SESSIONS = 12 };
+enum { REQUESTS = 48, MAX_PROMPT = 74, MAX_NEW = 14, MAX_TOKENS = MAX_PROMPT + MAX_NEW, SESSIONS = 12 };
 
 static uint64_t random_state;
 
@@ -73,6 +73,10 @@ static void deal(work *w)
         t->count = 1 + random_below(random_below(4) == 0 ? MAX_PROMPT : 8);
         for (size_t j = 0; j < MAX_TOKENS + 1; j++)
             t->ids[j] = (uint32_t)random_below(w->vocab);
+        if (i > 0 && random_below(3) == 0) { /* a beginning that others have, too, and the length to share it */
+            memcpy(t->ids, w->tasks[0].ids, (MAX_PROMPT - 3) * sizeof *t->ids);
+            t->count = MAX_PROMPT - (size_t)random_below(6);
+        }
         t->request = (pst_request){
             .prompt_ids = t->ids, .max_new_tokens = (uint32_t)random_below(MAX_NEW + 1), .stop_texts = stops};
         t->request.stop_count = random_below(3);
