@@ -4,6 +4,7 @@
  * look-ahead routing, in a model whose attention and experts add nothing: there the residual stream never changes, so that
  * what the next layer's router will say is known exactly. In the model as it is, guesses that are mostly wrong end.
  */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -30,6 +31,7 @@ typedef struct model {
     pst_pool *pool;
     pst_device *device;
     pst_kv *kv;
+    pst_forward_config config;
     pst_forward *forward;
     unsigned char **data; /* by tensor of the store */
     bool all_units;
@@ -74,18 +76,18 @@ static void open_model(const char *name, bool silent, model *m)
     pst_kv_config kv = {
         .layout = pst_kv_layout_of(&m->t, PST_KV_F32), .layers = m->t.layers, .max_sequences = 1, .max_tokens = TOKENS};
     assert_int_equal(pst_kv_create(&kv, &m->kv, NULL), 0);
-    pst_forward_config config = {.transformer = &m->t,
-                                 .program = m->program,
-                                 .device = m->device,
-                                 .max_rows = 1,
-                                 .max_logit_rows = 1,
-                                 .max_sequences = 1,
-                                 .max_tokens = TOKENS,
-                                 .compute_type = PST_F32,
-                                 .kv_type = PST_KV_F32,
-                                 .kv = m->kv,
-                                 .look_ahead = true};
-    assert_int_equal(pst_forward_create(&config, &m->forward, NULL), 0);
+    m->config = (pst_forward_config){.transformer = &m->t,
+                                     .program = m->program,
+                                     .device = m->device,
+                                     .max_rows = 1,
+                                     .max_logit_rows = 1,
+                                     .max_sequences = 1,
+                                     .max_tokens = TOKENS,
+                                     .compute_type = PST_F32,
+                                     .kv_type = PST_KV_F32,
+                                     .kv = m->kv,
+                                     .look_ahead = true};
+    assert_int_equal(pst_forward_create(&m->config, &m->forward, NULL), 0);
 }
 
 static void close_model(model *m)
@@ -228,12 +230,42 @@ static void test_bad_guesses_end(void **state)
     close_model(&m);
 }
 
+/* Making a pass with everything that a family has: whatever allocation fails, nothing is left. */
+static void test_allocation_failures(void **state)
+{
+    (void)state;
+    model m;
+    open_model("deepseek_v3", false, &m);
+    pst_forward_destroy(m.forward);
+    pst_routing_trace *trace;
+    assert_int_equal(pst_routing_trace_open("uniform", &m.t, &trace, NULL), 0);
+    pst_forward_config config = m.config;
+    config.routing_trace = trace;
+    config.record_routing = true;
+    int64_t live = pst_heap_live_count();
+    int status = -1;
+    for (int64_t n = 0; status < 0; n++) {
+        m.forward = NULL;
+        pst_heap_fail_after(n, 0);
+        status = pst_forward_create(&config, &m.forward, NULL);
+        pst_heap_fail_after(-1, 0);
+        assert_true(status == 0 || (status == -ENOMEM && pst_heap_live_count() == live));
+        assert_true(n < 1000);
+    }
+    pst_forward_destroy(m.forward);
+    assert_int_equal(pst_heap_live_count(), live);
+    m.forward = NULL;
+    pst_routing_trace_destroy(trace);
+    close_model(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_guesses_are_exact_where_layers_add_nothing),
         cmocka_unit_test(test_unwanted_units_are_not_missed),
         cmocka_unit_test(test_bad_guesses_end),
+        cmocka_unit_test(test_allocation_failures),
     };
     return cmocka_run_group_tests_name("experts", tests, NULL, NULL);
 }
