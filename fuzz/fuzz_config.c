@@ -24,6 +24,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (t.heads == 0 || t.kv_heads == 0 || t.heads % t.kv_heads || t.rope.rotary % 2 || t.layers == 0 || t.vocab == 0 ||
         t.hidden == 0)
         abort();
+    if (t.experts > 0 && (t.experts_per_token == 0 || t.experts_per_token > t.experts || t.routing.groups == 0 ||
+                          t.experts % t.routing.groups || t.routing.top_groups == 0 || t.expert_intermediate == 0 ||
+                          t.routing.top_groups * (t.experts / t.routing.groups) < t.experts_per_token))
+        abort();
+    if (t.latent.kv_lora_rank > 0 && (t.latent.nope_dim + t.latent.rope_dim != t.head_dim || t.latent.value_dim == 0 ||
+                                      t.rope.rotary > t.latent.rope_dim))
+        abort();
     float table[2 * 4096], frequencies[2048];
     if (t.rope.rotary > 0 && t.rope.rotary <= 4096)
         pst_rope_table(&t.rope, 2, frequencies, table);

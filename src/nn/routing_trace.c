@@ -113,7 +113,7 @@ static uint64_t count_lines(const char *text, size_t bytes)
     return count + (bytes > 0 && text[bytes - 1] != '\n');
 }
 
-static int parse(pst_routing_trace *trace, const char *path, const char *text, size_t bytes, pst_error *err)
+static int read_lines(pst_routing_trace *trace, const char *path, const char *text, size_t bytes, pst_error *err)
 {
     reader in = {.next = text, .end = text + bytes, .path = path, .err = err};
     uint64_t per_line = (uint64_t)trace->layers * trace->per_token;
@@ -131,16 +131,6 @@ static int parse(pst_routing_trace *trace, const char *path, const char *text, s
         in.next += in.next < in.end;
     }
     return 0;
-}
-
-static int open_file(pst_routing_trace *trace, const char *path, pst_error *err)
-{
-    char *text;
-    size_t bytes;
-    PST_TRY(pst_file_read_all(path, MAX_FILE_BYTES, &text, &bytes, err));
-    int status = parse(trace, path, text, bytes, err);
-    pst_heap_free(text);
-    return status;
 }
 
 /* ---- at random ---- */
@@ -240,25 +230,58 @@ static int parse_draws(const char *text, double *skew, uint64_t *seed, pst_error
     return 1;
 }
 
-int pst_routing_trace_open(const char *text, const pst_transformer *t, pst_routing_trace **out, pst_error *err)
+/* A trace of the model's numbers without experts in it. */
+static int make(const pst_transformer *t, pst_routing_trace **out, pst_error *err)
 {
     uint32_t layers = 0;
     for (uint32_t i = 0; t->experts > 0 && i < t->layers; i++)
         layers += t->sparse[i];
     if (layers == 0)
-        return pst_fail(err, PST_E_USAGE, NULL, "routing \"%s\" for a model without experts", text);
+        return pst_fail(err, PST_E_USAGE, NULL, "a routing trace for a model without experts");
+    pst_routing_trace *trace = pst_heap_calloc(1, sizeof *trace);
+    if (trace == NULL)
+        return pst_fail_memory(err, "a routing trace", sizeof *trace);
+    *trace = (pst_routing_trace){.experts = t->experts, .per_token = t->experts_per_token, .layers = layers};
+    *out = trace;
+    return 0;
+}
+
+int pst_routing_trace_parse(const char *text, size_t bytes, const char *path, const pst_transformer *t,
+                            pst_routing_trace **out, pst_error *err)
+{
+    pst_routing_trace *trace;
+    PST_TRY(make(t, &trace, err));
+    int status = read_lines(trace, path, text, bytes, err);
+    if (status < 0) {
+        pst_routing_trace_destroy(trace);
+        return status;
+    }
+    *out = trace;
+    return 0;
+}
+
+static int open_file(const char *path, const pst_transformer *t, pst_routing_trace **out, pst_error *err)
+{
+    char *text;
+    size_t bytes;
+    PST_TRY(pst_file_read_all(path, MAX_FILE_BYTES, &text, &bytes, err));
+    int status = pst_routing_trace_parse(text, bytes, path, t, out, err);
+    pst_heap_free(text);
+    return status;
+}
+
+int pst_routing_trace_open(const char *text, const pst_transformer *t, pst_routing_trace **out, pst_error *err)
+{
     double skew;
     uint64_t seed;
     int drawn = parse_draws(text, &skew, &seed, err);
     PST_TRY(drawn);
-    pst_routing_trace *trace = pst_heap_calloc(1, sizeof *trace);
-    if (trace == NULL)
-        return pst_fail_memory(err, "a routing trace", sizeof *trace);
-    trace->experts = t->experts;
-    trace->per_token = t->experts_per_token;
+    if (!drawn)
+        return open_file(text, t, out, err);
+    pst_routing_trace *trace;
+    PST_TRY(make(t, &trace, err));
     trace->seed = seed;
-    trace->layers = layers;
-    int status = drawn ? prepare_draws(trace, skew, err) : open_file(trace, text, err);
+    int status = prepare_draws(trace, skew, err);
     if (status < 0) {
         pst_routing_trace_destroy(trace);
         return status;

@@ -20,6 +20,9 @@ typedef struct pst_routing_trace pst_routing_trace;
 /* PST_E_USAGE: the model has no experts, or the text is none of these. The caller owns *out. */
 int pst_routing_trace_open(const char *text, const pst_transformer *transformer, pst_routing_trace **out,
                            pst_error *err);
+/* The text of a file; `path` is for messages only. */
+int pst_routing_trace_parse(const char *text, size_t bytes, const char *path, const pst_transformer *transformer,
+                            pst_routing_trace **out, pst_error *err);
 void pst_routing_trace_destroy(pst_routing_trace *trace);
 
 /* The experts of a token in the layer that is number `sparse` of those with experts: distinct, rising. */
