@@ -52,7 +52,8 @@ struct pst_session {
     pst_pool *pool;
     pst_device *device;
     pst_io *io;
-    pst_io *kv_io; /* NULL: keys and values are in memory */
+    pst_io *kv_io;               /* NULL: keys and values are in memory */
+    uint64_t kv_row_traffic;     /* bytes that a row in the middle of a sequence reads of them */
     pst_transformer transformer; /* the model's, with options.max_layers; its arrays are the model's */
     pst_program *program;
     pst_kv *kv;

@@ -38,8 +38,8 @@ int pst_session_measure(pst_session *s, pst_error *err)
     double disk, math;
     double count = pst_cost_operations(&s->cost, sequences, sequences,
                                        sequences * pst_cost_keys(&s->cost, s->options.max_tokens / 2));
-    s->info.pass_bound_seconds =
-        bound(s, sequences, count, (uint64_t)pst_plan_expected_bytes(&s->plan, sequences), &disk, &math);
+    uint64_t read = (uint64_t)pst_plan_expected_bytes(&s->plan, sequences) + sequences * s->kv_row_traffic;
+    s->info.pass_bound_seconds = bound(s, sequences, count, read, &disk, &math);
     s->info.read_bytes_per_second = s->disk_bytes_per_second;
     s->info.operations_per_second = s->prefill_rate.flops;
     s->info.decode_operations_per_second = s->decode_rate.flops;

@@ -45,6 +45,9 @@ typedef struct pst_kv_memory {
     uint64_t disk_bytes; /* no memory: the file */
 } pst_kv_memory;
 void pst_kv_measure(const pst_kv_config *config, pst_kv_memory *out);
+/* What a pass reads of the file for a row at `position` of one sequence; 0 in memory. A block that becomes whole is written
+ * once besides. */
+uint64_t pst_kv_row_traffic(const pst_kv_config *config, uint32_t position);
 
 /* The caller destroys *out. */
 int pst_kv_create(const pst_kv_config *config, pst_kv **out, pst_error *err);

@@ -206,13 +206,23 @@ typedef struct segment_blocks {
     bool has_tail;
 } segment_blocks;
 
-static segment_blocks blocks_of(const pst_kv *kv, const pst_segment *segment, uint32_t layer)
+static segment_blocks blocks_of(const pst_kv_config *c, const pst_segment *segment, uint32_t layer)
 {
-    const pst_kv_config *c = &kv->config;
     const uint32_t first = segment->first_position, end = first + (uint32_t)segment->rows;
     const uint32_t window = c->windowed != NULL && c->windowed[layer] ? c->window : 0;
     const uint32_t from = window > 0 && first + 1 > window ? first + 1 - window : 0;
     return (segment_blocks){from / PST_KV_BLOCK, first / PST_KV_BLOCK, end / PST_KV_BLOCK, end % PST_KV_BLOCK != 0};
+}
+
+uint64_t pst_kv_row_traffic(const pst_kv_config *c, uint32_t position)
+{
+    uint64_t blocks = 0;
+    const pst_segment row = {.rows = 1, .first_position = position};
+    for (uint32_t layer = 0; c->folder != NULL && layer < c->layers; layer++) {
+        const segment_blocks b = blocks_of(c, &row, layer);
+        blocks += b.before - b.seen;
+    }
+    return blocks * slot_bytes_of(c);
 }
 
 /* Slots that a segment needs besides those that the part has. */
@@ -233,7 +243,7 @@ static void collect(pst_kv *kv, kv_part *part)
     part->layer = d->next_layer;
     part->first = part->end = d->next_segment;
     for (; part->end < d->segment_count; part->end++) {
-        const segment_blocks b = blocks_of(kv, &d->segments[part->end], part->layer);
+        const segment_blocks b = blocks_of(&kv->config, &d->segments[part->end], part->layer);
         const uint32_t *table = pst_kv_table_of(kv, d->sequences[part->end]);
         if (part->used + count_new(kv, part, table, &b) > d->part_slots)
             break; /* never the first one: a part holds a whole sequence */
@@ -326,7 +336,7 @@ static void bind_segment(pst_kv *kv, const kv_part *part, uint32_t number)
     pst_kv_disk *d = kv->disk;
     pst_segment *segment = &d->segments[number];
     const uint32_t sequence = d->sequences[number], *table = pst_kv_table_of(kv, sequence);
-    const segment_blocks b = blocks_of(kv, segment, part->layer);
+    const segment_blocks b = blocks_of(&kv->config, segment, part->layer);
     void **bound = kv->bound + (size_t)sequence * kv->blocks_per_sequence;
     unsigned char *tail = tail_of(kv, sequence, part->layer);
     for (uint32_t i = b.seen; i < b.whole; i++)
@@ -359,7 +369,7 @@ int pst_kv_disk_end_group(pst_kv *kv, pst_error *err)
     pst_kv_disk *d = kv->disk;
     kv_part *part = &d->parts[d->ended % PARTS];
     for (uint32_t s = part->first; s < part->end; s++) {
-        const segment_blocks b = blocks_of(kv, &d->segments[s], part->layer);
+        const segment_blocks b = blocks_of(&kv->config, &d->segments[s], part->layer);
         const uint32_t *table = pst_kv_table_of(kv, d->sequences[s]);
         for (uint32_t i = b.before; i < b.whole; i++) {
             uint32_t slot = part->slots[place_of(d, part, table[i])];

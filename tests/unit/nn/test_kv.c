@@ -236,6 +236,40 @@ static void test_sharing_forgets(void **state)
     pst_kv_destroy(kv);
 }
 
+/* In a file: a block of this layout takes 4096 bytes there; the second of three layers looks at 100 positions. */
+static void test_disk_sizes(void **state)
+{
+    (void)state;
+    static const bool windowed[LAYERS] = {false, true, false};
+    pst_kv_config disk = config;
+    disk.folder = "/tmp";
+    disk.windowed = windowed;
+    disk.window = 100;
+    pst_kv_memory memory, in_memory;
+    pst_kv_measure(&config, &in_memory);
+    pst_kv_measure(&disk, &memory);
+    const uint64_t block = 64 * 2 * (6 + 4) * 2;
+    assert_int_equal(memory.disk_bytes, SEQUENCES * BLOCKS * LAYERS * 4096);
+    /* The default window has room for everything here: three parts of all blocks of a layer. */
+    assert_int_equal(memory.kv_bytes, SEQUENCES * LAYERS * block + 3 * SEQUENCES * BLOCKS * 4096);
+    assert_true(memory.table_bytes > in_memory.table_bytes);
+    disk.window_bytes = 1; /* one sequence in a part */
+    pst_kv_measure(&disk, &memory);
+    assert_int_equal(memory.kv_bytes, SEQUENCES * LAYERS * block + 3 * BLOCKS * 4096);
+    assert_int_equal(pst_kv_row_traffic(&config, 300), 0);
+    assert_int_equal(pst_kv_row_traffic(&disk, 63), 0);
+    assert_int_equal(pst_kv_row_traffic(&disk, 64), 3 * 4096);
+    /* Position 300 is in block 4 and sees from 0 on, or from 201 on, which is in block 3. */
+    assert_int_equal(pst_kv_row_traffic(&disk, 300), (4 + 1 + 4) * 4096);
+    disk.layers = 1 << 14;
+    disk.max_sequences = 1 << 16;
+    disk.max_tokens = 1 << 21;
+    disk.layout.kv_heads = 1 << 14;
+    disk.layout.key_dim = disk.layout.value_dim = 1 << 12;
+    pst_kv_measure(&disk, &memory);
+    assert_true(memory.kv_bytes == UINT64_MAX && memory.disk_bytes == UINT64_MAX);
+}
+
 static void test_allocation(void **state)
 {
     (void)state;
@@ -267,6 +301,7 @@ int main(void)
         cmocka_unit_test(test_sharing_generated),
         cmocka_unit_test(test_sharing_forgets),
         cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_disk_sizes),
         cmocka_unit_test(test_allocation),
     };
     return cmocka_run_group_tests_name("kv", tests, NULL, NULL);
