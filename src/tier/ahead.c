@@ -16,6 +16,9 @@
 static const uint64_t CANCEL_CHECK_NS = 50 * 1000 * 1000;
 
 enum { CHOICES_TO_GUESS_BY = 8 };
+/* Guesses are followed while this share of them is right; of the last 64 or so, followed or not. Worse ones would cost more
+ * of the drive than the time in which it would stand still. */
+static const float WORTH_READING = 0.7f, GUESS_WEIGHT = 1.0f / 64;
 
 static bool is_before(pst_ring_place a, pst_ring_place b)
 {
@@ -41,7 +44,8 @@ static bool is_likely(const pst_ring *ring, uint32_t part, uint64_t pass)
 {
     const pst_part *p = &ring->plan->layout.parts[part];
     const pst_ring_stage *state = &ring->stage_states[p->stage];
-    return ring->whole || (state->guessed_pass == pass && ring->guessed[state->first_unit + p->unit]);
+    return ring->whole || (state->guessed_pass == pass && ring->guess_quality >= WORTH_READING &&
+                           ring->guessed[state->first_unit + p->unit]);
 }
 
 /* The first place from `now` on where it is not known what is needed. */
@@ -289,6 +293,18 @@ static void guess_next(pst_ring *ring, uint32_t from)
         state->guessed_pass = ring->now.pass;
 }
 
+/* How good the guess was, as to what the cache had not got: that alone is worth a guess, and it is the harder part. */
+static void judge_guess(pst_ring *ring, uint32_t s)
+{
+    const pst_ring_stage *state = &ring->stage_states[s];
+    for (uint32_t part = state->first_part; part < state[1].first_part && ring->slot_of != NULL; part++) {
+        uint32_t slot = ring->slot_of[part], unit = state->first_unit + ring->plan->layout.parts[part].unit;
+        bool is_cached = slot != PST_RING_NONE && ring->slots[slot].reader == PST_RING_NONE;
+        if (ring->guessed[unit] && !is_cached)
+            ring->guess_quality += GUESS_WEIGHT * ((ring->wanted[unit] ? 1.0f : 0.0f) - ring->guess_quality);
+    }
+}
+
 static void choose(pst_ring *ring, uint32_t s)
 {
     const pst_stage *stage = &ring->stages[s];
@@ -296,6 +312,8 @@ static void choose(pst_ring *ring, uint32_t s)
     memset(ring->wanted + state->first_unit, 0, stage->unit_count);
     stage->choose(stage->context, stage, ring->wanted + state->first_unit);
     state->chosen_pass = ring->now.pass;
+    if (state->guessed_pass == ring->now.pass)
+        judge_guess(ring, s);
     pst_ring_note_demand(ring, s);
     for (uint32_t i = 0; i < ring->plan->slots; i++) {
         pst_ring_reader *reader = &ring->readers[i];

@@ -8,7 +8,7 @@
  *
  * Stages with units. What a pass needs of them is known when all before them is computed (`choose`). Until then the ring reads
  * what the stage guesses, and what is certain behind it, with half of the slots at most, so that the rest is free for what
- * the choice brings; a pass of so many rows that nearly all units are needed reads as if all were (plan->whole_rows). What is
+ * the choice brings, and no guesses while many were wrong; a pass of so many rows that nearly all units are needed reads as if all were (plan->whole_rows). What is
  * read in vain is dropped, never computed. A slot whose part was used may keep it: the plan's cache_slots hold the parts of
  * units that were most in demand, and nothing is ever copied. Demand is the share of the last passes that needed the unit
  * (the mean over all at first, then with a half-life of 64 passes, so that it follows a drift); a part comes into the cache

@@ -95,6 +95,7 @@ struct pst_ring {
 
     pst_ring_place now;     /* everything before it is computed */
     pst_ring_place cursor;  /* everything before it that is wanted for certain is there or on its way */
+    float guess_quality;    /* share of guesses that were right, as far as the cache did not have them */
     uint64_t last_pass;     /* no reading past its end */
     bool whole;             /* stages not yet chosen are read as if all of them were wanted */
     uint64_t drive_done_ns; /* when the last part noted in the timeline had come */

@@ -197,6 +197,7 @@ int pst_ring_create(const pst_ring_config *config, pst_ring **out, pst_error *er
     ring->trace = config->trace;
     ring->cancel = config->cancel;
     ring->lock_memory = config->lock_memory;
+    ring->guess_quality = 1; /* until it is known better */
     int status;
     PST_TRY_GOTO(fail, open_files(ring, err));
     PST_TRY_GOTO(fail, list_stream(ring, err));
