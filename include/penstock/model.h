@@ -108,7 +108,7 @@ typedef struct pst_session_options {
      * same. */
     const char *kv_folder;
     uint64_t
-        kv_window_bytes; /* with kv_folder: memory for blocks on their way; 0: 192 MiB, or what the longest sequence needs */
+        kv_window_bytes; /* with kv_folder: memory for blocks on their way; 0: 192 MiB, less with a small budget, or what the longest sequence needs */
 } pst_session_options;
 
 /* Plans, allocates and loads what stays resident. PST_E_BUDGET names the smallest budget that works. The caller owns *out. */

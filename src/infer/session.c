@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/heap.h"
 #include "base/log.h"
+#include "base/number.h"
 #include "infer/internal.h"
 #include "os/file.h"
 #include "os/memory.h"
@@ -76,6 +77,14 @@ static bool can_share(const pst_session_options *o, const pst_transformer *trans
            !pst_rope_depends_on_length(&transformer->rope);
 }
 
+/* Of a small budget, an eighth at most for keys and values on their way, as far as they go with less. */
+static uint64_t choose_window(const pst_session_options *o)
+{
+    if (o->kv_window_bytes != 0 || o->host_memory_bytes == 0)
+        return o->kv_window_bytes;
+    return pst_max(1, pst_min(o->host_memory_bytes / 8, PST_KV_DEFAULT_WINDOW_BYTES));
+}
+
 static pst_kv_config describe_kv(const pst_session_options *o, const pst_forward_config *config)
 {
     return (pst_kv_config){.layout = pst_kv_layout_of(config->transformer, config->kv_type),
@@ -87,7 +96,7 @@ static pst_kv_config describe_kv(const pst_session_options *o, const pst_forward
                            .windowed = config->transformer->windowed,
                            .trace = o->trace,
                            .folder = o->kv_folder,
-                           .window_bytes = o->kv_window_bytes};
+                           .window_bytes = choose_window(o)};
 }
 
 static uint64_t choose_budget(const pst_session_options *o)

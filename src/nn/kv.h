@@ -20,6 +20,9 @@
 
 typedef struct pst_kv pst_kv;
 
+/* Enough that reading a part of it takes a fast drive several milliseconds. */
+#define PST_KV_DEFAULT_WINDOW_BYTES (UINT64_C(192) << 20)
+
 typedef struct pst_kv_config {
     pst_kv_layout layout;
     uint32_t layers;

@@ -25,7 +25,6 @@
 #include "os/memory.h"
 
 enum { PARTS = 3, FILE_ALIGNMENT = 4096, BATCH_OP_BYTES = 256 /* at most, of what a batch holds per operation */ };
-static const uint64_t DEFAULT_PART_BYTES = 64ull << 20; /* several milliseconds of a fast drive */
 
 /* One part of the window and the group in it. */
 typedef struct kv_part {
@@ -66,7 +65,7 @@ static uint64_t slot_bytes_of(const pst_kv_config *c)
 
 static uint32_t part_slots_of(const pst_kv_config *c, uint64_t blocks)
 {
-    uint64_t wanted = (c->window_bytes ? c->window_bytes / PARTS : DEFAULT_PART_BYTES) / slot_bytes_of(c);
+    uint64_t wanted = (c->window_bytes ? c->window_bytes : PST_KV_DEFAULT_WINDOW_BYTES) / PARTS / slot_bytes_of(c);
     return (uint32_t)pst_min(pst_max(wanted, blocks / c->max_sequences), blocks);
 }
 
