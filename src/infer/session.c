@@ -186,7 +186,13 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
     pst_plan_request request;
     pst_kv_memory cache;
     PST_TRY(pst_session_request_plan(o, pst_memory_resident_bytes(), config, &request, &cache, err));
-    PST_TRY(pst_plan_create(&request, &s->plan, err));
+    int status = pst_plan_create(&request, &s->plan, err);
+    if (status == PST_E_BUDGET && o->kv_folder != NULL && o->kv_window_bytes == 0) {
+        s->options.kv_window_bytes = 1; /* the smallest window, then */
+        PST_TRY(pst_session_request_plan(o, pst_memory_resident_bytes(), config, &request, &cache, err));
+        status = pst_plan_create(&request, &s->plan, err);
+    }
+    PST_TRY(status);
     config->max_rows = s->plan.rows_per_pass;
     config->max_logit_rows = o->all_logits ? s->plan.rows_per_pass : o->max_sequences;
     pst_io_options io = {.struct_size = sizeof io};
