@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "against.h"
 #include "base/heap.h"
 #include "base/stats.h"
 #include "common.h"
@@ -23,6 +24,7 @@ typedef struct bench_values {
     cli_report report;
     cli_lookup lookup;
     cli_runtime runtime;
+    cli_against against;
     const char *model, *prompt, *log_file, *routing_trace;
     uint64_t loops, batch_size, prompt_len, gen_len, seed, layers;
     uint64_t num_gpus;
@@ -128,6 +130,7 @@ static const pst_option_group groups[] = {
     CLI_OWN_GROUP("Options of ZeRO-Inference", zero_rows),
     CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, bench_values, runtime),
     CLI_SHARED_GROUP("Placement of weights", cli_placement_rows, bench_values, runtime.placement),
+    CLI_SHARED_GROUP("Comparison", cli_against_rows, bench_values, against),
     CLI_SHARED_GROUP("Drives", cli_io_rows, bench_values, runtime.io),
     CLI_SHARED_GROUP("Quantizing on the fly", cli_offload_rows, bench_values, runtime.offload),
     CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, bench_values, lookup),
@@ -429,11 +432,56 @@ static uint64_t needed_bytes(const void *user, uint32_t sequences)
     return sequences * cli_generation_bytes(((const bench_job *)user)->values->gen_len);
 }
 
+/* --against: this program is run again by the comparison, with what was given of how it is to run. */
+static int compare(const bench_values *values, const char *model, bool resident_given, pst_error *err)
+{
+    const cli_runtime *r = &values->runtime;
+    char resident[32], group[24];
+    const char *options[20];
+    size_t count = 0;
+    if (values->prompt != NULL || values->layers != 0 || values->routing_trace != NULL)
+        return cli_usage(err,
+                         "--against compares whole models on random prompts: no --prompt, --layers, --routing-trace");
+    if (resident_given) {
+        if (r->resident.is_share)
+            snprintf(resident, sizeof resident, "%.17g%%", r->resident.share * 100);
+        else
+            snprintf(resident, sizeof resident, "%llu", (unsigned long long)r->resident.bytes);
+        options[count++] = "--resident";
+        options[count++] = resident;
+    }
+    snprintf(group, sizeof group, "%llu", (unsigned long long)r->offload.group_size);
+    const char *const pairs[][2] = {{"--compute-type", r->compute_type}, {"--kv-bits", r->kv_bits},
+                                    {"--kernels", r->kernels},           {"--quant-bits", r->offload.bits},
+                                    {"--quant-group-size", group},       {"--hf-cache", values->lookup.hf_cache}};
+    for (size_t i = 0; i < CLI_COUNT(pairs); i++) {
+        if (pairs[i][1] == NULL)
+            continue;
+        options[count++] = pairs[i][0];
+        options[count++] = pairs[i][1];
+    }
+    if (r->placement.disk_offload)
+        options[count++] = "--disk-offload";
+    options[count] = NULL;
+    const cli_against_work work = {.model = model,
+                                   .batch_size = values->batch_size,
+                                   .prompt_len = values->prompt_len,
+                                   .gen_len = values->gen_len,
+                                   .loops = values->loops,
+                                   .threads = r->threads,
+                                   .host_memory = r->host_memory,
+                                   .options = options,
+                                   .json = values->report.json};
+    return cli_against_run(&values->against, &work, err);
+}
+
 static int run_job(bench_job *job, const pst_options_found *found, pst_error *err)
 {
     const bench_values *values = job->values;
     const char *model = NULL;
     PST_TRY(check_values(values, found, &model, err));
+    if (values->against.library != NULL)
+        return compare(values, model, pst_options_given(&cli_command_bench_infer.spec, found, "resident"), err);
     PST_TRY(cli_engine_open(&job->engine, model, &values->lookup, &values->runtime, err));
     PST_TRY(build_requests(job, err));
     pst_session_options shape = {.max_sequences = (uint32_t)job->batch,

@@ -115,6 +115,7 @@ static const pst_option_group groups[] = {
     CLI_OWN_GROUP("Work", work_rows),
     CLI_OWN_GROUP("Machine", machine_rows),
     CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, plan_values, runtime),
+    CLI_SHARED_GROUP("Placement of weights", cli_placement_rows, plan_values, runtime.placement),
     CLI_SHARED_GROUP("Drives", cli_io_rows, plan_values, runtime.io),
     CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, plan_values, lookup),
     CLI_SHARED_GROUP("Output", cli_report_rows, plan_values, report),
@@ -141,12 +142,14 @@ static int measure(plan_job *job, const char *model, bool resident_given, pst_er
     const plan_values *values = job->values;
     pst_predict_options *o = &job->options;
     cli_engine engine;
-    PST_TRY(cli_engine_open(&engine, model, &values->lookup, &values->runtime, err));
+    cli_runtime runtime = values->runtime;
+    runtime.offload.bits = "16"; /* the rates of the checkpoint as it is: nothing is converted for a plan */
+    PST_TRY(cli_engine_open(&engine, model, &values->lookup, &runtime, err));
     pst_session_options shape = {.max_sequences = o->batch ? o->batch : USUAL_BATCH,
                                  .max_tokens = o->prompt_tokens + o->new_tokens,
                                  .max_prompt_tokens = o->prompt_tokens};
-    int status = cli_engine_start(&engine, &values->runtime, resident_given, &shape, o->batch == 0,
-                                  &(cli_needs){no_bytes, NULL}, err);
+    int status =
+        cli_engine_start(&engine, &runtime, resident_given, &shape, o->batch == 0, &(cli_needs){no_bytes, NULL}, err);
     if (status >= 0) {
         if (o->disk_bytes_per_second <= 0 && engine.plan.read_bytes_per_second > 0) {
             o->disk_bytes_per_second = engine.plan.read_bytes_per_second;
@@ -182,7 +185,7 @@ static void assume(plan_job *job)
         o->link_bytes_per_second = link;
 }
 
-static void fill_options(plan_job *job, const char *model, bool resident_given)
+static int fill_options(plan_job *job, const char *model, bool resident_given, pst_error *err)
 {
     const plan_values *v = job->values;
     job->options = (pst_predict_options){
@@ -207,6 +210,17 @@ static void fill_options(plan_job *job, const char *model, bool resident_given)
         .quant_group_size = (uint32_t)v->quant_group_size,
     };
     job->disk_from = job->compute_from = "given";
+    pst_session_options placed = {.resident_set = resident_given,
+                                  .resident_share = job->options.resident_share,
+                                  .resident_bytes = job->options.resident_bytes};
+    PST_TRY(cli_place(&v->runtime.placement, resident_given, &placed, err));
+    job->options.resident_set = placed.resident_set;
+    job->options.resident_share = placed.resident_share;
+    job->options.resident_bytes = placed.resident_bytes;
+    job->options.keep_all_weights = placed.keep_all_weights;
+    job->options.expert_cache_set = placed.expert_cache_set;
+    job->options.expert_cache_bytes = placed.expert_cache_bytes;
+    return 0;
 }
 
 /* ---- the report ---- */
@@ -385,7 +399,7 @@ static int plan(const void *values, const pst_options_found *found, pst_error *e
     const char *model = found->operands[0];
     bool resident_given = pst_options_given(&cli_command_plan.spec, found, "resident");
     cli_notes_start(&job.values->report);
-    fill_options(&job, model, resident_given);
+    PST_TRY(fill_options(&job, model, resident_given, err));
     if (job.values->measure)
         PST_TRY(measure(&job, model, resident_given, err));
     assume(&job);

@@ -276,8 +276,7 @@ static int check_trace(const char *path, pst_error *err)
     return fd >= 0 ? 0 : pst_fail(err, -cause, path, "cannot create: %s", strerror(cause));
 }
 
-/* What was asked of the placement of weights. */
-static int fill_placement(const cli_placement *placement, bool resident_given, pst_session_options *out, pst_error *err)
+int cli_place(const cli_placement *placement, bool resident_given, pst_session_options *out, pst_error *err)
 {
     if (placement->cpu_offload && (placement->disk_offload || resident_given))
         return cli_usage(err, "--cpu-offload keeps all weights in memory; it cannot go with %s",
@@ -302,7 +301,7 @@ int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool reside
     enum { TRACE_EVENTS = 1 << 17 };
     PST_TRY(cli_io_choose(&runtime->io, &engine->info.path, 1, &engine->io, err));
     fill_options(runtime, &engine->io.io, resident_given, shape);
-    PST_TRY(fill_placement(&runtime->placement, resident_given, shape, err));
+    PST_TRY(cli_place(&runtime->placement, resident_given, shape, err));
     if (runtime->trace != NULL && engine->trace == NULL) {
         PST_TRY(check_trace(runtime->trace, err));
         PST_TRY(pst_trace_open(TRACE_EVENTS, &engine->trace, err));

@@ -49,6 +49,8 @@ typedef struct cli_runtime {
 enum { CLI_RUNTIME_ROWS = 8 };
 extern const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS];
 
+/* Enters what was asked of the placement of weights. */
+int cli_place(const cli_placement *placement, bool resident_given, pst_session_options *out, pst_error *err);
 /* What --compute-type and --kv-bits say. */
 pst_compute_type cli_compute_type(const cli_runtime *runtime);
 uint32_t cli_kv_bits(const cli_runtime *runtime);

@@ -30,6 +30,9 @@ typedef struct pst_predict_options {
     bool resident_set;          /* as in pst_session_options, as the next two */
     double resident_share;
     uint64_t resident_bytes;
+    bool keep_all_weights; /* as in pst_session_options, as the next two */
+    bool expert_cache_set;
+    uint64_t expert_cache_bytes;
     uint64_t device_memory_bytes; /* of an accelerator; 0: the host's processor computes */
 
     double disk_bytes_per_second;        /* required unless all weights stay in memory */

@@ -26,7 +26,10 @@ static pst_session_options session_options(const pst_predict_options *o, uint32_
                                  .max_tokens = o->prompt_tokens + o->new_tokens,
                                  .max_prompt_tokens = o->prompt_tokens,
                                  .compute_type = o->compute_type,
-                                 .kv_bits = o->kv_bits};
+                                 .kv_bits = o->kv_bits,
+                                 .keep_all_weights = o->keep_all_weights,
+                                 .expert_cache_set = o->expert_cache_set,
+                                 .expert_cache_bytes = o->expert_cache_bytes};
 }
 
 /* Weights by what a pass does with them; gathered stages aside. */
