@@ -109,6 +109,10 @@ typedef struct pst_session_options {
     const char *kv_folder;
     uint64_t
         kv_window_bytes; /* with kv_folder: memory for blocks on their way; 0: 192 MiB, less with a small budget, or what the longest sequence needs */
+    /* Positions that the KV cache holds for all sequences together, in blocks of 64 of which a sequence has whole ones; never
+     * fewer than max_tokens. Whole requests start in order when all that they may become fits, prompt and max_new_tokens, so
+     * fewer than max_sequences may run at a time. 0: max_sequences times max_tokens. */
+    uint64_t kv_tokens;
 } pst_session_options;
 
 /* Plans, allocates and loads what stays resident. PST_E_BUDGET names the smallest budget that works. The caller owns *out. */
@@ -150,7 +154,8 @@ PST_API void pst_session_get_plan(const pst_session *session, pst_plan_info *out
 /* ---- one pass at a time ---- */
 
 /* Starts a sequence in a free slot; its prompt rows are computed by the following steps, some per step. The ids are copied.
- * *out is its number, valid until removed. PST_E_USAGE when the slots are full or it is too long or empty. */
+ * *out is its number, valid until removed. PST_E_USAGE when the slots are full, it is too long or empty, or the KV cache has no
+ * room for max_tokens, which it may grow to. */
 PST_API int pst_session_add(pst_session *session, const uint32_t *ids, size_t count, uint32_t *out, pst_error *err);
 /* Appends the chosen next token to a sequence whose logits the last step gave. */
 PST_API int pst_session_append(pst_session *session, uint32_t sequence, uint32_t id, pst_error *err);

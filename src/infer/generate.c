@@ -3,6 +3,9 @@
  * Whole requests through a session: each takes a free sequence slot when one is there, and leaves it when it ends. What a
  * request gets does not depend on its neighbours: its random numbers come from its own seed and its own count of tokens.
  *
+ * A request starts when a slot is free and the KV cache has blocks for all that it may become, which are reserved for it: a
+ * running request never lacks memory. None overtakes another, so that none waits for ever.
+ *
  * The source is asked one request ahead of the slots, for two reasons: a slot that becomes free is taken before the next
  * pass, and the last pass is known as such, so that nothing is read ahead for a pass that will not be.
  */
@@ -184,14 +187,21 @@ static int fetch(generation *g)
     return 0;
 }
 
+/* Positions that the cache may have to hold: the last new token is never computed. */
+static size_t positions_of(const pst_request *r)
+{
+    return r->prompt_count + r->max_new_tokens - 1;
+}
+
 static int start_requests(generation *g)
 {
     for (;;) {
         PST_TRY(fetch(g));
-        if (!g->has_waiting || g->running == g->session->options.max_sequences)
+        if (!g->has_waiting || !pst_session_has_room(g->session, positions_of(&g->waiting)))
             return 0;
         uint32_t sequence;
-        PST_TRY(pst_session_add(g->session, g->waiting.prompt_ids, g->waiting.prompt_count, &sequence, g->err));
+        PST_TRY(pst_session_start(g->session, g->waiting.prompt_ids, g->waiting.prompt_count, positions_of(&g->waiting),
+                                  &sequence, g->err));
         progress *p = &g->slots[sequence];
         int status = begin(g, p);
         p->running = true;

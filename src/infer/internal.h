@@ -28,6 +28,7 @@ typedef struct pst_sequence {
     uint32_t *ids; /* max_tokens */
     uint32_t count, computed;
     uint32_t prompt; /* how many it was added with */
+    uint32_t limit;  /* positions that are reserved for it in the KV cache */
     uint64_t serial; /* how many were added before it */
 } pst_sequence;
 
@@ -68,8 +69,9 @@ struct pst_session {
     uint32_t *sequence_ids;  /* their ids' memory */
     uint32_t *order;         /* numbers of those in use, by arrival; max_sequences */
     uint32_t in_use;
-    uint64_t added; /* sequences so far */
-    pst_row *rows;  /* of the pass, plan.rows_per_pass */
+    uint32_t reserved_blocks; /* of the KV cache, for those in use */
+    uint64_t added;           /* sequences so far */
+    pst_row *rows;            /* of the pass, plan.rows_per_pass */
     uint32_t *row_ids;
     pst_logits *logits;
     bool sharing;                   /* sequences share the blocks of prefixes that they have in common */
@@ -90,6 +92,12 @@ int pst_session_request_plan(const pst_session_options *options, uint64_t proces
                              pst_plan_request *out, pst_kv_memory *out_cache, pst_error *err);
 /* Measures the drive and the processor, in the session's own memory; before the first pass. */
 int pst_session_measure(pst_session *session, pst_error *err);
+/* Whether a sequence of so many positions in all, 1 to max_tokens, can start now: a slot is free, and so many blocks of the KV
+ * cache are not reserved. What it might share with others is not taken off, since it may end with none of it there. */
+bool pst_session_has_room(const pst_session *session, size_t positions);
+/* pst_session_add with a reservation for `positions` in all, count or more. */
+int pst_session_start(pst_session *session, const uint32_t *ids, size_t count, size_t positions, uint32_t *out,
+                      pst_error *err);
 /* PST_E_USAGE while sequences that were added by hand hold slots. */
 int pst_session_check_idle(const pst_session *session, pst_error *err);
 /* PST_E_USAGE unless all ids are in the vocabulary. */

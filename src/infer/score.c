@@ -56,10 +56,10 @@ static int start_requests(scoring *s)
 {
     for (;;) {
         PST_TRY(fetch(s));
-        if (!s->has_waiting || s->running == s->session->options.max_sequences)
+        if (!s->has_waiting || !pst_session_has_room(s->session, s->waiting.count))
             return 0;
         uint32_t sequence;
-        PST_TRY(pst_session_add(s->session, s->waiting.ids, s->waiting.count, &sequence, s->err));
+        PST_TRY(pst_session_start(s->session, s->waiting.ids, s->waiting.count, s->waiting.count, &sequence, s->err));
         s->slots[sequence] = (scored){.request = s->waiting, .number = s->given - 1, .running = true};
         s->running++;
         s->has_waiting = false;

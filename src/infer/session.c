@@ -41,6 +41,9 @@ static int check_options(const pst_model *model, const pst_session_options *give
                         o->max_tokens, model->transformer.context);
     if (o->max_prompt_tokens == 0 || o->max_prompt_tokens > o->max_tokens)
         o->max_prompt_tokens = o->max_tokens;
+    if (o->kv_tokens / PST_KV_BLOCK >= UINT32_MAX)
+        return pst_fail(err, PST_E_BUDGET, NULL, "a KV cache of %llu tokens fits no memory",
+                        (unsigned long long)o->kv_tokens);
     if (o->keep_all_weights && o->resident_set)
         return pst_fail(err, PST_E_USAGE, NULL, "all weights kept, and a bound of the weights kept: only one can be");
     if (o->resident_set && !(o->resident_share <= 1))
@@ -91,6 +94,7 @@ static pst_kv_config describe_kv(const pst_session_options *o, const pst_forward
                            .layers = config->transformer->layers,
                            .max_sequences = config->max_sequences,
                            .max_tokens = config->max_tokens,
+                           .blocks = pst_kv_blocks_of(o->kv_tokens),
                            .sharing = can_share(o, config->transformer),
                            .window = config->transformer->window,
                            .windowed = config->transformer->windowed,

@@ -23,12 +23,23 @@ int pst_session_check_ids(const pst_session *s, const uint32_t *ids, size_t coun
     return 0;
 }
 
-int pst_session_add(pst_session *s, const uint32_t *ids, size_t count, uint32_t *out, pst_error *err)
+bool pst_session_has_room(const pst_session *s, size_t positions)
+{
+    return s->in_use < s->options.max_sequences &&
+           pst_kv_blocks_of(positions) <= pst_kv_block_count(s->kv) - s->reserved_blocks;
+}
+
+int pst_session_start(pst_session *s, const uint32_t *ids, size_t count, size_t positions, uint32_t *out,
+                      pst_error *err)
 {
     if (count == 0 || count > s->options.max_tokens)
         return pst_fail(err, PST_E_USAGE, NULL, "a sequence of %zu tokens in a session made for 1 to %u", count,
                         s->options.max_tokens);
     PST_TRY(pst_session_check_ids(s, ids, count, err));
+    if (s->in_use < s->options.max_sequences && !pst_session_has_room(s, positions))
+        return pst_fail(err, PST_E_USAGE, NULL,
+                        "%u of the KV cache's %u blocks of %d positions are reserved, too many for a sequence of %zu",
+                        s->reserved_blocks, pst_kv_block_count(s->kv), PST_KV_BLOCK, positions);
     for (uint32_t i = 0; i < s->options.max_sequences; i++) {
         pst_sequence *sequence = &s->sequences[i];
         if (sequence->in_use)
@@ -36,6 +47,8 @@ int pst_session_add(pst_session *s, const uint32_t *ids, size_t count, uint32_t 
         memcpy(sequence->ids, ids, count * sizeof *ids);
         sequence->count = sequence->prompt = (uint32_t)count;
         sequence->computed = 0;
+        sequence->limit = (uint32_t)positions;
+        s->reserved_blocks += pst_kv_blocks_of(positions);
         sequence->in_use = true;
         sequence->serial = s->added++;
         s->order[s->in_use++] = i;
@@ -45,12 +58,17 @@ int pst_session_add(pst_session *s, const uint32_t *ids, size_t count, uint32_t 
     return pst_fail(err, PST_E_USAGE, NULL, "all %u sequences of the session are in use", s->options.max_sequences);
 }
 
+int pst_session_add(pst_session *s, const uint32_t *ids, size_t count, uint32_t *out, pst_error *err)
+{
+    return pst_session_start(s, ids, count, s->options.max_tokens, out, err);
+}
+
 int pst_session_append(pst_session *s, uint32_t number, uint32_t id, pst_error *err)
 {
     if (number >= s->options.max_sequences || !s->sequences[number].in_use)
         return pst_fail(err, PST_E_USAGE, NULL, "there is no sequence %u", number);
     pst_sequence *sequence = &s->sequences[number];
-    if (sequence->count == s->options.max_tokens || id >= s->model->transformer.vocab)
+    if (sequence->count == sequence->limit || id >= s->model->transformer.vocab)
         return pst_fail(err, PST_E_USAGE, NULL, "token %u at position %u is outside the session", id, sequence->count);
     sequence->ids[sequence->count++] = id;
     return 0;
@@ -61,6 +79,7 @@ void pst_session_remove(pst_session *s, uint32_t number)
     if (number >= s->options.max_sequences || !s->sequences[number].in_use)
         return;
     s->sequences[number].in_use = false;
+    s->reserved_blocks -= pst_kv_blocks_of(s->sequences[number].limit);
     uint32_t at = 0;
     while (s->order[at] != number)
         at++;

@@ -2,6 +2,7 @@
 /* The cache's memory and tables; see kv.h. */
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/number.h"
 #include "nn/kv_internal.h"
 #include "os/memory.h"
 
@@ -16,22 +17,24 @@ pst_kv_layout pst_kv_layout_of(const pst_transformer *t, pst_kv_type type)
                            .shared = true};
 }
 
-static uint64_t blocks_of_sequence(const pst_kv_config *c)
+static uint64_t blocks_of_pool(const pst_kv_config *c)
 {
-    return ((uint64_t)c->max_tokens + PST_KV_BLOCK - 1) / PST_KV_BLOCK;
+    uint64_t least = pst_kv_blocks_of(c->max_tokens);
+    return c->blocks == 0 ? least * c->max_sequences : pst_max(c->blocks, least);
 }
 
 void pst_kv_measure(const pst_kv_config *c, pst_kv_memory *out)
 {
     /* Below 2^16 heads, 2^13 elements and 2^26 blocks of a sequence (config.c), so only these products can overflow. */
-    uint64_t layer = pst_kv_block_bytes(&c->layout), blocks = blocks_of_sequence(c) * c->max_sequences, all;
+    uint64_t layer = pst_kv_block_bytes(&c->layout), blocks = blocks_of_pool(c), all;
     *out = (pst_kv_memory){UINT64_MAX, UINT64_MAX, UINT64_MAX};
     if (blocks >= UINT32_MAX || __builtin_mul_overflow(layer, c->layers, &all) ||
         __builtin_mul_overflow(all, blocks, &all))
         return;
     *out = (pst_kv_memory){.kv_bytes = all};
-    out->table_bytes = sizeof(pst_kv) + blocks * (2 * sizeof(uint32_t) + sizeof(void *) + sizeof(pst_kv_record)) +
-                       (uint64_t)c->max_sequences * sizeof(uint32_t);
+    uint64_t entries = (uint64_t)pst_kv_blocks_of(c->max_tokens) * c->max_sequences;
+    out->table_bytes = sizeof(pst_kv) + blocks * (sizeof(uint32_t) + sizeof(pst_kv_record)) +
+                       entries * (sizeof(uint32_t) + sizeof(void *)) + (uint64_t)c->max_sequences * sizeof(uint32_t);
     if (c->sharing)
         out->table_bytes += (blocks * PST_KV_BLOCK + pst_kv_bucket_count(blocks)) * sizeof(uint32_t);
     if (c->folder != NULL && !pst_kv_disk_measure(c, blocks, out))
@@ -62,16 +65,17 @@ int pst_kv_create(const pst_kv_config *config, pst_kv **out, pst_error *err)
     if (kv == NULL)
         return pst_fail_memory(err, "the KV cache", sizeof *kv);
     kv->config = *config;
-    kv->blocks_per_sequence = (uint32_t)blocks_of_sequence(config);
-    kv->blocks = kv->blocks_per_sequence * config->max_sequences;
+    kv->blocks_per_sequence = pst_kv_blocks_of(config->max_tokens);
+    kv->blocks = (uint32_t)blocks_of_pool(config);
+    const size_t entries = (size_t)kv->blocks_per_sequence * config->max_sequences;
     kv->block_bytes = pst_kv_block_bytes(&config->layout);
     kv->layer_bytes = kv->block_bytes * kv->blocks;
     kv->kv_bytes = config->folder == NULL ? memory.kv_bytes : 0;
     kv->oldest = kv->newest = PST_KV_NONE;
     kv->records = pst_heap_calloc(kv->blocks, sizeof *kv->records);
     kv->free = pst_heap_calloc(kv->blocks, sizeof *kv->free);
-    kv->table = pst_heap_calloc(kv->blocks, sizeof *kv->table);
-    kv->bound = pst_heap_calloc(kv->blocks, sizeof *kv->bound);
+    kv->table = pst_heap_calloc(entries, sizeof *kv->table);
+    kv->bound = pst_heap_calloc(entries, sizeof *kv->bound);
     kv->reached = pst_heap_calloc(config->max_sequences, sizeof *kv->reached);
     int status = 0;
     bool made = kv->records && kv->free && kv->table && kv->bound && kv->reached;
@@ -116,7 +120,7 @@ uint32_t pst_kv_take_free(pst_kv *kv)
 
 void pst_kv_reach(pst_kv *kv, uint32_t sequence, uint32_t positions)
 {
-    uint32_t wanted = (uint32_t)(((uint64_t)positions + PST_KV_BLOCK - 1) / PST_KV_BLOCK);
+    uint32_t wanted = pst_kv_blocks_of(positions);
     while (kv->reached[sequence] < wanted)
         pst_kv_table_of(kv, sequence)[kv->reached[sequence]++] = pst_kv_take_free(kv);
 }
@@ -182,6 +186,11 @@ void pst_kv_get_traffic(const pst_kv *kv, pst_kv_traffic *out)
     *out = (pst_kv_traffic){0};
     if (kv->disk != NULL)
         pst_kv_disk_get_traffic(kv->disk, out);
+}
+
+uint32_t pst_kv_block_count(const pst_kv *kv)
+{
+    return kv->blocks;
 }
 
 uint32_t pst_kv_free_blocks(const pst_kv *kv)

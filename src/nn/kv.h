@@ -2,7 +2,8 @@
 /*
  * The cache of keys and values of a session: a pool of blocks of PST_KV_BLOCK positions, each of all layers, and a table of
  * blocks per sequence. A sequence gets a block when it reaches its positions and gives its blocks back when it is removed.
- * The pool has as many as all sequences at full length need, so that reaching never fails for want of one; what sharing
+ * The pool has as many as all sequences at full length need, or fewer where the owner sees to it that the sequences together
+ * never reach more (infer/step.c reserves them beforehand), so that reaching never fails for want of one; what sharing
  * (kv_share.c) saves is memory for blocks that nobody uses now and somebody may want again.
  *
  * The blocks are in memory, or (kv_disk.c) in a file, from which they are read layer by layer while a pass goes on. Attention
@@ -28,6 +29,7 @@ typedef struct pst_kv_config {
     uint32_t layers;
     uint32_t max_sequences;
     uint32_t max_tokens;  /* positions of a sequence */
+    uint32_t blocks;      /* of the pool, those of one sequence at least; 0: of all sequences at full length */
     bool sharing;         /* sequences that begin with the same ids share whole blocks */
     uint32_t window;      /* positions that layers of `windowed` look at; 0: none */
     const bool *windowed; /* by layer; outlives the cache; NULL: none */
@@ -56,8 +58,17 @@ uint64_t pst_kv_row_traffic(const pst_kv_config *config, uint32_t position);
 int pst_kv_create(const pst_kv_config *config, pst_kv **out, pst_error *err);
 void pst_kv_destroy(pst_kv *kv);
 
-/* Sees to it that the sequence (< max_sequences) has blocks for its first `positions` (<= max_tokens). Memory of a block that
- * was used before holds what it held. */
+/* Blocks that so many positions of a sequence take. */
+static inline uint32_t pst_kv_blocks_of(uint64_t positions)
+{
+    return (uint32_t)((positions + PST_KV_BLOCK - 1) / PST_KV_BLOCK);
+}
+
+/* Blocks of the pool. */
+uint32_t pst_kv_block_count(const pst_kv *kv);
+
+/* Sees to it that the sequence (< max_sequences) has blocks for its first `positions` (<= max_tokens): no more than the pool
+ * has, of all sequences together. Memory of a block that was used before holds what it held. */
 void pst_kv_reach(pst_kv *kv, uint32_t sequence, uint32_t positions);
 /* Gives the sequence's blocks back. */
 void pst_kv_release(pst_kv *kv, uint32_t sequence);

@@ -66,7 +66,7 @@ static uint64_t slot_bytes_of(const pst_kv_config *c)
 static uint32_t part_slots_of(const pst_kv_config *c, uint64_t blocks)
 {
     uint64_t wanted = (c->window_bytes ? c->window_bytes : PST_KV_DEFAULT_WINDOW_BYTES) / PARTS / slot_bytes_of(c);
-    return (uint32_t)pst_min(pst_max(wanted, blocks / c->max_sequences), blocks);
+    return (uint32_t)pst_min(pst_max(wanted, pst_kv_blocks_of(c->max_tokens)), blocks);
 }
 
 static uint32_t hash_entries(uint32_t part_slots)

@@ -23,8 +23,8 @@ typedef struct pst_kv_disk pst_kv_disk;
 
 struct pst_kv {
     pst_kv_config config;
-    uint32_t blocks, blocks_per_sequence;
-    uint64_t block_bytes, layer_bytes; /* of one layer: a block; all blocks */
+    uint32_t blocks, blocks_per_sequence; /* of the pool; entries of a sequence's table */
+    uint64_t block_bytes, layer_bytes;    /* of one layer: a block; all blocks */
     uint64_t kv_bytes;
     unsigned char *memory; /* NULL: on disk */
     pst_kv_disk *disk;     /* NULL: in memory */

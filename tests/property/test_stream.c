@@ -2,7 +2,8 @@
 /*
  * Requests from a source to a sink: whatever runs beside a request, and whenever sequences join and leave, its answer is
  * bit for bit the one that it gets alone. Random requests, some of which cannot run, go through random sessions; each is
- * answered exactly once, no more are on their way than promised, and no slot stays empty while requests wait.
+ * answered exactly once, no more are on their way than promised, and no slot stays empty while requests wait. That holds,
+ * too, where the KV cache has far fewer blocks than the slots could fill, in memory and in a file.
  */
 #include <inttypes.h>
 #include <setjmp.h>
@@ -20,7 +21,7 @@
 
 #define TALES PST_TEST_SOURCE_DIR "/models/penstock-tales"
 
-enum { REQUESTS = 48, MAX_PROMPT = 74, MAX_NEW = 14, MAX_TOKENS = MAX_PROMPT + MAX_NEW, SESSIONS = 12 };
+enum { REQUESTS = 48, MAX_PROMPT = 150, MAX_NEW = 14, MAX_TOKENS = MAX_PROMPT + MAX_NEW, SESSIONS = 12, BLOCK = 64 };
 
 static uint64_t random_state;
 
@@ -213,6 +214,130 @@ static void test_alone_and_together(void **state)
     }
 }
 
+/* Caches down to the least that there is, so that most of the time requests wait for blocks and not for slots. */
+static void test_small_pools(void **state)
+{
+    work *w = *state;
+    for (int n = 0; n < SESSIONS; n++) {
+        pst_session_options options = {.max_sequences = 2 + (uint32_t)random_below(11),
+                                       .resident_set = true,
+                                       .resident_share = (double)random_below(3) / 2,
+                                       .threads = 1 + (uint32_t)random_below(2),
+                                       .kv_tokens = 1 + random_below(12) * BLOCK,
+                                       .no_prefix_sharing = random_below(3) == 0};
+        options.max_prompt_tokens = random_below(2) == 0 ? 1 + (uint32_t)random_below(6) : 0;
+        options.kv_folder = random_below(3) == 0 ? "/tmp" : NULL;
+        options.kv_window_bytes = 1;
+        w->scoring = n % 3 == 2;
+        char what[128];
+        snprintf(what, sizeof what, "session %d: %u sequences, a cache of %" PRIu64 " tokens", n, options.max_sequences,
+                 options.kv_tokens);
+        run_stream(w, options, what);
+    }
+}
+
+typedef struct schedule {
+    uint32_t lengths[REQUESTS];
+    uint32_t prompts[REQUESTS];
+    const uint32_t *ids;
+    size_t given, first_ended;
+    bool any_ended;
+} schedule;
+
+static int next_of_schedule(void *user, pst_request *out, pst_error *err)
+{
+    (void)err;
+    schedule *s = user;
+    if (s->given == REQUESTS)
+        return 0;
+    *out = (pst_request){.prompt_ids = s->ids,
+                         .prompt_count = s->prompts[s->given],
+                         .max_new_tokens = s->lengths[s->given],
+                         .ignore_end = true};
+    s->given++;
+    return 1;
+}
+
+static int note_first(void *user, size_t request, pst_result *result, const pst_error *failure, pst_error *err)
+{
+    (void)result;
+    (void)err;
+    schedule *s = user;
+    assert_null(failure);
+    if (!s->any_ended)
+        s->first_ended = request;
+    s->any_ended = true;
+    return 0;
+}
+
+/* The cache's memory decides how many run at a time, not the length that the longest one has. */
+static void test_mixed_lengths(void **state)
+{
+    work *w = *state;
+    enum { LONG = 512, SHORT = 32, POOL = 2 * LONG, LEAST_TIMES_FEWER = 4 };
+    schedule s = {.ids = (const uint32_t[]){1}};
+    uint64_t passes[2];
+    for (size_t i = 0; i < REQUESTS; i++) {
+        s.prompts[i] = 1;
+        s.lengths[i] = SHORT;
+    }
+    s.prompts[REQUESTS - 1] = LONG - 1; /* the length that both are planned for */
+    s.lengths[REQUESTS - 1] = 1;
+    uint32_t ids[LONG] = {1};
+    s.ids = ids;
+    uint64_t kv_bytes[2];
+    for (int pools = 0; pools < 2; pools++) {
+        pst_session_options options = {.struct_size = sizeof options,
+                                       .max_tokens = LONG,
+                                       .max_sequences = pools ? 32 : POOL / LONG,
+                                       .kv_tokens = pools ? POOL : 0};
+        pst_session *session;
+        pst_run_stats stats;
+        pst_plan_info plan;
+        pst_error err;
+        const pst_generate_calls calls = {.next = next_of_schedule, .on_result = note_first, .user = &s};
+        assert_int_equal(pst_session_open(w->model, &options, &session, &err), 0);
+        pst_session_get_plan(session, &plan);
+        s.given = 0;
+        assert_int_equal(pst_generate_stream(session, &calls, &stats, &err), 0);
+        passes[pools] = stats.passes;
+        kv_bytes[pools] = plan.kv_bytes;
+        pst_session_close(session);
+    }
+    assert_int_equal(kv_bytes[0], kv_bytes[1]);
+    if (passes[1] * LEAST_TIMES_FEWER > passes[0])
+        fail_msg("%" PRIu64 " passes with a cache for all, %" PRIu64 " with one of slots", passes[1], passes[0]);
+}
+
+/* Sequences added by hand may grow to the full length, so they take its blocks. */
+static void test_pool_by_hand(void **state)
+{
+    work *w = *state;
+    pst_session *session = open_session(w, (pst_session_options){.max_sequences = 4, .kv_tokens = 2 * MAX_TOKENS});
+    const uint32_t fit = (2 * MAX_TOKENS + BLOCK - 1) / BLOCK / ((MAX_TOKENS + BLOCK - 1) / BLOCK);
+    const uint32_t id = 1;
+    uint32_t numbers[4], one_more = 77;
+    pst_error err;
+    for (uint32_t i = 0; i < fit; i++)
+        assert_int_equal(pst_session_add(session, &id, 1, &numbers[i], &err), 0);
+    assert_int_equal(pst_session_add(session, &id, 1, &one_more, &err), PST_E_USAGE);
+    assert_non_null(strstr(err.message, "reserved"));
+    assert_int_equal(one_more, 77);
+    const pst_logits *logits;
+    size_t count;
+    for (uint32_t position = 1; position < MAX_TOKENS; position++) { /* to the last position of every one of them */
+        assert_int_equal(pst_session_step(session, &logits, &count, &err), 0);
+        assert_int_equal(count, fit);
+        for (uint32_t i = 0; i < fit; i++)
+            assert_int_equal(pst_session_append(session, numbers[i], (position * 7 + i) % w->vocab, &err), 0);
+    }
+    assert_int_equal(pst_session_step(session, &logits, &count, &err), 0);
+    assert_int_equal(pst_session_append(session, numbers[0], 1, &err), PST_E_USAGE);
+    pst_session_remove(session, numbers[0]);
+    assert_int_equal(pst_session_add(session, &id, 1, &one_more, &err), 0);
+    pst_session_close(session);
+}
+
 /* ---- by hand: sequences that join and leave at random, some before they are done ---- */
 
 typedef struct live {
@@ -282,41 +407,7 @@ static void test_joining_and_leaving(void **state)
     pst_session_close(alone);
 }
 
-/* ---- the schedule ---- */
-
-typedef struct schedule {
-    uint32_t lengths[REQUESTS];
-    uint32_t prompts[REQUESTS];
-    const uint32_t *ids;
-    size_t given, first_ended;
-    bool any_ended;
-} schedule;
-
-static int next_of_schedule(void *user, pst_request *out, pst_error *err)
-{
-    (void)err;
-    schedule *s = user;
-    if (s->given == REQUESTS)
-        return 0;
-    *out = (pst_request){.prompt_ids = s->ids,
-                         .prompt_count = s->prompts[s->given],
-                         .max_new_tokens = s->lengths[s->given],
-                         .ignore_end = true};
-    s->given++;
-    return 1;
-}
-
-static int note_first(void *user, size_t request, pst_result *result, const pst_error *failure, pst_error *err)
-{
-    (void)result;
-    (void)err;
-    schedule *s = user;
-    assert_null(failure);
-    if (!s->any_ended)
-        s->first_ended = request;
-    s->any_ended = true;
-    return 0;
-}
+/* ---- who runs when ---- */
 
 /* Prompts of one token: a request takes as many passes as it makes tokens, and the next one joins in the pass after. */
 static void test_slots_are_busy(void **state)
@@ -410,9 +501,9 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_alone_and_together),
-        cmocka_unit_test(test_joining_and_leaving),
-        cmocka_unit_test(test_slots_are_busy),
+        cmocka_unit_test(test_alone_and_together),  cmocka_unit_test(test_small_pools),
+        cmocka_unit_test(test_mixed_lengths),       cmocka_unit_test(test_pool_by_hand),
+        cmocka_unit_test(test_joining_and_leaving), cmocka_unit_test(test_slots_are_busy),
         cmocka_unit_test(test_nobody_starves),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
