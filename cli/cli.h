@@ -41,4 +41,13 @@ void cli_manual(FILE *to);
 
 #define CLI_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
+/* Rows of option tables that many commands have: a number N for a member of the command's values. initial: text or NULL. */
+#define CLI_NUMBER_ROW(structure, member, row_name, first, least, most, text)                                          \
+    {                                                                                                                  \
+        .name = (row_name), .type = PST_OPTION_U64, .offset = offsetof(structure, member), .metavar = "N",             \
+        .initial = (first), .min = (least), .max = (most), .help = (text)                                              \
+    }
+#define CLI_THREADS_ROW(structure, member, text)                                                                       \
+    CLI_NUMBER_ROW(structure, member, "threads", NULL, 1, 1024, text "; without it all processors")
+
 #endif

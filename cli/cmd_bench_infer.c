@@ -13,6 +13,7 @@
 
 #include "against.h"
 #include "base/heap.h"
+#include "base/number.h"
 #include "base/stats.h"
 #include "common.h"
 #include "input.h"
@@ -40,38 +41,11 @@ static const pst_option work_rows[] = {
      AT(model),
      .metavar = "MODEL",
      .help = "the model, if it is not the first word"},
-    {.name = "loops",
-     .type = PST_OPTION_U64,
-     AT(loops),
-     .metavar = "N",
-     .initial = "3",
-     .min = 1,
-     .max = 10000,
-     .help = "repetitions; the figures at the end are those of the one whose total time is the median"},
-    {.name = "batch-size",
-     .type = PST_OPTION_U64,
-     AT(batch_size),
-     .metavar = "N",
-     .initial = "1",
-     .min = 1,
-     .max = 65536,
-     .help = "prompts computed together"},
-    {.name = "prompt-len",
-     .type = PST_OPTION_U64,
-     AT(prompt_len),
-     .metavar = "N",
-     .initial = "512",
-     .min = 1,
-     .max = 1e8,
-     .help = "tokens of each prompt, seeded random ids"},
-    {.name = "gen-len",
-     .type = PST_OPTION_U64,
-     AT(gen_len),
-     .metavar = "N",
-     .initial = "32",
-     .min = 1,
-     .max = 1e8,
-     .help = "tokens made for each prompt, end tokens ignored"},
+    CLI_NUMBER_ROW(bench_values, loops, "loops", "3", 1, 10000,
+                   "repetitions; the figures at the end are those of the one whose total time is the median"),
+    CLI_NUMBER_ROW(bench_values, batch_size, "batch-size", "1", 1, 65536, "prompts computed together"),
+    CLI_NUMBER_ROW(bench_values, prompt_len, "prompt-len", "512", 1, 1e8, "tokens of each prompt, seeded random ids"),
+    CLI_NUMBER_ROW(bench_values, gen_len, "gen-len", "32", 1, 1e8, "tokens made for each prompt, end tokens ignored"),
     {.name = "prompt",
      .short_name = 'p',
      .type = PST_OPTION_STRING,
@@ -85,14 +59,10 @@ static const pst_option work_rows[] = {
      .metavar = "FILE|zipf:S[:SEED]|uniform[:SEED]",
      .help = "models with experts: which experts tokens use is read from FILE (JSON Lines, as 'generate "
              "--routing-trace-out' writes them) or drawn, rank r with a weight of r^-S, instead of computed"},
-    {.name = "layers",
-     .type = PST_OPTION_U64,
-     AT(layers),
-     .metavar = "N",
-     .min = 1,
-     .max = 16384,
-     .help = "compute only the first N layers and the head, to measure models that would take too long (or are holes, "
-             "see synth --sparse); what is generated is then not the model's"},
+    CLI_NUMBER_ROW(
+        bench_values, layers, "layers", NULL, 1, 16384,
+        "compute only the first N layers and the head, to measure models that would take too long (or are holes, "
+        "see synth --sparse); what is generated is then not the model's"),
     {.name = "log-file",
      .type = PST_OPTION_STRING,
      AT(log_file),
@@ -111,14 +81,7 @@ static const pst_option zero_rows[] = {
      AT(async_kv_offload),
      .help = "no effect without an accelerator"},
     {.name = "use-gds", .type = PST_OPTION_FLAG, AT(use_gds), .help = "no effect without an accelerator"},
-    {.name = "num-gpus",
-     .type = PST_OPTION_U64,
-     AT(num_gpus),
-     .metavar = "N",
-     .initial = "0",
-     .min = 0,
-     .max = 1024,
-     .help = "no effect: there are no accelerators yet"},
+    CLI_NUMBER_ROW(bench_values, num_gpus, "num-gpus", "0", 0, 1024, "no effect: there are no accelerators yet"),
     {.name = "dummy",
      .type = PST_OPTION_FLAG,
      AT(dummy),
@@ -126,15 +89,9 @@ static const pst_option zero_rows[] = {
 };
 
 static const pst_option_group groups[] = {
-    CLI_OWN_GROUP("Work", work_rows),
-    CLI_OWN_GROUP("Options of ZeRO-Inference", zero_rows),
-    CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, bench_values, runtime),
-    CLI_SHARED_GROUP("Placement of weights", cli_placement_rows, bench_values, runtime.placement),
-    CLI_SHARED_GROUP("Comparison", cli_against_rows, bench_values, against),
-    CLI_SHARED_GROUP("Drives", cli_io_rows, bench_values, runtime.io),
-    CLI_SHARED_GROUP("Quantizing on the fly", cli_offload_rows, bench_values, runtime.offload),
-    CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, bench_values, lookup),
-    CLI_SHARED_GROUP("Output", cli_report_rows, bench_values, report),
+    CLI_OWN_GROUP("Work", work_rows), CLI_OWN_GROUP("Options of ZeRO-Inference", zero_rows),
+    CLI_MEMORY_GROUPS(bench_values),  CLI_SHARED_GROUP("Comparison", cli_against_rows, bench_values, against),
+    CLI_MODEL_GROUPS(bench_values),
 };
 
 typedef struct bench_job {
@@ -179,24 +136,15 @@ static int check_values(const bench_values *values, const pst_options_found *fou
     return 0;
 }
 
-/* splitmix64: the same ids for the same seed everywhere. */
-static uint64_t next_random(uint64_t *state)
-{
-    uint64_t mixed = *state += 0x9E3779B97F4A7C15u;
-    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9u;
-    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBu;
-    return mixed ^ (mixed >> 31);
-}
-
 static int fill_random_prompts(bench_job *job, pst_error *err)
 {
     size_t count = job->batch * job->prompt_len;
     job->prompt_ids = pst_heap_reallocarray(NULL, count, sizeof *job->prompt_ids);
     if (job->prompt_ids == NULL)
         return pst_fail_memory(err, "prompts", count * sizeof *job->prompt_ids);
-    uint64_t state = job->values->seed;
+    uint64_t state = job->values->seed; /* the same ids for the same seed everywhere */
     for (size_t i = 0; i < count; i++)
-        job->prompt_ids[i] = (uint32_t)(next_random(&state) % job->engine.info.vocab);
+        job->prompt_ids[i] = (uint32_t)(pst_random_next(&state) % job->engine.info.vocab);
     return 0;
 }
 

@@ -26,14 +26,8 @@ static const pst_option weight_rows[] = {
      AT(bits),
      .choices = "8|4",
      .help = "quantize matrices to groups of 8 or 4 bits; without it numbers stay as they are"},
-    {.name = "group-size",
-     .type = PST_OPTION_U64,
-     AT(group_size),
-     .metavar = "N",
-     .initial = "64",
-     .min = 2,
-     .max = 4096,
-     .help = "weights that share a scale, an even number"},
+    CLI_NUMBER_ROW(convert_values, group_size, "group-size", "64", 2, 4096,
+                   "weights that share a scale, an even number"),
     {.name = "symmetric",
      .type = PST_OPTION_FLAG,
      AT(symmetric),
@@ -48,14 +42,7 @@ static const pst_option weight_rows[] = {
      AT(dtype),
      .choices = "bf16|f16|f32",
      .help = "element type of what is not quantized; without it as it is"},
-    {.name = "shard-size",
-     .type = PST_OPTION_SIZE,
-     AT(shard_size),
-     .metavar = "SIZE",
-     .initial = "5G",
-     .min = 1,
-     .max = 1e18,
-     .help = "the most tensor data of one file, unless one tensor is larger"},
+    CLI_SHARD_SIZE_ROW(convert_values, shard_size),
 };
 
 static const pst_option running_rows[] = {
@@ -65,13 +52,7 @@ static const pst_option running_rows[] = {
      .metavar = "SIZE",
      .min = 1,
      .help = "bound of the memory of the whole process; without it a sensible share of what is free"},
-    {.name = "threads",
-     .type = PST_OPTION_U64,
-     AT(threads),
-     .metavar = "N",
-     .min = 1,
-     .max = 1024,
-     .help = "threads that convert; without it all processors"},
+    CLI_THREADS_ROW(convert_values, threads, "threads that convert"),
 };
 
 static const pst_option_group groups[] = {
@@ -82,28 +63,15 @@ static const pst_option_group groups[] = {
     CLI_SHARED_GROUP("Output", cli_report_rows, convert_values, report),
 };
 
-enum { NOTED_BYTES = 100000000 }; /* less than this is not worth a line */
-
 static int on_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
 {
-    if (done_bytes == 0) {
-        char size[32];
-        if (total_bytes >= NOTED_BYTES)
-            cli_note("writing %s to %s", pst_format_bytes((double)total_bytes, size, sizeof size), (const char *)user);
-        cli_progress_begin("converting", "bytes", total_bytes);
-    }
-    cli_progress_update(done_bytes);
-    return cli_interrupted();
+    return cli_job_progress("converting", user, done_bytes, total_bytes);
 }
 
 static int print_json(const pst_convert_report *report, const char *folder, double rate, const char *settings_from,
                       pst_error *err)
 {
-    pst_io_options io = {.engine = report->io_engine,
-                         .block_size = report->block_size,
-                         .queue_depth = report->queue_depth,
-                         .workers = report->io_workers,
-                         .single_submit = report->io_single_submit};
+    const pst_io_options io = CLI_IO_USED(report);
     json_t *results =
         json_pack("[{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}]", "folder", folder, "parameters",
                   (json_int_t)report->parameters, "tensors", (json_int_t)report->tensors, "quantized",
@@ -137,13 +105,6 @@ static int print_report(const convert_values *values, const char *folder, const 
     return cli_out_flush(err);
 }
 
-static pst_dtype dtype_of(const char *name)
-{
-    if (name == NULL)
-        return (pst_dtype)0;
-    return strcmp(name, "f32") == 0 ? PST_F32 : strcmp(name, "f16") == 0 ? PST_F16 : PST_BF16;
-}
-
 static int convert(const void *all_values, const pst_options_found *found, pst_error *err)
 {
     const convert_values *values = all_values;
@@ -166,14 +127,10 @@ static int convert(const void *all_values, const pst_options_found *found, pst_e
         .symmetric = values->symmetric,
         .keep_embedding = values->keep_embedding,
         .keep_head = values->keep_head,
-        .dtype = dtype_of(values->dtype),
+        .dtype = cli_dtype(values->dtype),
         .shard_bytes = values->shard_size,
         .host_memory_bytes = values->host_memory,
-        .io_engine = io.io.engine,
-        .block_size = io.io.block_size,
-        .queue_depth = io.io.queue_depth,
-        .io_workers = io.io.workers,
-        .io_single_submit = io.io.single_submit,
+        CLI_IO_MEMBERS(io),
         .threads = (uint32_t)values->threads,
         .on_progress = on_progress,
         .user = (void *)folder,

@@ -55,29 +55,20 @@ static const pst_option prompt_rows[] = {
      .min = 1,
      .max = 1e8,
      .help = "tokens to make for each prompt, fewer where the model's context ends"},
-    {.name = "batch-size",
-     .type = PST_OPTION_U64,
-     AT(batch_size),
-     .metavar = "N",
-     .min = 1,
-     .max = 65536,
-     .help = "prompts computed together, which share each pass over the weights; without it all, at most 32, fewer "
-             "where memory is short"},
+    CLI_NUMBER_ROW(
+        generate_values, batch_size, "batch-size", NULL, 1, 65536,
+        "prompts computed together, which share each pass over the weights; without it all, at most 32, fewer "
+        "where memory is short"),
     {.name = "routing-trace-out",
      .type = PST_OPTION_STRING,
      AT(routing_trace_out),
      .metavar = "FILE",
      .help = "models with experts: write which experts each token used, a JSON line per token, for --routing-trace of "
              "'penstock bench infer'"},
-    {.name = "context",
-     .type = PST_OPTION_U64,
-     AT(context),
-     .metavar = "N",
-     .min = 2,
-     .max = 1e8,
-     .help =
-         "of a batch job: the most tokens of a prompt with its answer, for all of which memory is set aside; longer "
-         "prompts get an error, longer answers end there; without it the model's context"},
+    CLI_NUMBER_ROW(
+        generate_values, context, "context", NULL, 2, 1e8,
+        "of a batch job: the most tokens of a prompt with its answer, for all of which memory is set aside; longer "
+        "prompts get an error, longer answers end there; without it the model's context"),
 };
 
 static const pst_option sampling_rows[] = {
@@ -132,12 +123,8 @@ static const pst_option_group groups[] = {
     CLI_OWN_GROUP("Prompts", prompt_rows),
     CLI_SHARED_GROUP("Batch jobs", cli_batch_rows, generate_values, batch),
     CLI_OWN_GROUP("Choice of tokens", sampling_rows),
-    CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, generate_values, runtime),
-    CLI_SHARED_GROUP("Placement of weights", cli_placement_rows, generate_values, runtime.placement),
-    CLI_SHARED_GROUP("Drives", cli_io_rows, generate_values, runtime.io),
-    CLI_SHARED_GROUP("Quantizing on the fly", cli_offload_rows, generate_values, runtime.offload),
-    CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, generate_values, lookup),
-    CLI_SHARED_GROUP("Output", cli_report_rows, generate_values, report),
+    CLI_MEMORY_GROUPS(generate_values),
+    CLI_MODEL_GROUPS(generate_values),
 };
 
 /*

@@ -50,22 +50,12 @@ static const pst_option text_rows[] = {
      AT(token_ids),
      .metavar = "ID,...",
      .help = "a text as token ids, which needs no tokenizer; may be given several times"},
-    {.name = "context",
-     .type = PST_OPTION_U64,
-     AT(context),
-     .metavar = "N",
-     .min = 2,
-     .max = 1e8,
-     .help =
-         "tokens of a window; longer texts are cut into windows that overlap by one token, in which nothing is known "
-         "of the windows before; without it the model's context, at most 2048"},
-    {.name = "batch-size",
-     .type = PST_OPTION_U64,
-     AT(batch_size),
-     .metavar = "N",
-     .min = 1,
-     .max = 65536,
-     .help = "windows computed together; without it at most 8, fewer where memory is short"},
+    CLI_NUMBER_ROW(
+        score_values, context, "context", NULL, 2, 1e8,
+        "tokens of a window; longer texts are cut into windows that overlap by one token, in which nothing is known "
+        "of the windows before; without it the model's context, at most 2048"),
+    CLI_NUMBER_ROW(score_values, batch_size, "batch-size", NULL, 1, 65536,
+                   "windows computed together; without it at most 8, fewer where memory is short"),
     {.name = "logits-out",
      .type = PST_OPTION_STRING,
      AT(logits_out),
@@ -77,12 +67,8 @@ static const pst_option text_rows[] = {
 static const pst_option_group groups[] = {
     CLI_OWN_GROUP("Texts", text_rows),
     CLI_SHARED_GROUP("Batch jobs", cli_batch_rows, score_values, batch),
-    CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, score_values, runtime),
-    CLI_SHARED_GROUP("Placement of weights", cli_placement_rows, score_values, runtime.placement),
-    CLI_SHARED_GROUP("Drives", cli_io_rows, score_values, runtime.io),
-    CLI_SHARED_GROUP("Quantizing on the fly", cli_offload_rows, score_values, runtime.offload),
-    CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, score_values, lookup),
-    CLI_SHARED_GROUP("Output", cli_report_rows, score_values, report),
+    CLI_MEMORY_GROUPS(score_values),
+    CLI_MODEL_GROUPS(score_values),
 };
 
 typedef struct score_window {

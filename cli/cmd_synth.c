@@ -20,13 +20,7 @@ typedef struct synth_values {
 #define AT(member) .offset = offsetof(synth_values, member)
 
 static const pst_option shape_rows[] = {
-    {.name = "layers",
-     .type = PST_OPTION_U64,
-     AT(layers),
-     .metavar = "N",
-     .min = 1,
-     .max = 4096,
-     .help = "cut the shape to N layers; without it all of them"},
+    CLI_NUMBER_ROW(synth_values, layers, "layers", NULL, 1, 4096, "cut the shape to N layers; without it all of them"),
     {.name = "seed",
      .type = PST_OPTION_U64,
      AT(seed),
@@ -44,24 +38,11 @@ static const pst_option shape_rows[] = {
      AT(sparse),
      .help = "files of full length with holes for weights, which read as zeros and take no room: models that fit no "
              "drive here can be planned and their reading be tried"},
-    {.name = "shard-size",
-     .type = PST_OPTION_SIZE,
-     AT(shard_size),
-     .metavar = "SIZE",
-     .initial = "5G",
-     .min = 1,
-     .max = 1e18,
-     .help = "the most tensor data of one file, unless one tensor is larger"},
+    CLI_SHARD_SIZE_ROW(synth_values, shard_size),
 };
 
 static const pst_option writing_rows[] = {
-    {.name = "threads",
-     .type = PST_OPTION_U64,
-     AT(threads),
-     .metavar = "N",
-     .min = 1,
-     .max = 1024,
-     .help = "threads that make the numbers; without it all processors"},
+    CLI_THREADS_ROW(synth_values, threads, "threads that make the numbers"),
 };
 
 static const pst_option_group groups[] = {
@@ -84,38 +65,15 @@ static int check_shape(const char *shape, pst_error *err)
     return cli_usage(err, "unknown shape \"%.60s\"; there are %s", shape, names);
 }
 
-static pst_dtype dtype_of(const char *name)
-{
-    if (name == NULL)
-        return 0;
-    return strcmp(name, "f32") == 0   ? PST_F32
-           : strcmp(name, "f16") == 0 ? PST_F16
-           : strcmp(name, "f8") == 0  ? PST_F8_E4M3
-                                      : PST_BF16;
-}
-
-enum { NOTED_BYTES = 100000000 }; /* less than this is not worth a line */
-
 static int on_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
 {
-    if (done_bytes == 0) {
-        char size[32];
-        if (total_bytes >= NOTED_BYTES)
-            cli_note("writing %s to %s", pst_format_bytes((double)total_bytes, size, sizeof size), (const char *)user);
-        cli_progress_begin("writing", "bytes", total_bytes);
-    }
-    cli_progress_update(done_bytes);
-    return cli_interrupted();
+    return cli_job_progress("writing", user, done_bytes, total_bytes);
 }
 
 static int print_report(const synth_values *values, const char *shape, const char *folder,
                         const pst_synth_report *report, const char *settings_from, pst_error *err)
 {
-    pst_io_options io = {.engine = report->io_engine,
-                         .block_size = report->block_size,
-                         .queue_depth = report->queue_depth,
-                         .workers = report->io_workers,
-                         .single_submit = report->io_single_submit};
+    const pst_io_options io = CLI_IO_USED(report);
     double rate = report->seconds > 0 ? (double)report->file_bytes / report->seconds : 0;
     if (values->report.json) {
         json_t *results =
@@ -152,14 +110,10 @@ static int synth(const void *all_values, const pst_options_found *found, pst_err
         .folder = folder,
         .layers = (uint32_t)values->layers,
         .seed = values->seed,
-        .dtype = dtype_of(values->dtype),
+        .dtype = cli_dtype(values->dtype),
         .sparse = values->sparse,
         .shard_bytes = values->shard_size,
-        .io_engine = io.io.engine,
-        .block_size = io.io.block_size,
-        .queue_depth = io.io.queue_depth,
-        .io_workers = io.io.workers,
-        .io_single_submit = io.io.single_submit,
+        CLI_IO_MEMBERS(io),
         .threads = (uint32_t)values->threads,
         .on_progress = on_progress,
         .user = (void *)folder,

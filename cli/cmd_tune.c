@@ -47,14 +47,8 @@ static const pst_option search_rows[] = {
              "of a second"},
     {.name = "no-read", .type = PST_OPTION_FLAG, AT(no_read), .help = "tune for writing alone"},
     {.name = "no-write", .type = PST_OPTION_FLAG, AT(no_write), .help = "tune for reading alone"},
-    {.name = "loops",
-     .type = PST_OPTION_U64,
-     AT(loops),
-     .metavar = "N",
-     .initial = "1",
-     .min = 1,
-     .max = 100,
-     .help = "measurements of every point at least; those that matter get more anyway"},
+    CLI_NUMBER_ROW(tune_values, loops, "loops", "1", 1, 100,
+                   "measurements of every point at least; those that matter get more anyway"),
 };
 
 static const pst_option result_rows[] = {

@@ -15,13 +15,7 @@ typedef struct verify_values {
 } verify_values;
 
 static const pst_option running_rows[] = {
-    {.name = "threads",
-     .type = PST_OPTION_U64,
-     .offset = offsetof(verify_values, threads),
-     .metavar = "N",
-     .min = 1,
-     .max = 1024,
-     .help = "threads that read and compute; without it all processors"},
+    CLI_THREADS_ROW(verify_values, threads, "threads that read and compute"),
 };
 
 static const pst_option_group groups[] = {
@@ -41,10 +35,7 @@ typedef struct findings {
 static int on_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
 {
     (void)user;
-    if (done_bytes == 0)
-        cli_progress_begin("verifying", "bytes", total_bytes);
-    cli_progress_update(done_bytes);
-    return cli_interrupted();
+    return cli_job_progress("verifying", NULL, done_bytes, total_bytes);
 }
 
 static void on_finding(void *user, const char *file, const char *tensor)
@@ -105,11 +96,7 @@ static int verify(const void *all_values, const pst_options_found *found, pst_er
         .on_finding = on_finding,
         .on_progress = on_progress,
         .user = &f,
-        .io_engine = io.io.engine,
-        .block_size = io.io.block_size,
-        .queue_depth = io.io.queue_depth,
-        .io_workers = io.io.workers,
-        .io_single_submit = io.io.single_submit,
+        CLI_IO_MEMBERS(io),
         .threads = (uint32_t)values->threads,
     };
     pst_verify_report report;

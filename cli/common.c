@@ -74,13 +74,7 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .help = "keep keys and values in a file in this folder, of which memory holds what attention is at; it has no "
              "name and "
              "goes with the process; the results are the same"},
-    {.name = "threads",
-     .type = PST_OPTION_U64,
-     .offset = offsetof(cli_runtime, threads),
-     .metavar = "N",
-     .min = 1,
-     .max = 1024,
-     .help = "threads that compute; without it all processors"},
+    CLI_THREADS_ROW(cli_runtime, threads, "threads that compute"),
     {.name = "kernels",
      .type = PST_OPTION_CHOICE,
      .offset = offsetof(cli_runtime, kernels),
@@ -166,12 +160,23 @@ void cli_notes_start(const cli_report *report)
     pst_log_set_sink(print_log, NULL, level);
 }
 
+const char *cli_environment_folder(const cli_environment_place *places, size_t count, bool absolute, char *path,
+                                   size_t path_bytes)
+{
+    for (size_t i = 0; i < count; i++) {
+        const char *value = getenv(places[i].variable);
+        if (value == NULL || value[0] == '\0' || (absolute && value[0] != '/'))
+            continue;
+        int length = snprintf(path, path_bytes, "%s%s", value, places[i].suffix);
+        return length > 0 && (size_t)length < path_bytes ? path : NULL;
+    }
+    return NULL;
+}
+
 const char *cli_hf_cache(const cli_lookup *lookup)
 {
     static char path[4096];
-    static const struct {
-        const char *variable, *suffix;
-    } places[] = {
+    static const cli_environment_place places[] = {
         {"HF_HUB_CACHE", ""},
         {"HF_HOME", "/hub"},
         {"XDG_CACHE_HOME", "/huggingface/hub"},
@@ -179,14 +184,7 @@ const char *cli_hf_cache(const cli_lookup *lookup)
     };
     if (lookup->hf_cache != NULL)
         return lookup->hf_cache;
-    for (size_t i = 0; i < CLI_COUNT(places); i++) {
-        const char *value = getenv(places[i].variable);
-        if (value == NULL || value[0] == '\0')
-            continue;
-        int length = snprintf(path, sizeof path, "%s%s", value, places[i].suffix);
-        return length > 0 && (size_t)length < sizeof path ? path : NULL;
-    }
-    return NULL;
+    return cli_environment_folder(places, CLI_COUNT(places), false, path, sizeof path);
 }
 
 int cli_engine_open(cli_engine *engine, const char *model, const cli_lookup *lookup, const cli_runtime *runtime,
@@ -204,6 +202,32 @@ int cli_engine_open(cli_engine *engine, const char *model, const cli_lookup *loo
     PST_TRY(pst_model_open(model, cli_hf_cache(lookup), &engine->model, err));
     pst_model_get_info(engine->model, &engine->info);
     return 0;
+}
+
+pst_dtype cli_dtype(const char *name)
+{
+    static const struct {
+        const char *name;
+        pst_dtype type;
+    } known[] = {{"f32", PST_F32}, {"f16", PST_F16}, {"bf16", PST_BF16}, {"f8", PST_F8_E4M3}};
+    for (size_t i = 0; name != NULL && i < CLI_COUNT(known); i++) {
+        if (strcmp(name, known[i].name) == 0)
+            return known[i].type;
+    }
+    return (pst_dtype)0;
+}
+
+int cli_job_progress(const char *doing, const char *folder, uint64_t done_bytes, uint64_t total_bytes)
+{
+    enum { NOTED_BYTES = 100000000 }; /* less than this is not worth a line */
+    if (done_bytes == 0) {
+        char size[32];
+        if (folder != NULL && total_bytes >= NOTED_BYTES)
+            cli_note("writing %s to %s", pst_format_bytes((double)total_bytes, size, sizeof size), folder);
+        cli_progress_begin(doing, "bytes", total_bytes);
+    }
+    cli_progress_update(done_bytes);
+    return cli_interrupted();
 }
 
 pst_compute_type cli_compute_type(const cli_runtime *runtime)

@@ -51,9 +51,22 @@ extern const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS];
 
 /* Enters what was asked of the placement of weights. */
 int cli_place(const cli_placement *placement, bool resident_given, pst_session_options *out, pst_error *err);
+/* "f32", "f16", "bf16" or "f8"; 0 for NULL. */
+pst_dtype cli_dtype(const char *name);
+/* The progress of a job that moves so many bytes, as the library tells it, with a note where it writes more than is done
+ * in a blink. folder: which it writes, NULL: none. Returns what cancels the job, or 0. */
+int cli_job_progress(const char *doing, const char *folder, uint64_t done_bytes, uint64_t total_bytes);
 /* What --compute-type and --kv-bits say. */
 pst_compute_type cli_compute_type(const cli_runtime *runtime);
 uint32_t cli_kv_bits(const cli_runtime *runtime);
+
+/* Of commands that write a model. */
+#define CLI_SHARD_SIZE_ROW(structure, member)                                                                          \
+    {                                                                                                                  \
+        .name = "shard-size", .type = PST_OPTION_SIZE, .offset = offsetof(structure, member), .metavar = "SIZE",       \
+        .initial = "5G", .min = 1, .max = 1e18,                                                                        \
+        .help = "the most tensor data of one file, unless one tensor is larger"                                        \
+    }
 
 /* A command's groups: its own rows, whose offsets are those of its structure, and shared rows at a member of it. */
 #define CLI_OWN_GROUP(title_text, rows)                                                                                \
@@ -64,6 +77,16 @@ uint32_t cli_kv_bits(const cli_runtime *runtime);
     {                                                                                                                  \
         .title = title_text, .options = rows, .count = CLI_COUNT(rows), .base = offsetof(structure, member)            \
     }
+
+/* Those of a command that runs a model, in two parts: what other groups may stand between. */
+#define CLI_MEMORY_GROUPS(structure)                                                                                   \
+    CLI_SHARED_GROUP("Memory, streaming and compute", cli_runtime_rows, structure, runtime),                           \
+        CLI_SHARED_GROUP("Placement of weights", cli_placement_rows, structure, runtime.placement)
+#define CLI_MODEL_GROUPS(structure)                                                                                    \
+    CLI_SHARED_GROUP("Drives", cli_io_rows, structure, runtime.io),                                                    \
+        CLI_SHARED_GROUP("Quantizing on the fly", cli_offload_rows, structure, runtime.offload),                       \
+        CLI_SHARED_GROUP("Model lookup", cli_lookup_rows, structure, lookup),                                          \
+        CLI_SHARED_GROUP("Output", cli_report_rows, structure, report)
 
 /* Sends the library's notes to stderr, as many as --verbose asks for. */
 void cli_notes_start(const cli_report *report);
@@ -78,6 +101,13 @@ void cli_print_error(const pst_error *err);
 /* The Hugging Face hub folder: --hf-cache, else $HF_HUB_CACHE, $HF_HOME/hub, $XDG_CACHE_HOME/huggingface/hub,
  * ~/.cache/huggingface/hub. NULL when there is none of these. Static storage. */
 const char *cli_hf_cache(const cli_lookup *lookup);
+/* The first folder of `places` whose variable the environment has: its value and the suffix, in path. NULL: none.
+ * absolute: values that do not begin with / are passed over, as the XDG specification has it. */
+typedef struct cli_environment_place {
+    const char *variable, *suffix;
+} cli_environment_place;
+const char *cli_environment_folder(const cli_environment_place *places, size_t count, bool absolute, char *path,
+                                   size_t path_bytes);
 
 /* A model with its session; close with cli_engine_close, in any state. */
 typedef struct cli_engine {

@@ -27,21 +27,12 @@ const pst_option cli_io_rows[CLI_IO_ROWS] = {
      .help =
          "bytes of one I/O, a multiple of 4096; K, M and G are powers of 1024 here, as in fio; without it as tuned, "
          "else 1M"},
-    {.name = "queue-depth",
-     .type = PST_OPTION_U64,
-     .offset = offsetof(cli_io_options, queue_depth),
-     .metavar = "N",
-     .min = 1,
-     .max = 4096,
-     .help = "I/Os in flight for each worker; without it as tuned, else 64"},
-    {.name = "io-workers",
-     .type = PST_OPTION_U64,
-     .offset = offsetof(cli_io_options, workers),
-     .metavar = "N",
-     .min = 1,
-     .max = 64,
-     .help = "threads that share every transfer; without it as tuned, else 1, or 16 with the engine threads, in which "
-             "each carries out one I/O at a time"},
+    CLI_NUMBER_ROW(cli_io_options, queue_depth, "queue-depth", NULL, 1, 4096,
+                   "I/Os in flight for each worker; without it as tuned, else 64"),
+    CLI_NUMBER_ROW(
+        cli_io_options, workers, "io-workers", NULL, 1, 64,
+        "threads that share every transfer; without it as tuned, else 1, or 16 with the engine threads, in which "
+        "each carries out one I/O at a time"),
     {.name = "io-profile",
      .type = PST_OPTION_STRING,
      .offset = offsetof(cli_io_options, profile),
@@ -53,20 +44,11 @@ const pst_option cli_io_rows[CLI_IO_ROWS] = {
 const char *cli_io_default_profile(void)
 {
     static char path[4096];
-    static const struct {
-        const char *variable, *suffix;
-    } places[] = {
+    static const cli_environment_place places[] = {
         {"XDG_CONFIG_HOME", "/penstock/drives.json"},
         {"HOME", "/.config/penstock/drives.json"},
     };
-    for (size_t i = 0; i < CLI_COUNT(places); i++) {
-        const char *value = getenv(places[i].variable);
-        if (value == NULL || value[0] != '/') /* a relative one is to be ignored, says the XDG specification */
-            continue;
-        int length = snprintf(path, sizeof path, "%s%s", value, places[i].suffix);
-        return length > 0 && (size_t)length < sizeof path ? path : NULL;
-    }
-    return NULL;
+    return cli_environment_folder(places, CLI_COUNT(places), true, path, sizeof path);
 }
 
 int cli_io_apply_profile(const char *profile, const char *const *paths, uint32_t count, pst_io_options *io,

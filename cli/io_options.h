@@ -32,6 +32,17 @@ typedef struct cli_io_choice {
     const char *from; /* "profile", "options" or "defaults" */
 } cli_io_choice;
 
+/* The members of a library call's options that a choice fills; and the settings that a call's report says it used. */
+#define CLI_IO_MEMBERS(choice)                                                                                         \
+    .io_engine = (choice).io.engine, .block_size = (choice).io.block_size, .queue_depth = (choice).io.queue_depth,     \
+    .io_workers = (choice).io.workers, .io_single_submit = (choice).io.single_submit
+#define CLI_IO_USED(report)                                                                                            \
+    ((pst_io_options){.engine = (report)->io_engine,                                                                   \
+                      .block_size = (report)->block_size,                                                              \
+                      .queue_depth = (report)->queue_depth,                                                            \
+                      .workers = (report)->io_workers,                                                                 \
+                      .single_submit = (report)->io_single_submit})
+
 /* Fills *out from the options and the profile of the drive (or drives) that hold `paths`, which need not exist yet. A
  * damaged usual profile is a warning, a named one that cannot be used an error. */
 int cli_io_choose(const cli_io_options *options, const char *const *paths, uint32_t count, cli_io_choice *out,

@@ -19,14 +19,8 @@ const pst_option cli_offload_rows[CLI_OFFLOAD_ROWS] = {
      .help =
          "bits of a weight; with 8 or 4 a copy of the model is quantized the first time (as 'penstock convert' does) "
          "and used again as long as the model is the same; 16 uses the weights as they are"},
-    {.name = "quant-group-size",
-     .type = PST_OPTION_U64,
-     .offset = offsetof(cli_offload_options, group_size),
-     .metavar = "N",
-     .initial = "64",
-     .min = 2,
-     .max = 4096,
-     .help = "weights that share a scale, an even number"},
+    CLI_NUMBER_ROW(cli_offload_options, group_size, "quant-group-size", "64", 2, 4096,
+                   "weights that share a scale, an even number"),
     {.name = "offload-dir",
      .type = PST_OPTION_STRINGS,
      .offset = offsetof(cli_offload_options, folders),
@@ -45,17 +39,9 @@ bool cli_offload_wanted(const cli_offload_options *options)
 static const char *default_folder(void)
 {
     static char path[4096];
-    static const struct {
-        const char *variable, *suffix;
-    } places[] = {{"XDG_CACHE_HOME", "/penstock/offload"}, {"HOME", "/.cache/penstock/offload"}};
-    for (size_t i = 0; i < CLI_COUNT(places); i++) {
-        const char *value = getenv(places[i].variable);
-        if (value == NULL || value[0] == '\0')
-            continue;
-        int length = snprintf(path, sizeof path, "%s%s", value, places[i].suffix);
-        return length > 0 && (size_t)length < sizeof path ? path : NULL;
-    }
-    return NULL;
+    static const cli_environment_place places[] = {{"XDG_CACHE_HOME", "/penstock/offload"},
+                                                   {"HOME", "/.cache/penstock/offload"}};
+    return cli_environment_folder(places, CLI_COUNT(places), false, path, sizeof path);
 }
 
 /* What the progress has shown so far. */
@@ -115,11 +101,7 @@ int cli_offload_open(const cli_offload_options *options, const cli_offload_runni
         .bits = options->bits[0] == '8' ? 8 : 4,
         .group_size = (uint32_t)options->group_size,
         .host_memory_bytes = running->host_memory,
-        .io_engine = io.io.engine,
-        .block_size = io.io.block_size,
-        .queue_depth = io.io.queue_depth,
-        .io_workers = io.io.workers,
-        .io_single_submit = io.io.single_submit,
+        CLI_IO_MEMBERS(io),
         .threads = (uint32_t)running->threads,
         .on_progress = on_progress,
         .user = &shown,
