@@ -6,6 +6,9 @@
 #include "nn/kv_internal.h"
 #include "os/memory.h"
 
+/* Twice as many, and a power of two no smaller than that, are numbers of 32 bits: the tables that are searched by hash. */
+enum { MAX_BLOCKS = 1 << 30 };
+
 pst_kv_layout pst_kv_layout_of(const pst_transformer *t, pst_kv_type type)
 {
     if (t->latent.kv_lora_rank == 0)
@@ -28,7 +31,7 @@ void pst_kv_measure(const pst_kv_config *c, pst_kv_memory *out)
     /* Below 2^16 heads, 2^13 elements and 2^26 blocks of a sequence (config.c), so only these products can overflow. */
     uint64_t layer = pst_kv_block_bytes(&c->layout), blocks = blocks_of_pool(c), all;
     *out = (pst_kv_memory){UINT64_MAX, UINT64_MAX, UINT64_MAX};
-    if (blocks >= UINT32_MAX || __builtin_mul_overflow(layer, c->layers, &all) ||
+    if (blocks > MAX_BLOCKS || __builtin_mul_overflow(layer, c->layers, &all) ||
         __builtin_mul_overflow(all, blocks, &all))
         return;
     *out = (pst_kv_memory){.kv_bytes = all};

@@ -43,8 +43,8 @@ typedef struct pst_kv_config {
 /* The layout of a model's cache. */
 pst_kv_layout pst_kv_layout_of(const pst_transformer *transformer, pst_kv_type type);
 
-/* Memory that pst_kv_create will take, for the planner: of keys and values, and of tables. UINT64_MAX: more than 64 bits (or
- * blocks than 32 bits) hold. */
+/* Memory that pst_kv_create will take, for the planner: of keys and values, and of tables. UINT64_MAX: more than 64 bits
+ * (or blocks than 30 bits) hold. */
 typedef struct pst_kv_memory {
     uint64_t kv_bytes, table_bytes;
     uint64_t disk_bytes; /* no memory: the file */

@@ -136,12 +136,12 @@ int pst_kv_disk_create(pst_kv *kv, const pst_kv_memory *memory, pst_error *err)
     d->slot_bytes = slot_bytes_of(c);
     d->part_slots = part_slots_of(c, kv->blocks);
     d->hash_mask = hash_entries(d->part_slots) - 1;
-    d->window_bytes = PARTS * d->part_slots * d->slot_bytes;
+    d->window_bytes = (uint64_t)PARTS * d->part_slots * d->slot_bytes;
     d->tail_bytes = (uint64_t)c->max_sequences * c->layers * kv->block_bytes;
     PST_TRY(pst_memory_map(d->tail_bytes, "the KV cache's last blocks", (void **)&d->tails, err));
     PST_TRY(pst_memory_map(d->window_bytes, "the KV cache's window", (void **)&d->window, err));
     for (uint32_t i = 0; i < PARTS; i++) {
-        d->parts[i].memory = d->window + i * d->part_slots * d->slot_bytes;
+        d->parts[i].memory = d->window + (uint64_t)i * d->part_slots * d->slot_bytes;
         PST_TRY(make_part(d, &d->parts[i], err));
     }
     return open_file(kv, memory->disk_bytes, err);

@@ -104,6 +104,23 @@ static void test_sizes(void **state)
     huge.max_tokens = UINT32_MAX; /* more blocks than 32 bits count */
     pst_kv_measure(&huge, &memory);
     assert_true(memory.kv_bytes == UINT64_MAX);
+    /* The tables that are searched by hash have twice as many places, of 32 bits. */
+    pst_kv_config many = config;
+    many.sharing = true;
+    many.max_sequences = 1 << 12;
+    for (uint32_t tokens = 1u << 30; tokens > 1u << 22; tokens -= 1u << 29) {
+        many.max_tokens = tokens;
+        pst_kv_measure(&many, &memory);
+        assert_true(memory.kv_bytes == UINT64_MAX);
+    }
+    many.max_tokens = 1 << 24;
+    pst_kv_measure(&many, &memory);
+    assert_int_equal(memory.kv_bytes, (1ull << 30) * LAYERS * 64 * 2 * (6 + 4) * 2);
+    assert_true(memory.table_bytes > (1ull << 30) * (PST_KV_BLOCK + 1) * sizeof(uint32_t));
+    many.folder = "/"; /* only named */
+    many.max_tokens++;
+    pst_kv_measure(&many, &memory);
+    assert_true(memory.kv_bytes == UINT64_MAX && memory.disk_bytes == UINT64_MAX);
     /* Latent attention: one head, no values of their own. */
     pst_transformer t = {.kv_heads = 128, .head_dim = 192, .latent = {.kv_lora_rank = 512, .rope_dim = 64}};
     pst_kv_layout layout = pst_kv_layout_of(&t, PST_KV_Q8);
