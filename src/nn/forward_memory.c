@@ -134,7 +134,7 @@ void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *o
     measure_groups(config, &groups);
     /* The bookkeeping of a row: position, logits row, segment and its sequence. */
     out->row_bytes =
-        groups.bytes[LASTING] + groups.shared + sizeof(pst_segment) + 3 * sizeof(uint32_t) + pst_route_row_bytes(t);
+        groups.bytes[LASTING] + groups.shared + sizeof(pst_segment) + 3 * sizeof(uint32_t) + pst_experts_row_bytes(config);
     out->logit_row_bytes = groups.bytes[OF_LOGITS] + sizeof(uint32_t);
     small_sizes small = measure_small(config->program);
     out->fixed_bytes = small.bias + (t->family->positions != NULL ? t->hidden * sizeof(float) : 0);

@@ -230,6 +230,29 @@ static void test_bad_guesses_end(void **state)
     close_model(&m);
 }
 
+/* The planner knows what recording and replaying take of every row. */
+static void test_memory_of_rows(void **state)
+{
+    (void)state;
+    model m;
+    open_model("deepseek_v3", false, &m);
+    pst_forward_memory plain, recorded, both;
+    pst_routing_trace *trace;
+    assert_int_equal(pst_routing_trace_open("uniform", &m.t, &trace, NULL), 0);
+    pst_forward_config config = m.config;
+    pst_forward_measure(&config, &plain);
+    config.record_routing = true;
+    pst_forward_measure(&config, &recorded);
+    config.routing_trace = trace;
+    pst_forward_measure(&config, &both);
+    uint64_t row = (uint64_t)layers_with_experts(&m.t) * m.t.experts_per_token * sizeof(uint32_t);
+    assert_true(row > 0);
+    assert_int_equal(recorded.row_bytes - plain.row_bytes, row);
+    assert_true(both.row_bytes >= recorded.row_bytes + sizeof(uint64_t) + sizeof(uint32_t));
+    pst_routing_trace_destroy(trace);
+    close_model(&m);
+}
+
 /* Making a pass with everything that a family has: whatever allocation fails, nothing is left. */
 static void test_allocation_failures(void **state)
 {
@@ -262,6 +285,7 @@ static void test_allocation_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_memory_of_rows),
         cmocka_unit_test(test_guesses_are_exact_where_layers_add_nothing),
         cmocka_unit_test(test_unwanted_units_are_not_missed),
         cmocka_unit_test(test_bad_guesses_end),
