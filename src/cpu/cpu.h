@@ -30,6 +30,8 @@ typedef enum pst_cpu_activation {
 /* Columns of weights that a core works on at a time: products are best cut at multiples of it. No result depends on
  * it. */
 #define PST_CPU_MATMUL_COLUMNS 64
+/* Stack that a thread which runs kernels comes to use; whoever plans memory counts it for every thread. */
+#define PST_CPU_STACK_BYTES    ((size_t)208 << 10)
 
 /* A block of a matrix product: y[r][n] = sum over k of x[r][k] * w[n][k], then + bias[n], then + the old y[r][n]. */
 typedef struct pst_cpu_matmul {

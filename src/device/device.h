@@ -141,6 +141,8 @@ typedef struct pst_pool pst_pool;
 int pst_device_host_create(pst_pool *pool, const char *kernels, pst_device **out, pst_error *err);
 /* Memory that attention over such a cache takes beside its operands, from its first call on. */
 uint64_t pst_device_host_attention_bytes(const pst_kv_layout *layout, uint32_t threads);
+/* Stacks of so many threads that compute, once they have run every kernel. */
+uint64_t pst_device_host_stack_bytes(uint32_t threads);
 /* The kernel set in use. Static storage. */
 const char *pst_device_host_kernels(const pst_device *device);
 void pst_device_destroy(pst_device *device); /* NULL is fine */

@@ -316,6 +316,11 @@ const char *pst_device_host_kernels(const pst_device *device)
     return ((const host_device *)(const void *)device)->kernels->name;
 }
 
+uint64_t pst_device_host_stack_bytes(uint32_t threads)
+{
+    return (uint64_t)threads * PST_CPU_STACK_BYTES;
+}
+
 void pst_device_destroy(pst_device *device)
 {
     if (device != NULL)

@@ -16,7 +16,7 @@
 
 /* From this size on, `auto` trades digits that no likelihood shows for time and memory; below, they cost next to nothing. */
 static const uint64_t LARGE_PARAMETERS = 100 * 1000 * 1000;
-/* For what the plan cannot see: stacks, scratch of kernels, bounce buffers, the heap's own overhead. */
+/* For what the plan cannot see: stacks of the threads that do not compute, bounce buffers, the heap's own overhead. */
 static const uint64_t PROCESS_RESERVE_BYTES = 24ull << 20;
 /* More rows in a pass than this make it compute-bound on any processor, so they would buy nothing. */
 enum { MAX_USEFUL_ROWS = 2048, MAX_LOGIT_ROWS = 512, MAX_SEQUENCES = 1 << 16 };
@@ -169,7 +169,8 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
         .keep_all = o->keep_all_weights,
     };
     uint64_t logits = o->all_logits ? 0 : o->max_sequences * memory.logit_row_bytes;
-    uint64_t scratch = pst_device_host_attention_bytes(&kv.layout, o->threads ? o->threads : pst_os_processors());
+    const uint32_t threads = o->threads ? o->threads : pst_os_processors();
+    uint64_t scratch = pst_device_host_attention_bytes(&kv.layout, threads) + pst_device_host_stack_bytes(threads);
     uint64_t others = memory.fixed_bytes + logits + scratch +
                       pst_ring_gather_bytes(program->stages, program->stage_count) +
                       (uint64_t)o->max_sequences *

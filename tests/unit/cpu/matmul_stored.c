@@ -4,6 +4,7 @@
  * for, and the same bits however a product is cut.
  */
 #include <math.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -242,11 +243,71 @@ static void test_f8_codes(void **unused)
     }
 }
 
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* they make frames larger */
+/* ---- stack ---- */
+
+enum { PAINTED_BYTES = 1 << 20, PAINT = 0xa5 };
+
+static void *run_job(void *context)
+{
+    const product_case *p = context;
+    p->kernels->matmul(&p->job);
+    return NULL;
+}
+
+/* The stack that a product takes, threads' own part included: what is no longer as it was painted. */
+static size_t stack_of(product_case *p)
+{
+    unsigned char *stack = aligned_alloc(4096, PAINTED_BYTES);
+    assert_non_null(stack);
+    memset(stack, PAINT, PAINTED_BYTES);
+    pthread_attr_t attributes;
+    pthread_t thread;
+    assert_int_equal(pthread_attr_init(&attributes), 0);
+    assert_int_equal(pthread_attr_setstack(&attributes, stack, PAINTED_BYTES), 0);
+    assert_int_equal(pthread_create(&thread, &attributes, run_job, p), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    pthread_attr_destroy(&attributes);
+    size_t untouched = 0;
+    while (untouched < PAINTED_BYTES && stack[untouched] == PAINT)
+        untouched++;
+    free(stack);
+    return PAINTED_BYTES - untouched;
+}
+
+/* Planners count so much for every thread. */
+static void test_stack(void **unused)
+{
+    (void)unused;
+    ref_seed("stack");
+    const pst_cpu_kernels *kernels;
+    pst_weight_format format;
+    size_t most = 0;
+    for (size_t s = 0; (kernels = pst_cpu_available(s)) != NULL; s++) {
+        for (size_t kind = 0; stored_format(kind, &format); kind++) {
+            for (size_t i = 0; i < 6 && !format.transposed; i++) {
+                product_case p;
+                set_up(&p, kernels, i % 2 ? PST_BF16 : PST_F32, kind);
+                prepare(&p, p.y.data);
+                size_t bytes = stack_of(&p);
+                most = bytes > most ? bytes : most;
+                tear_down(&p);
+            }
+        }
+    }
+    print_message("most stack: %zu bytes\n", most);
+    assert_in_range(most, 1, PST_CPU_STACK_BYTES);
+}
+#endif
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_products),
         cmocka_unit_test(test_f8_codes),
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+        cmocka_unit_test(test_stack),
+#endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
