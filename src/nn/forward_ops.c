@@ -52,6 +52,17 @@ static pst_weight bias_of(const pst_forward_run *run, const pst_nn_step *step, c
     return (pst_weight){run->f->bias + skip, type, 1, is_transposed ? w->columns : w->rows, .format = NULL};
 }
 
+/* Computes what is at hand of a product. */
+static int multiply(const pst_forward_run *run, const pst_nn_step *step, const pst_matmul *job)
+{
+    int status = run->f->device->ops->matmul(run->f->device, job);
+    if (status != PST_E_FORMAT || step->aux[2] < 0)
+        return pst_forward_checked(run, status);
+    const pst_tensor *index = run->stage->tensors[step->aux[2]].tensor;
+    return pst_fail(run->err, status, pst_store_file_path(run->f->program->store, index->file),
+                    "tensor %s names a group of inputs that is not there", index->name);
+}
+
 /* Runs what has arrived of a product. */
 int pst_forward_matmul(const pst_forward_run *run, const pst_nn_step *step)
 {
@@ -71,7 +82,7 @@ int pst_forward_matmul(const pst_forward_run *run, const pst_nn_step *step)
         job.bias = bias_of(run, step, &job.w, piece->first_row);
         f->next_piece++;
         if (job.x.rows > 0) /* none when no row of this pass wants logits */
-            PST_TRY(pst_forward_checked(run, f->device->ops->matmul(f->device, &job)));
+            PST_TRY(multiply(run, step, &job));
         if (piece->first_row + piece->rows == run->stage->tensors[step->weight].rows)
             return 1;
     }

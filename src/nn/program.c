@@ -380,6 +380,7 @@ int pst_program_create(const pst_transformer *transformer, const pst_store *stor
     uint32_t most = 4 + transformer->layers * transformer->family->layer_stages;
     program->stage_count = most; /* until it is known: what pst_program_destroy looks through */
     program->weight_type = PST_BF16;
+    program->store = store;
     program->stages = pst_heap_calloc(most, sizeof *program->stages);
     program->nn_stages = pst_heap_calloc(most, sizeof *program->nn_stages);
     program->formats = pst_heap_calloc(MAX_FORMATS, sizeof *program->formats);

@@ -33,7 +33,8 @@ typedef struct pst_nn_stage {
 } pst_nn_stage;
 
 typedef struct pst_program {
-    pst_stage *stages; /* contexts point into nn_stages */
+    const pst_store *store; /* outlives it */
+    pst_stage *stages;      /* contexts point into nn_stages */
     pst_nn_stage *nn_stages;
     uint32_t stage_count;
     uint32_t gathered_stages; /* the first ones: 0 the embedding, 1 the learned positions if there are any */

@@ -302,6 +302,34 @@ static void test_not_finite(void **state)
     EXPECT_ERROR(1, "not finite", "score", model, "--token-ids", "1,2,3");
 }
 
+/* A quantized matrix whose index names a group that is not there: where it says so counts, not what was computed then. */
+static void test_group_index(void **state)
+{
+    (void)state;
+    static const char name[] = "model.layers.0.self_attn.k_proj.g_idx", key[] = "\"data_offsets\":[";
+    snprintf(model, sizeof model, "%s", copy_model(CASES "/gptq_4_reordered", "model-g_idx"));
+    char path[640], header[1 << 16];
+    snprintf(path, sizeof path, "%s/model.safetensors", model);
+    size_t bytes;
+    char *file = read_file(path, &bytes);
+    uint64_t header_bytes;
+    memcpy(&header_bytes, file, 8);
+    assert_true(header_bytes < sizeof header);
+    memcpy(header, file + 8, header_bytes);
+    header[header_bytes] = '\0';
+    const char *entry = strstr(header, name), *offsets = entry ? strstr(entry, key) : NULL;
+    assert_non_null(offsets);
+    uint64_t begin = strtoull(offsets + sizeof key - 1, NULL, 10);
+    static const int32_t groups[] = {-1, INT32_MAX, INT32_MIN, 8};
+    for (size_t i = 0; i < sizeof groups / sizeof groups[0]; i++) {
+        memcpy(file + 8 + header_bytes + begin + 4 * i, &groups[i], 4);
+        write_file(path, file, bytes);
+        GENERATE("model.safetensors: tensor model.layers.0.self_attn.k_proj.g_idx names a group");
+        memset(file + 8 + header_bytes + begin + 4 * i, 0, 4);
+    }
+    free(file);
+}
+
 static void test_unreadable(void **state)
 {
     (void)state;
@@ -320,11 +348,11 @@ static void test_unreadable(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_the_copy_works), cmocka_unit_test(test_missing),    cmocka_unit_test(test_truncated),
-        cmocka_unit_test(test_lying_headers),  cmocka_unit_test(test_configs),    cmocka_unit_test(test_index),
-        cmocka_unit_test(test_tokenizers),     cmocka_unit_test(test_texts),      cmocka_unit_test(test_empty_prompt),
-        cmocka_unit_test(test_budget),         cmocka_unit_test(test_unreadable), cmocka_unit_test(test_token_ids),
-        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_the_copy_works), cmocka_unit_test(test_missing),     cmocka_unit_test(test_truncated),
+        cmocka_unit_test(test_lying_headers),  cmocka_unit_test(test_configs),     cmocka_unit_test(test_index),
+        cmocka_unit_test(test_tokenizers),     cmocka_unit_test(test_texts),       cmocka_unit_test(test_empty_prompt),
+        cmocka_unit_test(test_budget),         cmocka_unit_test(test_unreadable),  cmocka_unit_test(test_token_ids),
+        cmocka_unit_test(test_not_finite),     cmocka_unit_test(test_group_index),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
