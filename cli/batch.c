@@ -8,7 +8,7 @@
 #include "output.h"
 #include "progress.h"
 
-enum { DEFAULT_SEQUENCES = 32, DEFAULT_SCORED = 8 };
+enum { DEFAULT_SCORED = 8 };
 
 #define AT(member) .offset = offsetof(cli_batch, member)
 
@@ -87,15 +87,17 @@ static uint64_t needed_bytes(const void *user, uint32_t sequences)
 static int start_session(cli_batch_job *job, const pst_batch_info *info, pst_error *err)
 {
     bool scores = job->options.kind == PST_BATCH_SCORE;
-    uint64_t usual = scores ? DEFAULT_SCORED : DEFAULT_SEQUENCES;
-    uint64_t most = job->batch_size != 0 ? job->batch_size : usual;
-    pst_session_options shape = {.max_tokens = info->max_tokens,
-                                 .max_prompt_tokens = info->max_prompt_tokens,
-                                 .max_sequences = (uint32_t)(info->requests < most ? info->requests : most),
-                                 .all_logits = scores};
+    const cli_needs needs = {needed_bytes, info};
+    pst_session_options shape = {
+        .max_tokens = info->max_tokens, .max_prompt_tokens = info->max_prompt_tokens, .all_logits = scores};
     cli_interrupt_polled(false); /* a signal need not wait until all weights are in memory */
-    int status = cli_engine_start(job->engine, job->runtime, job->resident_given, &shape, job->batch_size == 0,
-                                  &(cli_needs){needed_bytes, info}, err);
+    uint64_t most =
+        job->batch_size != 0 ? job->batch_size
+        : scores             ? DEFAULT_SCORED
+                 : cli_choose_batch(job->engine, job->runtime, job->resident_given, &shape, info->requests, &needs);
+    shape.max_sequences = (uint32_t)(info->requests < most ? info->requests : most);
+    int status =
+        cli_engine_start(job->engine, job->runtime, job->resident_given, &shape, job->batch_size == 0, &needs, err);
     cli_interrupt_polled(true);
     return status;
 }

@@ -55,10 +55,9 @@ static const pst_option prompt_rows[] = {
      .min = 1,
      .max = 1e8,
      .help = "tokens to make for each prompt, fewer where the model's context ends"},
-    CLI_NUMBER_ROW(
-        generate_values, batch_size, "batch-size", NULL, 1, 65536,
-        "prompts computed together, which share each pass over the weights; without it all, at most 32, fewer "
-        "where memory is short"),
+    CLI_NUMBER_ROW(generate_values, batch_size, "batch-size", NULL, 1, 65536,
+                   "prompts computed together, which share each pass over the weights; without it as many as the plan "
+                   "finds best, fewer where memory is short"),
     {.name = "routing-trace-out",
      .type = PST_OPTION_STRING,
      AT(routing_trace_out),
@@ -500,12 +499,15 @@ static int run_job(generate_job *job, const char *model, const pst_options_found
         return run_batch(job, found, err);
     PST_TRY(open_inputs(job, err));
     PST_TRY(measure_prompts(job, found, &shape, err));
-    uint64_t most = values->batch_size != 0 ? values->batch_size : 32;
+    const cli_needs needs = {needed_bytes, job};
+    bool resident_given = pst_options_given(&cli_command_generate.spec, found, "resident");
+    uint64_t most = values->batch_size != 0 ? values->batch_size
+                                            : cli_choose_batch(&job->engine, &values->runtime, resident_given, &shape,
+                                                               job->prompts.count, &needs);
     shape.max_sequences = (uint32_t)(job->prompts.count < most ? job->prompts.count : most);
     PST_TRY(cli_routing_out_open(&job->routing, values->routing_trace_out, &shape, err));
-    PST_TRY(cli_engine_start(&job->engine, &values->runtime,
-                             pst_options_given(&cli_command_generate.spec, found, "resident"), &shape,
-                             values->batch_size == 0, &(cli_needs){needed_bytes, job}, err));
+    PST_TRY(
+        cli_engine_start(&job->engine, &values->runtime, resident_given, &shape, values->batch_size == 0, &needs, err));
     PST_TRY(make_window(job, shape.max_sequences, err));
     int status = run_windows(job, err);
     if (status < 0) {

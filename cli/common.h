@@ -134,6 +134,10 @@ typedef struct cli_needs {
  * are tried while the memory budget is too small for them. */
 int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool resident_given, pst_session_options *shape,
                      bool shrink, const cli_needs *needs, pst_error *err);
+/* How many of `requests` are best computed at once in a session of this shape: measures and predicts where there are many. The
+ * session is then to be started with `shrink`. */
+uint32_t cli_choose_batch(cli_engine *engine, const cli_runtime *runtime, bool resident_given,
+                          const pst_session_options *shape, uint64_t requests, const cli_needs *needs);
 /* Around each run of the session: in between a signal cancels it, elsewhere a signal ends the program at once. The
  * latter returns the run's status, or PST_E_CANCELLED when a signal came too late to stop it. */
 void cli_engine_run_begins(cli_engine *engine);
