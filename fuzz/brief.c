@@ -15,6 +15,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "support/random.h"
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { MAX_SEEDS = 64, MAX_BYTES = 1 << 16 };
@@ -26,16 +28,6 @@ typedef struct input {
 
 static input *seeds[MAX_SEEDS];
 static size_t seed_count;
-static uint64_t state;
-
-static uint64_t below(uint64_t bound)
-{
-    state += 0x9e3779b97f4a7c15ull;
-    uint64_t z = state;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return (z ^ (z >> 31)) % bound;
-}
 
 static void must(int condition, const char *what)
 {
@@ -80,16 +72,16 @@ static void run(const input *in, const char *last)
 static void mutate_once(input *in)
 {
     static const uint8_t telling[] = {0, '"', '{', '}', '[', ']', ':', ',', '-', '9', '0', 0x7f, 0x80, 0xff, 'e', '\\'};
-    size_t at = in->count ? below(in->count) : 0;
-    size_t span = 1 + below(1 + below(64));
-    const input *other = seeds[below(seed_count)];
-    switch (below(6)) {
+    size_t at = in->count ? random_below(in->count) : 0;
+    size_t span = 1 + random_below(1 + random_below(64));
+    const input *other = seeds[random_below(seed_count)];
+    switch (random_below(6)) {
     case 0: /* another byte */
-        in->bytes[at] = (uint8_t)below(256);
+        in->bytes[at] = (uint8_t)random_below(256);
         in->count += in->count == 0;
         break;
-    case 1: in->bytes[at] = telling[below(sizeof telling)]; break;
-    case 2: in->bytes[at] ^= (uint8_t)(1u << below(8)); break;
+    case 1: in->bytes[at] = telling[random_below(sizeof telling)]; break;
+    case 2: in->bytes[at] ^= (uint8_t)(1u << random_below(8)); break;
     case 3: /* some less */
         span = span < in->count - at ? span : in->count - at;
         memmove(in->bytes + at, in->bytes + at + span, in->count - at - span);
@@ -112,10 +104,7 @@ static void mutate_once(input *in)
 int main(int argc, char **argv)
 {
     must(argc == 4, "usage: brief SECONDS LAST_INPUT_FILE SEED_FOLDER");
-    const char *given = getenv("PST_TEST_SEED");
-    state = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 1000003u;
-    printf("PST_TEST_SEED=%" PRIu64 "\n", state);
-    fflush(stdout);
+    random_start(argv[0]);
     read_seeds(argv[3]);
     for (size_t i = 0; i < seed_count; i++)
         run(seeds[i], argv[2]);
@@ -123,8 +112,8 @@ int main(int argc, char **argv)
     must(in != NULL, "out of memory");
     uint64_t runs = 0;
     for (time_t end = time(NULL) + atoi(argv[1]); time(NULL) < end; runs++) {
-        *in = *seeds[below(seed_count)];
-        for (uint64_t i = 1 + below(8); i > 0; i--)
+        *in = *seeds[random_below(seed_count)];
+        for (uint64_t i = 1 + random_below(8); i > 0; i--)
             mutate_once(in);
         run(in, argv[2]);
     }

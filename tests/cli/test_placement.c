@@ -7,22 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "program.h"
+#include "support/random.h"
 
 enum { CONFIGURATIONS = 24 };
-
-static uint64_t random_state;
-
-static uint64_t random_below(uint64_t bound)
-{
-    random_state += 0x9e3779b97f4a7c15ull;
-    uint64_t z = random_state;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return (z ^ (z >> 31)) % bound;
-}
 
 static uint64_t stat_of(const json_t *document, const char *key)
 {
@@ -119,9 +108,7 @@ static json_t *run_within(const configuration *c, const char *budget)
 static void test_budgets_hold(void **state)
 {
     (void)state;
-    const char *given = getenv("PST_TEST_SEED");
-    random_state = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 1000003u;
-    print_message("budgets: PST_TEST_SEED=%" PRIu64 "\n", random_state);
+    random_start("budgets");
     /* The last: experts of 9.4 MB, so that the budgets are far above what any process takes. */
     const char *const models[] = {MODEL, make_model("tiny-mixtral", "3", false),
                                   make_model("qwen3-30b-a3b", "1", true)};

@@ -13,12 +13,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
 #include "penstock/model.h"
+#include "support/random.h"
 
 #define CASES PST_TEST_SOURCE_DIR "/tests/reference/cases/"
 
@@ -39,18 +39,8 @@ typedef struct work {
     double logprobs[SEQUENCES][MAX_LENGTH];
 } work;
 
-static uint64_t random_state;
 static char kv_folder[] = "/tmp/penstock-invariance-XXXXXX";
 static int cut_sessions; /* sessions whose slots were too small for the larger stages */
-
-static uint64_t random_below(uint64_t bound)
-{
-    random_state += 0x9e3779b97f4a7c15ull;
-    uint64_t z = random_state;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return (z ^ (z >> 31)) % bound;
-}
 
 static void deal(work *w, size_t vocab)
 {
@@ -194,9 +184,7 @@ static void check_case(const char *name, pst_compute_type compute, uint32_t kv_b
 static void test_invariance(void **state)
 {
     (void)state;
-    const char *given = getenv("PST_TEST_SEED");
-    random_state = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 1000003u;
-    printf("invariance: PST_TEST_SEED=%" PRIu64 "\n", random_state);
+    random_start("invariance");
     check_case("llama_gqa2", PST_COMPUTE_F32, 16);
     check_case("llama_bf16_sharded", PST_COMPUTE_F32, 0);
     check_case("llama_bf16_sharded", PST_COMPUTE_BF16, 0);

@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -21,6 +20,7 @@
 #include "nn/kv.h"
 #include "os/file.h"
 #include "penstock/model.h"
+#include "support/random.h"
 
 #define CASES PST_TEST_SOURCE_DIR "/tests/reference/cases/"
 
@@ -39,13 +39,6 @@ typedef struct work {
     bool prompts_only; /* a text is another one if it is not given at once: its angles depend on the length given */
     text texts[TEXTS];
 } work;
-
-static uint64_t random_state;
-
-static uint64_t random_below(uint64_t bound)
-{
-    return pst_random_next(&random_state) % bound;
-}
 
 /* A stored case's model with room for longer texts. */
 static void open_model(work *w, const char *name)
@@ -278,9 +271,7 @@ static void check_case(const char *name, uint32_t kv_bits)
 static void test_random_trees(void **state)
 {
     (void)state;
-    const char *given = getenv("PST_TEST_SEED");
-    random_state = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 1000003u;
-    printf("kv sessions: PST_TEST_SEED=%" PRIu64 "\n", random_state);
+    random_start("kv sessions");
     check_case("llama_gqa2", 32);
     check_case("llama_gqa2", 8);
     check_case("mistral_window", 16);

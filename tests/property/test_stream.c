@@ -13,26 +13,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <cmocka.h>
 
 #include "penstock/model.h"
+#include "support/random.h"
 
 #define TALES PST_TEST_SOURCE_DIR "/models/penstock-tales"
 
 enum { REQUESTS = 48, MAX_PROMPT = 150, MAX_NEW = 14, MAX_TOKENS = MAX_PROMPT + MAX_NEW, SESSIONS = 12, BLOCK = 64 };
-
-static uint64_t random_state;
-
-static uint64_t random_below(uint64_t bound)
-{
-    random_state += 0x9e3779b97f4a7c15ull;
-    uint64_t z = random_state;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return (z ^ (z >> 31)) % bound;
-}
 
 /* One request with the answer that it gets alone; `bad` ones must fail. */
 typedef struct task {
@@ -474,9 +463,7 @@ static void test_nobody_starves(void **state)
 
 static int set_up(void **state)
 {
-    const char *given = getenv("PST_TEST_SEED");
-    random_state = given != NULL ? strtoull(given, NULL, 10) : (uint64_t)time(NULL);
-    printf("PST_TEST_SEED=%" PRIu64 "\n", random_state);
+    random_start("streams");
     static work w;
     pst_error err;
     pst_model_info info;

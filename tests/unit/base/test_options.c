@@ -11,6 +11,7 @@
 
 #include "base/heap.h"
 #include "base/options.h"
+#include "support/random.h"
 
 typedef struct shared_values {
     uint64_t size;
@@ -400,10 +401,7 @@ static void test_random_words(void **state)
     (void)state;
     static const char *const pieces[] = {"--",     "-",   "=",  "number", "a_flag", "ids", "1", ",",    "2Gi", "%",
                                          "choice", "two", "-v", "-n",     "texts",  "\n",  "é", "size", " ",   "help"};
-    const char *given = getenv("PST_TEST_SEED");
-    unsigned seed = given != NULL ? (unsigned)strtoul(given, NULL, 10) : 20261;
-    print_message("seed %u (PST_TEST_SEED)\n", seed);
-    srand(seed);
+    srand((unsigned)random_seed("options", 20261));
     int64_t before = pst_heap_live_count();
     for (int round = 0; round < 20000; round++) {
         char words[6][64];

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* See reference.h. Slow and plain on purpose: nothing here is shared with the code under test. */
 #include "unit/cpu/reference.h"
+#include "support/random.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -8,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <cmocka.h>
 
@@ -19,22 +19,12 @@ static uint64_t state;
 
 uint64_t ref_seed(const char *test)
 {
-    const char *given = getenv("PST_TEST_SEED");
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    state = given != NULL ? strtoull(given, NULL, 0) : (uint64_t)now.tv_sec * 1000003u + (uint64_t)now.tv_nsec;
-    printf("%s: PST_TEST_SEED=%llu\n", test, (unsigned long long)state);
-    fflush(stdout);
-    return state;
+    return state = random_seed(test, 0);
 }
 
-/* splitmix64 */
 uint64_t ref_random(void)
 {
-    uint64_t z = (state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
+    return pst_random_next(&state);
 }
 
 size_t ref_between(size_t low, size_t high)

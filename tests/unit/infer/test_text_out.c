@@ -3,7 +3,6 @@
  * Stop texts: for random texts and stops, what is shown piece by piece is the decoded text up to the first stop, and never a
  * byte of a stop text or half a character.
  */
-#include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,21 +10,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <cmocka.h>
 
 #include "infer/text_out.h"
+#include "support/random.h"
 
 #define TOKENIZER PST_TEST_SOURCE_DIR "/tests/reference/tokenizers/llama3"
-
-static uint64_t random_state;
-
-static uint64_t random_below(uint64_t bound)
-{
-    random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
-    return (random_state >> 33) % bound;
-}
 
 static const pst_tokenizer *open_tokenizer(pst_tokenizer **tokenizer)
 {
@@ -63,9 +54,7 @@ static char *show(const pst_tokenizer *tokenizer, const pst_tokens *ids, const c
 static void test_stops(void **state)
 {
     (void)state;
-    const char *given = getenv("PST_TEST_SEED");
-    random_state = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL);
-    printf("text_out: PST_TEST_SEED=%" PRIu64 "\n", random_state);
+    random_start("text_out");
     static const char *const letters[] = {"a", "b", "ab", " ", "ü", "日", "🚰", "\n"};
     pst_tokenizer *tokenizer;
     open_tokenizer(&tokenizer);

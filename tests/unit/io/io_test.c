@@ -9,26 +9,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/heap.h"
+#include "support/random.h"
 
 uint64_t test_seed(void)
 {
-    const char *given = getenv("PST_TEST_SEED");
-    uint64_t seed = given != NULL ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
-    print_message("seed: PST_TEST_SEED=%llu\n", (unsigned long long)seed);
-    return seed;
+    return random_seed("seed", 0);
 }
 
-/* splitmix64 */
 uint64_t test_random(uint64_t *state)
 {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
+    return pst_random_next(state);
 }
 
 uint64_t test_below(uint64_t *state, uint64_t limit)

@@ -7,31 +7,21 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <cmocka.h>
 
 #include "io/cut.h"
-
-static uint64_t state;
-
-static uint64_t below(uint64_t limit)
-{
-    uint64_t z = state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (z ^ (z >> 31)) % limit;
-}
+#include "support/random.h"
 
 static pst_io_shape random_shape(void)
 {
-    pst_io_shape shape = {.direct = below(8) != 0, .page_bytes = below(4) != 0 ? 4096 : 65536};
-    shape.offset_align = 1u << below(16);
-    shape.memory_align = 1u << below(16);
+    pst_io_shape shape = {.direct = random_below(8) != 0, .page_bytes = random_below(4) != 0 ? 4096 : 65536};
+    shape.offset_align = 1u << random_below(16);
+    shape.memory_align = 1u << random_below(16);
     if (shape.offset_align < shape.memory_align)
         shape.offset_align = shape.memory_align;
-    shape.bounce_bytes = 65536u << below(3);
-    shape.block_bytes = 4096 * (1 + below(300));
+    shape.bounce_bytes = 65536u << random_below(3);
+    shape.block_bytes = 4096 * (1 + random_below(300));
     if (shape.block_bytes < shape.offset_align)
         shape.block_bytes = shape.offset_align;
     if (shape.block_bytes < shape.page_bytes)
@@ -81,10 +71,10 @@ static void test_any_shape(void **unused)
     (void)unused;
     for (int round = 0; round < 20000; round++) {
         pst_io_shape shape = random_shape();
-        bool write = below(2);
-        uint64_t offset = below(4) != 0 ? below(1 << 22) : below(1 << 10) * shape.offset_align;
-        uint64_t bytes = 1 + below(below(2) != 0 ? 1 << 22 : 1 << 14);
-        uintptr_t address = 0x10000000 + (below(2) != 0 ? below(1 << 16) : offset % shape.offset_align);
+        bool write = random_below(2);
+        uint64_t offset = random_below(4) != 0 ? random_below(1 << 22) : random_below(1 << 10) * shape.offset_align;
+        uint64_t bytes = 1 + random_below(random_below(2) != 0 ? 1 << 22 : 1 << 14);
+        uintptr_t address = 0x10000000 + (random_below(2) != 0 ? random_below(1 << 16) : offset % shape.offset_align);
         pst_io_segment whole = {.memory = (void *)address, .bytes = bytes};
         pst_io_spot spot = pst_io_spot_first(&whole, 1);
         uint64_t at = 0, bounced = 0, pieces = 0;
@@ -108,14 +98,17 @@ static void test_any_shape(void **unused)
  * their addresses are never touched. */
 static uint64_t random_segments(pst_io_segment *segments, uint32_t count, uint32_t align)
 {
-    uint64_t bytes = 0, kind = below(4);
+    uint64_t bytes = 0, kind = random_below(4);
     uintptr_t end = 0x10000000;
     for (uint32_t i = 0; i < count; i++) {
-        uint64_t size = kind == 0 ? below(40) : kind == 1 ? below(3000) : kind == 2 ? 4096 * below(9) : below(300000);
-        if (below(10) == 0)
-            kind = below(4);
-        if (below(3) != 0)
-            end = below(2) != 0 ? (end / align + 2) * align : end + 1 + below(5000);
+        uint64_t size = kind == 0   ? random_below(40)
+                        : kind == 1 ? random_below(3000)
+                        : kind == 2 ? 4096 * random_below(9)
+                                    : random_below(300000);
+        if (random_below(10) == 0)
+            kind = random_below(4);
+        if (random_below(3) != 0)
+            end = random_below(2) != 0 ? (end / align + 2) * align : end + 1 + random_below(5000);
         segments[i] = (pst_io_segment){.memory = size > 0 ? (void *)end : NULL, .bytes = size};
         end += size;
         bytes += size;
@@ -132,16 +125,16 @@ static void test_any_segments(void **unused)
     static pst_io_segment segments[SEGMENTS];
     for (int round = 0; round < 3000; round++) {
         pst_io_shape shape = random_shape();
-        bool write = below(2);
-        uint32_t count = 1 + (uint32_t)below(SEGMENTS);
+        bool write = random_below(2);
+        uint32_t count = 1 + (uint32_t)random_below(SEGMENTS);
         uint64_t bytes = random_segments(segments, count, shape.memory_align);
-        uint64_t offset = below(2) != 0 ? below(1 << 22) : below(1 << 10) * shape.offset_align;
+        uint64_t offset = random_below(2) != 0 ? random_below(1 << 22) : random_below(1 << 10) * shape.offset_align;
         uint64_t at = 0, bounced = 0, straight = 0, runs = 1;
         pst_io_spot spot = pst_io_spot_first(segments, count);
         while (at < bytes) {
             uint64_t left = bytes - at;
-            if (below(8) == 0) { /* a run of a striped file ends */
-                left = 1 + below(left);
+            if (random_below(8) == 0) { /* a run of a striped file ends */
+                left = 1 + random_below(left);
                 runs++;
             }
             pst_io_cut c = pst_io_cut_next(&shape, write, offset + at, left, &spot);
@@ -256,9 +249,7 @@ static void test_small_read(void **unused)
 
 int main(void)
 {
-    const char *given = getenv("PST_TEST_SEED");
-    state = given != NULL ? strtoull(given, NULL, 0) : (uint64_t)time(NULL);
-    print_message("seed: PST_TEST_SEED=%llu\n", (unsigned long long)state);
+    random_start("cuts");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_any_shape), cmocka_unit_test(test_any_segments), cmocka_unit_test(test_gathered),
         cmocka_unit_test(test_copies),    cmocka_unit_test(test_aligned),      cmocka_unit_test(test_small_read),

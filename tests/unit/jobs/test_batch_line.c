@@ -14,6 +14,7 @@
 #include "base/hash.h"
 #include "base/heap.h"
 #include "jobs/batch_line.h"
+#include "support/random.h"
 
 #define TALES PST_TEST_SOURCE_DIR "/models/penstock-tales"
 
@@ -294,12 +295,12 @@ static void test_random_bytes(void **state)
     static const char seed_line[] =
         "{\"custom_id\": \"a\", \"url\": \"/v1/completions\", \"body\": {\"prompt\": [\"\\u00e9x\", "
         "\"b\"], \"stop\": [\"c\"], \"seed\": 12, \"n\": 2, \"top_p\": 0.5}}";
-    uint64_t random = 5;
+    random_start("batch lines");
     for (int round = 0; round < 20000; round++) {
         char text[sizeof seed_line];
         memcpy(text, seed_line, sizeof text);
         for (int change = 0; change <= round % 3; change++) {
-            random = random * 6364136223846793005u + 1442695040888963407u;
+            const uint64_t random = random_below(UINT64_MAX);
             static const char letters[] = "\"\\{}[],:0-9eE.u\xff\xc3\0 ";
             text[(random >> 33) % (sizeof text - 1)] = letters[(random >> 20) % (sizeof letters - 1)];
         }

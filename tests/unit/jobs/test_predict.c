@@ -7,12 +7,12 @@
 
 #include <errno.h>
 #include <math.h>
-#include <time.h>
 
 #include "base/heap.h"
 #include "jobs/predict_internal.h"
 #include "penstock/jobs.h"
 #include "penstock/plan.h"
+#include "support/random.h"
 
 static pst_predict_options base(const char *model)
 {
@@ -213,10 +213,7 @@ static uint64_t count_passes(uint32_t batch, uint32_t prompt, uint32_t made, uin
 static void test_passes(void **state)
 {
     (void)state;
-    const char *text = getenv("PST_TEST_SEED");
-    unsigned seed = text ? (unsigned)strtoul(text, NULL, 0) : (unsigned)time(NULL);
-    print_message("PST_TEST_SEED=%u\n", seed);
-    srand(seed);
+    srand((unsigned)random_seed("predict", 0));
     for (int round = 0; round < 40; round++) {
         pst_predict_options o = base("tiny");
         o.batch = 1 + (uint32_t)rand() % 50;

@@ -8,7 +8,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <math.h>
-#include <time.h>
 
 #include "base/heap.h"
 #include "base/json.h"
@@ -18,6 +17,7 @@
 #include "os/sys_fault.h"
 #include "penstock/jobs.h"
 #include "penstock/tokenizer.h"
+#include "support/random.h"
 
 static const pst_dtype dtypes[] = {PST_BF16, PST_F16, PST_F8_E4M3, PST_F32};
 enum { DTYPES = 4, ROUNDED_DTYPES = 3 };
@@ -125,10 +125,7 @@ static void test_cuts(void **state)
 {
     (void)state;
     enum { COUNT = 300000 };
-    const char *text = getenv("PST_TEST_SEED");
-    unsigned seed = text ? (unsigned)strtoul(text, NULL, 0) : (unsigned)time(NULL);
-    print_message("PST_TEST_SEED=%u\n", seed);
-    srand(seed);
+    srand((unsigned)random_seed("synth", 0));
     for (int d = 0; d < DTYPES; d++) {
         size_t bytes = pst_dtype_bits(dtypes[d]) / 8;
         unsigned char *whole = malloc(COUNT * bytes), *cut = malloc(COUNT * bytes + 1);

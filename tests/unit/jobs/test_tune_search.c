@@ -12,27 +12,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <cmocka.h>
 
 #include "jobs/tune_search.h"
+#include "support/random.h"
 
 enum { ENGINES = 3, THREADS = 2 };
 
 /* ---- random numbers ---- */
 
-static uint64_t next_random(uint64_t *state)
-{
-    uint64_t mixed = *state += 0x9E3779B97F4A7C15u;
-    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9u;
-    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBu;
-    return mixed ^ (mixed >> 31);
-}
-
 static double uniform(uint64_t *state, double low, double high)
 {
-    return low + (high - low) * (double)(next_random(state) >> 11) * 0x1p-53;
+    return low + (high - low) * (double)(pst_random_next(state) >> 11) * 0x1p-53;
 }
 
 static double log_uniform(uint64_t *state, double low, double high)
@@ -44,14 +36,6 @@ static double normal(uint64_t *state)
 {
     double u = uniform(state, 1e-12, 1), v = uniform(state, 0, 1);
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
-}
-
-static uint64_t test_seed(void)
-{
-    const char *given = getenv("PST_TEST_SEED");
-    uint64_t seed = given != NULL ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 1000003u;
-    printf("PST_TEST_SEED=%llu\n", (unsigned long long)seed);
-    return seed;
 }
 
 /* ---- a drive ---- */
@@ -163,17 +147,17 @@ static drive random_drive(uint64_t seed)
                          .seconds = 60},
                .read = random_direction(&state),
                .write = random_direction(&state),
-               .processors = (double)(1 << (next_random(&state) % 5)),
+               .processors = (double)(1 << (pst_random_next(&state) % 5)),
                .worker_loss = uniform(&state, 0, 0.1),
                .single_factor = uniform(&state, 0.9, 2),
-               .plateaus = next_random(&state) % 3 == 0,
+               .plateaus = pst_random_next(&state) % 3 == 0,
                .noise = uniform(&state, 0, 0.01),
-               .outliers = next_random(&state) % 4 == 0 ? 0.03 : 0,
+               .outliers = pst_random_next(&state) % 4 == 0 ? 0.03 : 0,
                .seconds_each = 0.25};
     for (int i = 0; i < ENGINES; i++) {
         d.seconds_per_io[i] = log_uniform(&state, 2e-6, 60e-6);
-        d.engine_factor[i] = next_random(&state) % 3 == 0 ? 1 : uniform(&state, 0.6, 1);
-        d.engine_fails[i] = next_random(&state) % 6 == 0;
+        d.engine_factor[i] = pst_random_next(&state) % 3 == 0 ? 1 : uniform(&state, 0.6, 1);
+        d.engine_fails[i] = pst_random_next(&state) % 6 == 0;
     }
     if (d.engine_fails[0] && d.engine_fails[1])
         d.engine_fails[THREADS] = false;
@@ -269,7 +253,7 @@ static void test_random_drives(void **unused)
 {
     (void)unused;
     enum { DRIVES = 1000, MOST_MEASUREMENTS = 250, MEAN_MEASUREMENTS = 110 };
-    uint64_t seed = test_seed();
+    uint64_t seed = random_seed("tune search", 0);
     tally t = {0};
     for (uint64_t i = 0; i < DRIVES; i++) {
         drive d = random_drive(seed + i);
@@ -290,7 +274,7 @@ static void test_smooth_drives(void **unused)
 {
     (void)unused;
     enum { DRIVES = 1000 };
-    uint64_t seed = test_seed();
+    uint64_t seed = random_seed("tune search", 0);
     tally t = {0};
     for (uint64_t i = 0; i < DRIVES; i++) {
         drive d = random_drive(seed + i);
@@ -311,7 +295,7 @@ static void test_one_minute(void **unused)
 {
     (void)unused;
     enum { DRIVES = 1000 };
-    uint64_t seed = test_seed();
+    uint64_t seed = random_seed("tune search", 0);
     tally t = {0};
     for (uint64_t i = 0; i < DRIVES; i++) {
         drive d = random_drive(seed + i);
@@ -328,7 +312,7 @@ static void test_much_noise(void **unused)
 {
     (void)unused;
     enum { DRIVES = 500 };
-    uint64_t seed = test_seed();
+    uint64_t seed = random_seed("tune search", 0);
     double sum = 0;
     for (uint64_t i = 0; i < DRIVES; i++) {
         drive d = random_drive(seed + i);
@@ -347,7 +331,7 @@ static void test_little_time(void **unused)
 {
     (void)unused;
     enum { DRIVES = 1000 };
-    uint64_t seed = test_seed();
+    uint64_t seed = random_seed("tune search", 0);
     uint32_t worse = 0;
     for (uint64_t i = 0; i < DRIVES; i++) {
         drive d = random_drive(seed + i);
@@ -393,7 +377,7 @@ static void test_flat_drive(void **unused)
 static void test_one_direction(void **unused)
 {
     (void)unused;
-    uint64_t seed = test_seed();
+    uint64_t seed = random_seed("tune search", 0);
     tally t = {0};
     for (uint64_t i = 0; i < 400; i++) {
         drive d = random_drive(seed + i);

@@ -12,29 +12,7 @@
 #include "penstock/io_engine.h"
 #include "store/folder.h"
 #include "store/safetensors_write.h"
-
-static uint64_t random_state;
-
-static uint64_t random_u64(void)
-{
-    random_state += UINT64_C(0x9e3779b97f4a7c15);
-    uint64_t x = random_state;
-    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
-    return x ^ x >> 31;
-}
-
-static uint64_t random_below(uint64_t limit)
-{
-    return random_u64() % limit;
-}
-
-static void seed_random(void)
-{
-    const char *text = getenv("PST_TEST_SEED");
-    random_state = text ? strtoull(text, NULL, 0) : (uint64_t)time(NULL) * 1000003 + (uint64_t)getpid();
-    print_message("PST_TEST_SEED=%llu\n", (unsigned long long)random_state);
-}
+#include "support/random.h"
 
 static pst_io *open_io(const char *engine)
 {
@@ -199,7 +177,7 @@ static void check_sample(const char *path, const sample *s)
 static void test_round_trips(void **state)
 {
     (void)state;
-    seed_random();
+    random_start("safetensors writing");
     static const char *const engines[] = {"auto", "threads"};
     for (int e = 0; e < 2; e++) {
         pst_io *io = open_io(engines[e]);
@@ -220,7 +198,7 @@ static void test_round_trips(void **state)
 static void test_ring(void **state)
 {
     (void)state;
-    seed_random();
+    random_start("safetensors writing");
     pst_io *io = open_io("auto");
     static const int ends[] = {0, -1, 12345};
     for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
@@ -452,7 +430,7 @@ static void sweep_faults(pst_fault_kind kind, int error)
 static void test_faults(void **state)
 {
     (void)state;
-    seed_random();
+    random_start("safetensors writing");
     pst_sys_replace(&pst_sys_fault);
     sweep_faults(PST_FAULT_WRITE, ENOSPC);
     sweep_faults(PST_FAULT_WRITE, EIO);

@@ -15,6 +15,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "support/random.h"
 #include "text/tokenizer.h"
 
 #define TOKENIZER_FOLDER PST_TEST_SOURCE_DIR "/tests/reference/tokenizers"
@@ -125,23 +126,5 @@ static inline void check_text(const pst_tokenizer *tokenizer, const uint32_t *id
 #define CHECK_TEXT(tokenizer, skip_special, text, ...)                                                                 \
     check_text((tokenizer), (const uint32_t[]){__VA_ARGS__},                                                           \
                sizeof((const uint32_t[]){__VA_ARGS__}) / sizeof(uint32_t), (skip_special), (text))
-
-/* Steele and Vigna's splitmix64: any seed, the same sequence everywhere. */
-static inline uint64_t next_random(uint64_t *state)
-{
-    uint64_t z = (*state += 0x9E3779B97F4A7C15u);
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
-}
-
-/* PST_TEST_SEED, or the given default; printed, so that a failure can be had again. */
-static inline uint64_t test_seed(const char *name, uint64_t otherwise)
-{
-    const char *text = getenv("PST_TEST_SEED");
-    uint64_t seed = text ? strtoull(text, NULL, 0) : otherwise;
-    printf("%s: PST_TEST_SEED=%llu\n", name, (unsigned long long)seed);
-    return seed;
-}
 
 #endif

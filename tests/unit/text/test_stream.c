@@ -39,12 +39,12 @@ static void stream_random_ids(const pst_tokenizer *tokenizer, uint64_t *seed)
 {
     uint32_t known[64], count, size = pst_tokenizer_vocab_size(tokenizer);
     for (int round = 0; round < 100; round++) {
-        count = (uint32_t)(next_random(seed) % 64);
+        count = (uint32_t)(pst_random_next(seed) % 64);
         for (uint32_t i = 0; i < count; i++) {
             char *text;
             size_t bytes;
             do /* some ids may be unused */
-                known[i] = (uint32_t)(next_random(seed) % (round % 2 ? size : size < 300 ? size : 300));
+                known[i] = (uint32_t)(pst_random_next(seed) % (round % 2 ? size : size < 300 ? size : 300));
             while (pst_tokenizer_decode(tokenizer, &known[i], 1, false, &text, &bytes, NULL) < 0);
             pst_text_free(text);
         }
@@ -55,7 +55,7 @@ static void stream_random_ids(const pst_tokenizer *tokenizer, uint64_t *seed)
 static void test_random_ids(void **state)
 {
     (void)state;
-    uint64_t seed = test_seed("random ids", 20240607);
+    uint64_t seed = random_seed("random ids", 20240607);
     size_t folders = 0;
     DIR *directory = opendir(TOKENIZER_FOLDER);
     assert_non_null(directory);
@@ -90,13 +90,13 @@ static void test_random_decoders(void **state)
         "{\"type\":\"Strip\",\"content\":\"a\",\"start\":1,\"stop\":1}",
         "{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"always\"}",
     };
-    uint64_t seed = test_seed("random decoders", 99);
+    uint64_t seed = random_seed("random decoders", 99);
     for (int round = 0; round < 100; round++) {
         char decoder[2048] = "{\"type\":\"Sequence\",\"decoders\":[";
-        size_t count = next_random(&seed) % 5;
+        size_t count = pst_random_next(&seed) % 5;
         for (size_t i = 0; i < count; i++) {
             strcat(decoder, i ? "," : "");
-            strcat(decoder, steps[next_random(&seed) % (sizeof steps / sizeof steps[0])]);
+            strcat(decoder, steps[pst_random_next(&seed) % (sizeof steps / sizeof steps[0])]);
         }
         strcat(decoder, "]}");
         pst_tokenizer *tokenizer = must_parse(make_json(

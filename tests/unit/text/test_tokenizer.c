@@ -182,10 +182,10 @@ static void test_long_words(void **state)
                              MODEL("{\"a\":0,\"b\":1,\"aa\":2,\"aaaa\":3,\"ab\":4,\"ba\":5,\"aaaaaaaa\":6}",
                                    "[\"a a\",\"a b\",\"aa aa\",\"b a\",\"aaaa aaaa\"]", "")));
     char *text = malloc(BYTES);
-    uint64_t seed = test_seed("long words", 7);
+    uint64_t seed = random_seed("long words", 7);
     for (int kind = 0; kind < 2; kind++) {
         for (size_t i = 0; i < BYTES; i++)
-            text[i] = kind == 0 ? 'a' : "ab"[next_random(&seed) & 1];
+            text[i] = kind == 0 ? 'a' : "ab"[pst_random_next(&seed) & 1];
         pst_tokens tokens;
         char *back;
         size_t bytes;

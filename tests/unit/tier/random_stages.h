@@ -8,10 +8,10 @@
 typedef struct random_source {
     uint64_t state;
 } random_source;
-uint64_t random_next(random_source *source);
-uint64_t random_below(random_source *source, uint64_t bound);
+uint64_t source_next(random_source *source);
+uint64_t source_below(random_source *source, uint64_t bound);
 /* From PST_TEST_SEED, else the clock; printed. */
-random_source random_start(const char *test);
+random_source source_start(const char *test);
 
 enum { RANDOM_STAGES = 12, RANDOM_TENSORS = 7, RANDOM_FILES = 3 };
 

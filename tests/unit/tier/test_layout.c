@@ -83,14 +83,14 @@ static void check_order(const random_model *model, const pst_layout *layout)
 static void test_random_cuts(void **state)
 {
     (void)state;
-    random_source source = random_start("layout");
+    random_source source = source_start("layout");
     for (int round = 0; round < ROUNDS; round++) {
         random_model model;
-        random_model_make(&source, 1u << (8 + random_below(&source, 12)), &model);
+        random_model_make(&source, 1u << (8 + source_below(&source, 12)), &model);
         uint64_t least = pst_layout_min_slot_bytes(model.stages, model.stage_count);
         uint64_t most = pst_layout_max_slot_bytes(model.stages, model.stage_count);
-        uint64_t slot = least + random_below(&source, 4) * PST_EXTENT_ALIGN * random_below(&source, 20);
-        if (random_below(&source, 3) == 0 && most > slot)
+        uint64_t slot = least + source_below(&source, 4) * PST_EXTENT_ALIGN * source_below(&source, 20);
+        if (source_below(&source, 3) == 0 && most > slot)
             slot = most;
         pst_layout layout;
         pst_error err;
@@ -105,7 +105,7 @@ static void test_random_cuts(void **state)
 static void test_whole_stage_is_one_part(void **state)
 {
     (void)state;
-    random_source source = random_start("whole stages");
+    random_source source = source_start("whole stages");
     random_model model;
     random_model_make(&source, 1 << 14, &model);
     model.stages[0].gathered = false;
@@ -151,7 +151,7 @@ static void test_units_are_cut_evenly(void **state)
 static void test_too_small_a_slot_is_refused(void **state)
 {
     (void)state;
-    random_source source = random_start("small slots");
+    random_source source = source_start("small slots");
     random_model model;
     random_model_make(&source, 1 << 16, &model);
     model.stage_tensors[1][0].row_bytes = 3 * PST_EXTENT_ALIGN;
@@ -163,7 +163,7 @@ static void test_too_small_a_slot_is_refused(void **state)
 static void test_allocation_failures(void **state)
 {
     (void)state;
-    random_source source = random_start("layout allocations");
+    random_source source = source_start("layout allocations");
     random_model model;
     random_model_make(&source, 1 << 14, &model);
     uint64_t slot = pst_layout_min_slot_bytes(model.stages, model.stage_count);

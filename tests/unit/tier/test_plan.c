@@ -18,20 +18,20 @@ static pst_plan_request random_request(random_source *source, const random_model
 {
     pst_plan_request request = {.stages = model->stages,
                                 .stage_count = model->stage_count,
-                                .budget_bytes = random_below(source, 64) * random_below(source, 1 << 21),
-                                .process_bytes = random_below(source, 1 << 20),
-                                .fixed_bytes = random_below(source, 1 << 20),
-                                .row_bytes = random_below(source, 1 << 12),
-                                .min_rows = 1 + (uint32_t)random_below(source, 16),
+                                .budget_bytes = source_below(source, 64) * source_below(source, 1 << 21),
+                                .process_bytes = source_below(source, 1 << 20),
+                                .fixed_bytes = source_below(source, 1 << 20),
+                                .row_bytes = source_below(source, 1 << 12),
+                                .min_rows = 1 + (uint32_t)source_below(source, 16),
                                 .max_resident_bytes = UINT64_MAX};
-    if (random_below(source, 3) == 0)
-        request.max_slot_bytes = 1 + random_below(source, 1 << 16);
-    request.units_per_row = (uint32_t)random_below(source, 4);
-    request.max_cache_bytes = random_below(source, 2) ? UINT64_MAX : random_below(source, 1 << 18);
-    request.max_rows = request.min_rows + (uint32_t)random_below(source, 1000);
-    if (random_below(source, 2))
-        request.max_resident_bytes = random_below(source, 1 << 22);
-    if (random_below(source, 6) == 0)
+    if (source_below(source, 3) == 0)
+        request.max_slot_bytes = 1 + source_below(source, 1 << 16);
+    request.units_per_row = (uint32_t)source_below(source, 4);
+    request.max_cache_bytes = source_below(source, 2) ? UINT64_MAX : source_below(source, 1 << 18);
+    request.max_rows = request.min_rows + (uint32_t)source_below(source, 1000);
+    if (source_below(source, 2))
+        request.max_resident_bytes = source_below(source, 1 << 22);
+    if (source_below(source, 6) == 0)
         request.max_resident_bytes = 0;
     return request;
 }
@@ -82,11 +82,11 @@ static void check_sum(const random_model *model, const pst_plan_request *request
 static void test_never_above_the_budget(void **state)
 {
     (void)state;
-    random_source source = random_start("plan");
+    random_source source = source_start("plan");
     int planned = 0;
     for (int round = 0; round < ROUNDS; round++) {
         random_model model;
-        random_model_make(&source, 1u << (8 + random_below(&source, 12)), &model);
+        random_model_make(&source, 1u << (8 + source_below(&source, 12)), &model);
         pst_plan_request request = random_request(&source, &model);
         pst_plan plan;
         pst_error err;
@@ -110,7 +110,7 @@ static void test_never_above_the_budget(void **state)
 static void test_everything_fits(void **state)
 {
     (void)state;
-    random_source source = random_start("everything fits");
+    random_source source = source_start("everything fits");
     random_model model;
     random_model_make(&source, 1 << 16, &model);
     pst_plan_request request = {.stages = model.stages,
@@ -131,7 +131,7 @@ static void test_everything_fits(void **state)
 static void test_resident_zero_streams_everything(void **state)
 {
     (void)state;
-    random_source source = random_start("resident 0");
+    random_source source = source_start("resident 0");
     random_model model;
     random_model_make(&source, 1 << 16, &model);
     pst_plan_request request = {.stages = model.stages,

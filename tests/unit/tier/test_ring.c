@@ -98,7 +98,7 @@ static void deal(fixture *f, random_source *source)
     size_t count = pst_store_tensor_count(f->store), next = 0;
     memset(f->stages, 0, sizeof f->stages);
     for (f->stage_count = 0; f->stage_count < MAX_STAGES && next < count; f->stage_count++) {
-        size_t take = f->stage_count == 0 ? 1 : 1 + random_below(source, 4);
+        size_t take = f->stage_count == 0 ? 1 : 1 + source_below(source, 4);
         if (f->stage_count == MAX_STAGES - 1 || take > count - next)
             take = count - next;
         f->stages[f->stage_count] = (pst_stage){.name = "stage",
@@ -119,10 +119,10 @@ static pst_plan_request random_request(const fixture *f, random_source *source)
                                 .max_rows = 1,
                                 .budget_bytes = 1ull << 24,
                                 .max_resident_bytes = UINT64_MAX};
-    switch (random_below(source, 4)) {
+    switch (source_below(source, 4)) {
     case 0: request.max_resident_bytes = 0; break;
-    case 1: request.max_resident_bytes = random_below(source, 60000); break;
-    case 2: request.budget_bytes = (1ull << 18) + random_below(source, 1 << 18); break;
+    case 1: request.max_resident_bytes = source_below(source, 60000); break;
+    case 2: request.budget_bytes = (1ull << 18) + source_below(source, 1 << 18); break;
     default: break;
     }
     return request;
@@ -146,10 +146,10 @@ static int check_row(void *context, size_t index, const void *row)
 static void gather_some(fixture *f, pst_ring *ring, random_source *source)
 {
     uint32_t rows[128];
-    size_t count = 1 + random_below(source, 128);
+    size_t count = 1 + source_below(source, 128);
     rows_check check = {.f = f, .rows = rows};
     for (size_t i = 0; i < count; i++)
-        rows[i] = (uint32_t)random_below(source, f->stages[0].tensors[0].rows);
+        rows[i] = (uint32_t)source_below(source, f->stages[0].tensors[0].rows);
     pst_error err;
     assert_int_equal(pst_ring_gather(ring, 0, rows, count, check_row, &check, &err), 0);
     for (size_t i = 0; i < count; i++)
@@ -172,14 +172,14 @@ static void run_passes(fixture *f, pst_io *io, random_source *source)
                               .cancel = &cancel};
     pst_ring *ring;
     assert_int_equal(pst_ring_create(&config, &ring, &err), 0);
-    uint64_t passes = 1 + random_below(source, 4);
+    uint64_t passes = 1 + source_below(source, 4);
     for (uint64_t pass = 0; pass < passes; pass++) {
         f->stage = 1;
         f->tensor = 0;
         f->row = 0;
-        if (random_below(source, 2))
+        if (source_below(source, 2))
             gather_some(f, ring, source);
-        assert_int_equal(pst_ring_pass(ring, 1, pass + 1 < passes || random_below(source, 2), &err), 0);
+        assert_int_equal(pst_ring_pass(ring, 1, pass + 1 < passes || source_below(source, 2), &err), 0);
         assert_int_equal(f->stage, f->stage_count);
     }
     pst_ring_destroy(ring);
@@ -189,14 +189,14 @@ static void run_passes(fixture *f, pst_io *io, random_source *source)
 static void test_every_row_arrives(void **state)
 {
     fixture *f = *state;
-    random_source source = random_start("ring");
+    random_source source = source_start("ring");
     static const char *const engines[] = {"auto", "threads"};
     for (int round = 0; round < 60; round++) {
         deal(f, &source);
         pst_io_options options = {.struct_size = sizeof options,
                                   .engine = engines[round % 2],
-                                  .block_size = 4096 << random_below(&source, 9),
-                                  .queue_depth = 1 + (uint32_t)random_below(&source, 32)};
+                                  .block_size = 4096 << source_below(&source, 9),
+                                  .queue_depth = 1 + (uint32_t)source_below(&source, 32)};
         pst_io *io;
         pst_error err;
         assert_int_equal(pst_io_open(&options, &io, &err), 0);
@@ -208,7 +208,7 @@ static void test_every_row_arrives(void **state)
 static void test_cancel(void **state)
 {
     fixture *f = *state;
-    random_source source = random_start("cancel");
+    random_source source = source_start("cancel");
     deal(f, &source);
     pst_io_options options = {.struct_size = sizeof options};
     pst_io *io;
@@ -236,7 +236,7 @@ static void test_cancel(void **state)
 static void test_allocation_failures(void **state)
 {
     fixture *f = *state;
-    random_source source = random_start("ring allocations");
+    random_source source = source_start("ring allocations");
     deal(f, &source);
     pst_io_options options = {.struct_size = sizeof options, .engine = "threads"};
     pst_io *io;

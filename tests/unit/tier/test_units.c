@@ -130,7 +130,7 @@ static uint32_t guess(void *context, const pst_stage *stage, bool *wanted)
     for (uint32_t u = 0; u < stage->unit_count; u++)
         count += wanted[u] = w->guessing == RIGHT ? w->wanted[s][u]
                              : w->guessing == ALL ? true
-                                                  : random_below(w->source, 3) == 0;
+                                                  : source_below(w->source, 3) == 0;
     return count;
 }
 
@@ -182,8 +182,8 @@ static world *world_make(random_source *source, uint32_t layers, uint32_t units,
     assert_true(rows && columns && w->tensors);
     for (uint32_t i = 0; i < most; i++) {
         bool is_unit = i > 0 && i + 1 < most && (i - 1) % (1 + UNIT_TENSORS * units) != 0;
-        rows[i] = is_unit ? 16 : 40 + (uint32_t)random_below(source, 60);
-        columns[i] = is_unit ? unit_bytes / 2 / 16 / UNIT_TENSORS : 100 + (uint32_t)random_below(source, 60);
+        rows[i] = is_unit ? 16 : 40 + (uint32_t)source_below(source, 60);
+        columns[i] = is_unit ? unit_bytes / 2 / 16 / UNIT_TENSORS : 100 + (uint32_t)source_below(source, 60);
     }
     write_file(w, rows, columns, most);
     pst_error err;
@@ -214,7 +214,7 @@ static world *world_make(random_source *source, uint32_t layers, uint32_t units,
     head->unit_count = 1;
     head->unit_first_tensor = one;
     head->choose = choose;
-    head->chosen_early = random_below(source, 2);
+    head->chosen_early = source_below(source, 2);
     free(rows);
     free(columns);
     return w;
@@ -264,14 +264,14 @@ static bool random_plan(world *w, random_source *source, pst_plan *plan)
                                 .stage_count = w->stage_count,
                                 .min_rows = 1,
                                 .max_rows = 1,
-                                .budget_bytes = (1ull << 19) + random_below(source, 1 << 20),
+                                .budget_bytes = (1ull << 19) + source_below(source, 1 << 20),
                                 .max_resident_bytes = UINT64_MAX,
-                                .max_slot_bytes = random_below(source, 2) ? 4096 + random_below(source, 60000) : 0,
-                                .units_per_row = (uint32_t)random_below(source, 3),
-                                .max_cache_bytes = random_below(source, 3) ? UINT64_MAX : 0};
-    if (random_below(source, 5) == 0)
-        request.max_resident_bytes = random_below(source, 300000);
-    if (random_below(source, 8) == 0)
+                                .max_slot_bytes = source_below(source, 2) ? 4096 + source_below(source, 60000) : 0,
+                                .units_per_row = (uint32_t)source_below(source, 3),
+                                .max_cache_bytes = source_below(source, 3) ? UINT64_MAX : 0};
+    if (source_below(source, 5) == 0)
+        request.max_resident_bytes = source_below(source, 300000);
+    if (source_below(source, 8) == 0)
         request.budget_bytes = 1ull << 26;
     pst_error err;
     return pst_plan_create(&request, plan, &err) == 0; /* too small a budget: test_plan.c's business */
@@ -279,10 +279,10 @@ static bool random_plan(world *w, random_source *source, pst_plan *plan)
 
 static void random_wishes(world *w, random_source *source)
 {
-    uint64_t one_in = 1 + random_below(source, 5);
+    uint64_t one_in = 1 + source_below(source, 5);
     for (uint32_t s = 1; s < w->stage_count; s++)
         for (uint32_t u = 0; u < w->stages[s].unit_count; u++)
-            w->wanted[s][u] = random_below(source, one_in) == 0;
+            w->wanted[s][u] = source_below(source, one_in) == 0;
 }
 
 static void check_stats(const world *w, const pst_plan *plan, const pst_ring *ring, uint64_t wanted_parts,
@@ -317,16 +317,16 @@ static void run_passes(world *w, pst_io *io, random_source *source)
         return;
     pst_error err;
     pst_ring *ring = ring_make(w, &plan, io, &err);
-    uint64_t passes = 1 + random_below(source, 12), wanted_parts = 0;
+    uint64_t passes = 1 + source_below(source, 12), wanted_parts = 0;
     double rate;
-    if (random_below(source, 4) == 0)
+    if (source_below(source, 4) == 0)
         assert_int_equal(pst_ring_measure(ring, 100000, &rate, &err), 0);
     for (uint64_t pass = 0; pass < passes; pass++) {
         begin_pass(w);
         random_wishes(w, source);
         wanted_parts += count_wanted(w, &plan);
-        assert_int_equal(pst_ring_pass(ring, 1 + (uint32_t)random_below(source, 6),
-                                       pass + 1 < passes || random_below(source, 2), &err),
+        assert_int_equal(pst_ring_pass(ring, 1 + (uint32_t)source_below(source, 6),
+                                       pass + 1 < passes || source_below(source, 2), &err),
                          0);
         skip_unwanted(w);
         assert_int_equal(w->stage, w->stage_count);
@@ -341,14 +341,14 @@ static void run_passes(world *w, pst_io *io, random_source *source)
 static void test_what_is_chosen_is_computed(void **state)
 {
     (void)state;
-    random_source source = random_start("units");
+    random_source source = source_start("units");
     static const char *const engines[] = {"auto", "threads"};
     for (int model = 0; model < 6; model++) {
-        world *w = world_make(&source, 1 + (uint32_t)random_below(&source, 5), 2 + (uint32_t)random_below(&source, 12),
-                              (uint32_t)(1 + random_below(&source, 24)) << 10);
+        world *w = world_make(&source, 1 + (uint32_t)source_below(&source, 5), 2 + (uint32_t)source_below(&source, 12),
+                              (uint32_t)(1 + source_below(&source, 24)) << 10);
         for (int round = 0; round < 16; round++) {
             pst_io *io = io_make(engines[round % 2]);
-            w->guessing = (guessing)random_below(&source, GUESSINGS);
+            w->guessing = (guessing)source_below(&source, GUESSINGS);
             for (uint32_t s = 1; s < w->stage_count; s++)
                 w->stages[s].guess = w->stages[s].unit_count > 1 && w->guessing != NO_GUESS ? guess : NULL;
             run_passes(w, io, &source);
@@ -362,19 +362,19 @@ static void test_what_is_chosen_is_computed(void **state)
 static void test_failure_and_cancel(void **state)
 {
     (void)state;
-    random_source source = random_start("failing units");
+    random_source source = source_start("failing units");
     world *w = world_make(&source, 4, 8, 8192);
     for (int round = 0; round < 60; round++) {
         pst_io *io = io_make(round % 2 ? "threads" : "auto");
         pst_plan plan;
         w->guessing = (guessing)(round % GUESSINGS);
         w->cancel = false;
-        w->cancel_then = random_below(&source, 2);
+        w->cancel_then = source_below(&source, 2);
         if (random_plan(w, &source, &plan)) {
             pst_error err;
             pst_ring *ring = ring_make(w, &plan, io, &err);
             w->computed_parts = 0;
-            w->fail_after = 1 + (uint32_t)random_below(&source, 80);
+            w->fail_after = 1 + (uint32_t)source_below(&source, 80);
             int status = 0;
             for (int pass = 0; pass < 8 && status == 0; pass++) {
                 begin_pass(w);
@@ -410,7 +410,7 @@ static uint64_t wanted_bytes(const world *w)
 static void test_guesses_are_counted(void **state)
 {
     (void)state;
-    random_source source = random_start("guesses");
+    random_source source = source_start("guesses");
     for (guessing g = NO_GUESS; g < GUESSINGS; g++) {
         world *w = world_make(&source, 3, 8, 8192);
         pst_io *io = io_make("threads");
@@ -433,7 +433,7 @@ static void test_guesses_are_counted(void **state)
             begin_pass(w);
             for (uint32_t s = 1; s < w->stage_count; s++)
                 for (uint32_t u = 0; u < w->stages[s].unit_count; u++)
-                    w->wanted[s][u] = random_below(&source, 4) > 0; /* else guesses would soon not be followed */
+                    w->wanted[s][u] = source_below(&source, 4) > 0; /* else guesses would soon not be followed */
             w->wanted[2][3] = w->wanted[4][1] = true;
             w->wanted[2][0] = w->wanted[4][0] =
                 pass > 0; /* wrong once, whatever else: the guess of all begins with it */
@@ -457,7 +457,7 @@ static void test_guesses_are_counted(void **state)
 static void test_allocation_failures(void **state)
 {
     (void)state;
-    random_source source = random_start("unit allocations");
+    random_source source = source_start("unit allocations");
     world *w = world_make(&source, 3, 6, 8192);
     pst_io *io = io_make("threads");
     pst_plan_request request = {.stages = w->stages,
@@ -509,7 +509,7 @@ static void demand_make(demand *d, const world *w, random_source *source, double
         for (uint32_t u = 0; u < w->units; u++)
             d->by_rank[l][u] = u;
         for (uint32_t u = w->units - 1; u > 0; u--) {
-            uint32_t other = (uint32_t)random_below(source, u + 1), keep = d->by_rank[l][u];
+            uint32_t other = (uint32_t)source_below(source, u + 1), keep = d->by_rank[l][u];
             d->by_rank[l][u] = d->by_rank[l][other];
             d->by_rank[l][other] = keep;
         }
@@ -524,7 +524,7 @@ static void demand_draw(const demand *d, const world *w, random_source *source, 
         double total = 0;
         for (uint32_t u = 0; u < w->units; u++)
             total += out[d->by_rank[layer][u]] ? 0 : d->weights[u];
-        double at = (double)(random_next(source) >> 11) / 9007199254740992.0 * total;
+        double at = (double)(source_next(source) >> 11) / 9007199254740992.0 * total;
         for (uint32_t u = 0; u < w->units; u++) {
             uint32_t unit = d->by_rank[layer][u];
             if (out[unit])
@@ -587,7 +587,7 @@ static double cache_against_best(const cache_case *c, random_source *source)
         w->wanted[w->stage_count - 1][0] = true;
         for (uint32_t l = 0; l < c->layers; l++) {
             if (c->drift_every > 0 && token % c->drift_every == 0) {
-                uint64_t a = random_below(source, c->units), b = random_below(source, c->units);
+                uint64_t a = source_below(source, c->units), b = source_below(source, c->units);
                 uint32_t keep = d.by_rank[l][a];
                 d.by_rank[l][a] = d.by_rank[l][b];
                 d.by_rank[l][b] = keep;
@@ -618,7 +618,7 @@ static double cache_against_best(const cache_case *c, random_source *source)
 static void test_cache_against_best(void **state)
 {
     (void)state;
-    random_source source = random_start("cache");
+    random_source source = source_start("cache");
     static const cache_case cases[] = {
         {8, 32, 4, 600, 1.0, 0.25, 0},  {8, 32, 4, 1000, 1.0, 0.5, 0}, {12, 64, 4, 500, 0.8, 0.3, 0},
         {8, 32, 2, 1000, 1.2, 0.25, 0}, {4, 8, 2, 500, 0.8, 0.4, 0},   {8, 32, 4, 400, 1.0, 0.25, 20},
@@ -638,7 +638,7 @@ static void test_cache_against_best(void **state)
 static void test_even_demand_keeps_its_cache(void **state)
 {
     (void)state;
-    random_source source = random_start("even demand");
+    random_source source = source_start("even demand");
     cache_case c = {6, 16, 16, 20, 0, 0.5, 0};
     double ratio = cache_against_best(&c, &source);
     /* all of the first pass, half of the others; the best fixed choice is not charged with its first filling */
