@@ -161,6 +161,8 @@ extern const pst_family pst_family_opt, pst_family_bloom, pst_family_gpt2;
 extern const pst_family pst_family_mixtral, pst_family_qwen3_moe, pst_family_deepseek_v2, pst_family_deepseek_v3;
 /* Recipes that several of them share. */
 extern const pst_nn_recipe pst_recipe_rms_head;
+/* The same with a layer norm, "ln_f". */
+extern const pst_nn_recipe pst_recipe_layer_norm_head;
 #define PST_RMS_ATTENTION_OPS 10
 extern const pst_nn_op pst_ops_rms_attention[PST_RMS_ATTENTION_OPS];
 #define PST_RMS_MLP_OPS 5
@@ -170,7 +172,23 @@ extern const pst_nn_op pst_ops_rms_mlp[PST_RMS_MLP_OPS];
 extern const pst_nn_op pst_ops_gate_router[PST_GATE_ROUTER_OPS];
 #define PST_GATED_EXPERTS_OPS 6
 extern const pst_nn_op pst_ops_gated_experts[PST_GATED_EXPERTS_OPS];
-extern const char *const pst_prefixes_model[]; /* "model.", "" */
+/* One expert: out += weight * down(act(gate(h)) * up(h)) for the rows that chose it. */
+#define PST_EXPERT_OPS(gate, up, down)                                                                                 \
+    {PST_NN_EXPERT_TAKE, PST_NN_H, PST_NN_EH, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},                               \
+        {PST_NN_MATMUL, PST_NN_EH, PST_NN_EG, gate, PST_NN_ALWAYS, PST_NN_NEVER, false},                               \
+        {PST_NN_MATMUL, PST_NN_EH, PST_NN_EU, up, PST_NN_ALWAYS, PST_NN_NEVER, false},                                 \
+        {PST_NN_GATED, PST_NN_EG, PST_NN_EM, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},                                \
+        {PST_NN_MATMUL, PST_NN_EM, PST_NN_EY, down, PST_NN_ALWAYS, PST_NN_NEVER, false},                               \
+    {                                                                                                                  \
+        PST_NN_EXPERT_ADD, PST_NN_EY, PST_NN_X, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false                               \
+    }
+
+extern const char *const pst_prefixes_model[];       /* "model.", "" */
+extern const char *const pst_prefixes_transformer[]; /* "transformer.", "" */
+/* The names and the head of Llama and all that follow it, around an array of a layer's recipes. */
+#define PST_LLAMA_FRAME(recipes)                                                                                       \
+    .prefixes = pst_prefixes_model, .embedding = "embed_tokens", .layers = "layers", .layer = recipes,                 \
+    .layer_stages = sizeof(recipes) / sizeof((recipes)[0]), .head = &pst_recipe_rms_head
 
 /* A whole number in [min, max] into *out; `fallback` of 0 makes the key required. */
 int pst_config_u32(const pst_config_reader *in, const char *key, uint64_t fallback, uint64_t min, uint64_t max,

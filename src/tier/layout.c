@@ -11,19 +11,15 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/number.h"
 
 /* Rows are cut at multiples of this where there is room, since kernels work on tiles of rows. */
 enum { CUT_ROWS = 16 };
 
-static uint64_t round_up(uint64_t value, uint64_t unit)
-{
-    return (value + unit - 1) / unit * unit;
-}
-
 /* Slot room for `bytes` at any residue of its file offset. */
 static uint64_t room_for(uint64_t bytes)
 {
-    return round_up(bytes, PST_EXTENT_ALIGN) + PST_EXTENT_ALIGN;
+    return pst_round_up(bytes, PST_EXTENT_ALIGN) + PST_EXTENT_ALIGN;
 }
 
 uint64_t pst_layout_min_slot_bytes(const pst_stage *stages, size_t stage_count)
@@ -84,7 +80,7 @@ uint64_t pst_layout_unit_slot_bytes(const pst_stage *stages, size_t stage_count,
         for (uint32_t u = 0; stages[s].unit_count > 1 && u < stages[s].unit_count; u++) {
             uint64_t whole = unit_room(&stages[s], u);
             uint64_t cut = whole / parts + unit_slack(&stages[s], u);
-            uint64_t bytes = round_up(cut < whole ? cut : whole, PST_EXTENT_ALIGN);
+            uint64_t bytes = pst_round_up(cut < whole ? cut : whole, PST_EXTENT_ALIGN);
             most = bytes > most ? bytes : most;
         }
     }
@@ -164,7 +160,7 @@ static int add_read(cutter *cut, pst_part *part, const located *piece, pst_error
     uint64_t needed = end - extent->offset;
     if (needed > extent->needed_bytes) {
         extent->needed_bytes = needed;
-        extent->bytes = round_up(needed, PST_EXTENT_ALIGN);
+        extent->bytes = pst_round_up(needed, PST_EXTENT_ALIGN);
     }
     layout->pieces[piece->piece].offset = extent->slot_offset + (piece->offset - extent->offset);
     part->memory_bytes = extent->slot_offset + extent->bytes;
@@ -223,7 +219,7 @@ static uint64_t part_limit(const cutter *cut, const pst_stage *stage, uint32_t u
     uint64_t slack = unit_slack(stage, unit);
     uint64_t parts = cut->slot_bytes > 2 * slack ? (whole + cut->slot_bytes - slack - 1) / (cut->slot_bytes - slack)
                                                  : (whole + cut->slot_bytes - 1) / cut->slot_bytes;
-    uint64_t limit = round_up(whole / parts + slack, PST_EXTENT_ALIGN);
+    uint64_t limit = pst_round_up(whole / parts + slack, PST_EXTENT_ALIGN);
     return limit < cut->slot_bytes ? limit : cut->slot_bytes;
 }
 

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/number.h"
 
 enum {
     MIN_SLOTS = 2, /* one to compute with, one to read into */
@@ -19,21 +20,6 @@ static const uint64_t MEBIBYTE = 1ull << 20;
 /* From this share of units on, reading those that turn out not to be needed costs less than the drive's standing still until
  * they are chosen. */
 static const double WHOLE_SHARE = 0.8;
-
-static uint64_t round_up(uint64_t value, uint64_t unit)
-{
-    return (value + unit - 1) / unit * unit;
-}
-
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
-static uint64_t max_u64(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
 
 /* What stays fixed while room is shared out. */
 typedef struct plan_room {
@@ -56,11 +42,11 @@ static uint64_t table_bytes(const pst_plan_request *request, uint64_t slot_bytes
     for (size_t s = 0; s < request->stage_count; s++) {
         for (uint32_t t = 0; t < request->stages[s].tensor_count; t++) {
             const pst_stage_tensor *tensor = &request->stages[s].tensors[t];
-            uint64_t fit = (slot_bytes - 2 * PST_EXTENT_ALIGN) / max_u64(tensor->row_bytes, 1);
-            parts += tensor->rows <= fit ? 1 : 2 * tensor->rows / max_u64(fit, 1) + 2;
+            uint64_t fit = (slot_bytes - 2 * PST_EXTENT_ALIGN) / pst_max(tensor->row_bytes, 1);
+            parts += tensor->rows <= fit ? 1 : 2 * tensor->rows / pst_max(fit, 1) + 2;
             tensors++;
         }
-        units += max_u64(request->stages[s].unit_count, 1);
+        units += pst_max(request->stages[s].unit_count, 1);
     }
     parts += units;
     uint64_t pieces = parts + tensors;
@@ -82,11 +68,11 @@ static uint64_t balanced_slot(const pst_plan_request *request)
 /* The least memory that works, or PST_E_BUDGET. */
 static int check_smallest(const pst_plan_request *request, plan_room *out, pst_error *err)
 {
-    uint64_t whole = round_up(pst_layout_max_slot_bytes(request->stages, request->stage_count), PST_EXTENT_ALIGN);
-    uint64_t least = round_up(pst_layout_min_slot_bytes(request->stages, request->stage_count), PST_EXTENT_ALIGN);
-    uint64_t limit = request->max_slot_bytes ? round_up(request->max_slot_bytes, PST_EXTENT_ALIGN) : UINT64_MAX;
-    out->smallest_slot = max_u64(least, min_u64(limit, min_u64(balanced_slot(request), whole)));
-    out->largest_slot = max_u64(out->smallest_slot, min_u64(limit, min_u64(MAX_SLOT_BYTES, whole)));
+    uint64_t whole = pst_round_up(pst_layout_max_slot_bytes(request->stages, request->stage_count), PST_EXTENT_ALIGN);
+    uint64_t least = pst_round_up(pst_layout_min_slot_bytes(request->stages, request->stage_count), PST_EXTENT_ALIGN);
+    uint64_t limit = request->max_slot_bytes ? pst_round_up(request->max_slot_bytes, PST_EXTENT_ALIGN) : UINT64_MAX;
+    out->smallest_slot = pst_max(least, pst_min(limit, pst_min(balanced_slot(request), whole)));
+    out->largest_slot = pst_max(out->smallest_slot, pst_min(limit, pst_min(MAX_SLOT_BYTES, whole)));
     out->table_bytes = table_bytes(request, out->smallest_slot);
     uint64_t needed =
         request->process_bytes + request->fixed_bytes + request->min_rows * request->row_bytes + out->table_bytes;
@@ -116,22 +102,22 @@ static uint64_t fit_units(const pst_plan_request *request, uint64_t most, uint64
     for (uint64_t parts = slot / most + 1; slot > most; parts++) {
         uint64_t smaller = pst_layout_unit_slot_bytes(request->stages, request->stage_count, parts);
         if (smaller <= smallest || smaller + PST_EXTENT_ALIGN > slot)
-            return max_u64(min_u64(smaller, most), smallest); /* rows as large as parts: it does not get better */
+            return pst_max(pst_min(smaller, most), smallest); /* rows as large as parts: it does not get better */
         slot = smaller;
     }
-    return max_u64(slot, smallest);
+    return pst_max(slot, smallest);
 }
 
 /* Ring: as many slots of the largest useful size as a quarter of the free room holds; smaller slots when that is not four. */
 static plan_slots size_ring(const pst_plan_request *request, const plan_room *have, uint64_t weight_memory)
 {
-    uint64_t room = max_u64(have->free_bytes / 4, MIN_SLOTS * have->smallest_slot);
-    room = min_u64(room, max_u64(weight_memory / 2, MIN_SLOTS * have->smallest_slot));
-    uint64_t slot = min_u64(have->largest_slot, room / 4 / PST_EXTENT_ALIGN * PST_EXTENT_ALIGN);
-    slot = max_u64(slot, have->smallest_slot);
+    uint64_t room = pst_max(have->free_bytes / 4, MIN_SLOTS * have->smallest_slot);
+    room = pst_min(room, pst_max(weight_memory / 2, MIN_SLOTS * have->smallest_slot));
+    uint64_t slot = pst_min(have->largest_slot, room / 4 / PST_EXTENT_ALIGN * PST_EXTENT_ALIGN);
+    slot = pst_max(slot, have->smallest_slot);
     uint64_t fitted = fit_units(request, slot, have->smallest_slot);
-    uint64_t most = fitted < slot ? min_u64(MAX_UNIT_SLOTS, MAX_SLOTS * have->largest_slot / fitted) : MAX_SLOTS;
-    return (plan_slots){(uint32_t)max_u64(MIN_SLOTS, min_u64(most, room / fitted)), fitted};
+    uint64_t most = fitted < slot ? pst_min(MAX_UNIT_SLOTS, MAX_SLOTS * have->largest_slot / fitted) : MAX_SLOTS;
+    return (plan_slots){(uint32_t)pst_max(MIN_SLOTS, pst_min(most, room / fitted)), fitted};
 }
 
 /* Rows per pass from at most half of the room, since the other half may keep weights. */
@@ -139,7 +125,7 @@ static uint32_t choose_rows(const pst_plan_request *request, uint64_t room)
 {
     if (request->row_bytes == 0 || request->max_rows <= request->min_rows)
         return request->min_rows;
-    uint64_t extra = min_u64(room / 2 / request->row_bytes, request->max_rows - request->min_rows);
+    uint64_t extra = pst_min(room / 2 / request->row_bytes, request->max_rows - request->min_rows);
     return request->min_rows + (uint32_t)extra;
 }
 
@@ -220,12 +206,12 @@ static void make_cache(const pst_plan_request *request, pst_plan *plan, uint64_t
         if (kind_of(request, part) == EVERY_PASS)
             return;
         parts++;
-        largest = max_u64(largest, part->weight_bytes);
+        largest = pst_max(largest, part->weight_bytes);
     }
-    uint64_t allowed = min_u64(request->max_cache_bytes, request->max_resident_bytes - plan->resident_bytes);
+    uint64_t allowed = pst_min(request->max_cache_bytes, request->max_resident_bytes - plan->resident_bytes);
     uint64_t slots =
-        min_u64(parts, min_u64((room - plan->resident_memory_bytes) / plan->slot_bytes, allowed / largest));
-    plan->cache_slots = (uint32_t)min_u64(slots, UINT32_MAX / 2);
+        pst_min(parts, pst_min((room - plan->resident_memory_bytes) / plan->slot_bytes, allowed / largest));
+    plan->cache_slots = (uint32_t)pst_min(slots, UINT32_MAX / 2);
     plan->cache_bytes = parts ? plan->cache_slots * (plan->streamed_unit_bytes / parts) : 0;
 }
 
@@ -297,8 +283,8 @@ static void shrink_slots(const pst_plan_request *request, pst_plan *plan)
     uint64_t largest = PST_EXTENT_ALIGN;
     for (uint32_t i = 0; i < plan->layout.part_count; i++)
         if (kind_of(request, &plan->layout.parts[i]) != BY_ROW)
-            largest = max_u64(largest, plan->layout.parts[i].memory_bytes);
-    plan->slot_bytes = min_u64(plan->slot_bytes, largest);
+            largest = pst_max(largest, plan->layout.parts[i].memory_bytes);
+    plan->slot_bytes = pst_min(plan->slot_bytes, largest);
 }
 
 static void describe_units(const pst_plan_request *request, pst_plan *plan)
@@ -379,6 +365,6 @@ double pst_plan_share_of_units(uint32_t unit_count, uint32_t units_per_row, uint
 double pst_plan_expected_bytes(const pst_plan *plan, uint32_t rows)
 {
     double certain = (double)(plan->streamed_bytes - plan->streamed_unit_bytes);
-    double missing = (double)(plan->streamed_unit_bytes - min_u64(plan->cache_bytes, plan->streamed_unit_bytes));
+    double missing = (double)(plan->streamed_unit_bytes - pst_min(plan->cache_bytes, plan->streamed_unit_bytes));
     return certain + missing * pst_plan_share_of_units(plan->unit_count, plan->units_per_row, rows);
 }

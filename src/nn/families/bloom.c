@@ -8,8 +8,6 @@
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-static const char *const prefixes[] = {"transformer.", "", NULL};
-
 static const pst_nn_op front_ops[] = {
     {PST_NN_LAYER_NORM, PST_NN_X, PST_NN_X, "word_embeddings_layernorm", PST_NN_ALWAYS, PST_NN_ALWAYS, false},
 };
@@ -41,13 +39,6 @@ static const pst_nn_recipe layer[] = {
     {"mlp", mlp_ops, COUNT(mlp_ops), PST_NN_ALWAYS, false},
 };
 
-static const pst_nn_op head_ops[] = {
-    {PST_NN_SELECT, PST_NN_X, PST_NN_S, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_LAYER_NORM, PST_NN_S, PST_NN_T, "ln_f", PST_NN_ALWAYS, PST_NN_ALWAYS, false},
-    {PST_NN_MATMUL, PST_NN_T, PST_NN_LOGITS, "lm_head", PST_NN_ALWAYS, PST_NN_NEVER, false},
-};
-static const pst_nn_recipe head = {"head", head_ops, COUNT(head_ops), PST_NN_ALWAYS, false};
-
 /* The spellings that the published folders have, the first that is there. */
 static const char *spelling(const pst_config_reader *in, const char *first, const char *second)
 {
@@ -76,10 +67,10 @@ static int read_all(const pst_config_reader *in, pst_transformer *t)
 
 const pst_family pst_family_bloom = {.name = "bloom",
                                      .read_all = read_all,
-                                     .prefixes = prefixes,
+                                     .prefixes = pst_prefixes_transformer,
                                      .embedding = "word_embeddings",
                                      .layers = "h",
                                      .front = &front,
                                      .layer = layer,
                                      .layer_stages = COUNT(layer),
-                                     .head = &head};
+                                     .head = &pst_recipe_layer_norm_head};

@@ -129,9 +129,7 @@ static int read_v2(const pst_config_reader *in, pst_transformer *t)
     return strcmp(method, "greedy") == 0 ? 0 : read_groups(in, 0, 0, t);
 }
 
-#define DEEPSEEK                                                                                                       \
-    .bias = PST_BIAS_CONFIG, .latent = true, .prefixes = pst_prefixes_model, .embedding = "embed_tokens",              \
-    .layers = "layers", .layer = layer, .layer_stages = COUNT(layer), .head = &pst_recipe_rms_head
+#define DEEPSEEK .bias = PST_BIAS_CONFIG, .latent = true, PST_LLAMA_FRAME(layer)
 
 const pst_family pst_family_deepseek_v2 = {.name = "deepseek_v2", .read = read_v2, .default_context = 2048, DEEPSEEK};
 const pst_family pst_family_deepseek_v3 = {.name = "deepseek_v3", .read = read_v3, .default_context = 4096, DEEPSEEK};

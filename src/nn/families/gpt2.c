@@ -5,7 +5,7 @@
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-static const char *const prefixes[] = {"transformer.", "", NULL};
+const char *const pst_prefixes_transformer[] = {"transformer.", "", NULL};
 
 static const pst_nn_op attention_ops[] = {
     {PST_NN_LAYER_NORM, PST_NN_X, PST_NN_H, "ln_1", PST_NN_ALWAYS, PST_NN_ALWAYS, false},
@@ -32,7 +32,7 @@ static const pst_nn_op head_ops[] = {
     {PST_NN_LAYER_NORM, PST_NN_S, PST_NN_T, "ln_f", PST_NN_ALWAYS, PST_NN_ALWAYS, false},
     {PST_NN_MATMUL, PST_NN_T, PST_NN_LOGITS, "lm_head", PST_NN_ALWAYS, PST_NN_NEVER, false},
 };
-static const pst_nn_recipe head = {"head", head_ops, COUNT(head_ops), PST_NN_ALWAYS, false};
+const pst_nn_recipe pst_recipe_layer_norm_head = {"head", head_ops, COUNT(head_ops), PST_NN_ALWAYS, false};
 
 static int read_all(const pst_config_reader *in, pst_transformer *t)
 {
@@ -58,10 +58,10 @@ static int read_all(const pst_config_reader *in, pst_transformer *t)
 
 const pst_family pst_family_gpt2 = {.name = "gpt2",
                                     .read_all = read_all,
-                                    .prefixes = prefixes,
+                                    .prefixes = pst_prefixes_transformer,
                                     .embedding = "wte",
                                     .positions = "wpe",
                                     .layers = "h",
                                     .layer = layer,
                                     .layer_stages = COUNT(layer),
-                                    .head = &head};
+                                    .head = &pst_recipe_layer_norm_head};

@@ -41,9 +41,7 @@ static const pst_nn_op rms_head_ops[] = {
 };
 const pst_nn_recipe pst_recipe_rms_head = {"head", rms_head_ops, COUNT(rms_head_ops), PST_NN_ALWAYS, false};
 
-#define RMS_GATED                                                                                                      \
-    .prefixes = pst_prefixes_model, .embedding = "embed_tokens", .layers = "layers", .layer = rms_gated_layer,         \
-    .layer_stages = COUNT(rms_gated_layer), .head = &pst_recipe_rms_head
+#define RMS_GATED PST_LLAMA_FRAME(rms_gated_layer)
 
 const pst_family pst_family_llama = {
     .name = "llama", .bias = PST_BIAS_CONFIG, .mlp_bias = true, .default_context = 2048, RMS_GATED};

@@ -11,14 +11,9 @@ static const pst_nn_op router_ops[] = {
     {PST_NN_ROUTE, PST_NN_R, PST_NN_R, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
 };
 
-/* x += weight * w2(act(w1(h)) * w3(h)) for the expert's rows */
 static const pst_nn_op expert_ops[] = {
-    {PST_NN_EXPERT_TAKE, PST_NN_H, PST_NN_EH, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_MATMUL, PST_NN_EH, PST_NN_EG, "block_sparse_moe.experts.%u.w1", PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_MATMUL, PST_NN_EH, PST_NN_EU, "block_sparse_moe.experts.%u.w3", PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_GATED, PST_NN_EG, PST_NN_EM, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_MATMUL, PST_NN_EM, PST_NN_EY, "block_sparse_moe.experts.%u.w2", PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_EXPERT_ADD, PST_NN_EY, PST_NN_X, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
+    PST_EXPERT_OPS("block_sparse_moe.experts.%u.w1", "block_sparse_moe.experts.%u.w3",
+                   "block_sparse_moe.experts.%u.w2"),
 };
 
 static const pst_nn_recipe layer[] = {
@@ -44,9 +39,4 @@ const pst_family pst_family_mixtral = {.name = "mixtral",
                                        .default_kv_heads = 8,
                                        .default_context = 131072,
                                        .default_rope_theta = 1e6,
-                                       .prefixes = pst_prefixes_model,
-                                       .embedding = "embed_tokens",
-                                       .layers = "layers",
-                                       .layer = layer,
-                                       .layer_stages = COUNT(layer),
-                                       .head = &pst_recipe_rms_head};
+                                       PST_LLAMA_FRAME(layer)};

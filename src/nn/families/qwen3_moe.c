@@ -18,12 +18,7 @@ const pst_nn_op pst_ops_gate_router[PST_GATE_ROUTER_OPS] = {
 };
 
 const pst_nn_op pst_ops_gated_experts[PST_GATED_EXPERTS_OPS] = {
-    {PST_NN_EXPERT_TAKE, PST_NN_H, PST_NN_EH, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_MATMUL, PST_NN_EH, PST_NN_EG, "mlp.experts.%u.gate_proj", PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_MATMUL, PST_NN_EH, PST_NN_EU, "mlp.experts.%u.up_proj", PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_GATED, PST_NN_EG, PST_NN_EM, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_MATMUL, PST_NN_EM, PST_NN_EY, "mlp.experts.%u.down_proj", PST_NN_ALWAYS, PST_NN_NEVER, false},
-    {PST_NN_EXPERT_ADD, PST_NN_EY, PST_NN_X, NULL, PST_NN_ALWAYS, PST_NN_NEVER, false},
+    PST_EXPERT_OPS("mlp.experts.%u.gate_proj", "mlp.experts.%u.up_proj", "mlp.experts.%u.down_proj"),
 };
 
 static const pst_nn_recipe layer[] = {
@@ -70,9 +65,4 @@ const pst_family pst_family_qwen3_moe = {.name = "qwen3_moe",
                                          .default_kv_heads = 4,
                                          .default_context = 32768,
                                          .default_window = 4096,
-                                         .prefixes = pst_prefixes_model,
-                                         .embedding = "embed_tokens",
-                                         .layers = "layers",
-                                         .layer = layer,
-                                         .layer_stages = COUNT(layer),
-                                         .head = &pst_recipe_rms_head};
+                                         PST_LLAMA_FRAME(layer)};
