@@ -21,6 +21,8 @@ typedef struct product_case {
     char text[160];
 } product_case;
 
+static ref_product view_of(const product_case *p);
+
 static const pst_dtype weight_types[] = {PST_F32, PST_F16, PST_BF16};
 
 static void set_up(product_case *p, const pst_cpu_kernels *kernels, pst_dtype x_type, pst_dtype w_type)
@@ -72,88 +74,51 @@ static void tear_down(product_case *p)
     ref_free(&p->old);
 }
 
-/* What lies in y before a call: the old values where they count, else NaN. */
-static void prepare(const product_case *p, float *y)
+static void check_element(const void *product, size_t r, size_t c)
 {
-    if (p->job.accumulate)
-        memcpy(y, p->old.data, p->y.count * sizeof(float));
-    else
-        memset(y, 0xff, p->y.count * sizeof(float));
-}
-
-static void check_element(const product_case *p, size_t r, size_t c)
-{
+    const product_case *p = product;
+    const ref_product view = view_of(p);
     double size, sum = ref_dot(&p->x, r * p->x_stride, &p->w, c * p->k, p->k, &size);
-    /* One rounding of the running sum per step of a lane's chain, two where product and sum are rounded apart; the
-     * fewest lanes are 4, a block of k is 1024 at least; the tree, the sum of the blocks, bias and old value add a
-     * few. */
-    double chain = 2.0 * ceil((double)(p->k < 2048 ? p->k : 2048) / 4.0) + ceil((double)p->k / 1024.0) + 4.0;
-    double limit = F32_ROUNDING * chain * size;
-    if (p->bias.data != NULL) {
-        sum += ref_get(&p->bias, c);
-        limit += 2 * F32_ROUNDING * (size + fabs(ref_get(&p->bias, c)));
-    }
-    if (p->job.accumulate) {
-        sum += ref_get(&p->old, r * p->y_stride + c);
-        limit += 2 * F32_ROUNDING * (size + fabs(sum));
-    }
-    double y = ref_get(&p->y, r * p->y_stride + c);
-    if (!(fabs(y - sum) <= limit))
-        fail_msg("%s: y[%zu][%zu] = %.9g, expected %.9g within %.3g", p->text, r, c, y, sum, limit);
+    ref_check_sum(&view, r, c, p->k, sum, size, &p->bias);
 }
 
-/* The rectangle of y that a part of the job computes. */
-static pst_cpu_matmul part_of(const product_case *p, float *y, size_t row, size_t rows, size_t column, size_t columns)
+static void run_part(const void *product, float *y, size_t row, size_t rows, size_t column, size_t columns)
 {
+    const product_case *p = product;
     pst_cpu_matmul part = p->job;
     part.x = (const char *)p->x.data + row * p->x_stride * ref_bytes(p->x.type);
     part.w = (const char *)p->w.data + column * p->k * ref_bytes(p->w.type);
     if (part.bias != NULL)
         part.bias = (const char *)p->bias.data + column * ref_bytes(p->bias.type);
-    part.y = y + row * p->y_stride + column;
+    part.y = y;
     part.rows = rows;
     part.columns = columns;
-    return part;
+    p->kernels->matmul(&part);
 }
 
-/* Computes y again from rectangles of random sizes, and from x and w at other addresses, and wants the same bits. */
+static ref_product view_of(const product_case *p)
+{
+    return (ref_product){.text = p->text,
+                         .rows = p->rows,
+                         .columns = p->columns,
+                         .y_stride = p->y_stride,
+                         .y = &p->y,
+                         .old = p->job.accumulate ? &p->old : NULL,
+                         .run = run_part,
+                         .check_element = check_element,
+                         .product = p};
+}
+
+/* The same bits from parts, and from x and w at other addresses. */
 static void check_cuts(const product_case *original)
 {
     product_case moved = *original;
-    const product_case *p = &moved;
-    moved.x = ref_input(p->x.type, p->x.count, ref_between(0, 1) * 4);
-    moved.w = ref_input(p->w.type, p->w.count, ref_between(0, 3));
-    memcpy(moved.x.data, original->x.data, p->x.count * ref_bytes(p->x.type));
-    memcpy(moved.w.data, original->w.data, p->w.count * ref_bytes(p->w.type));
-    ref_array again = ref_output(PST_F32, p->y.count);
-    prepare(p, again.data);
-    for (size_t row = 0, rows; row < p->rows; row += rows) {
-        rows = ref_between(1, p->rows - row);
-        for (size_t column = 0, columns; column < p->columns; column += columns) {
-            columns = ref_between(1, p->columns - column);
-            pst_cpu_matmul part = part_of(p, again.data, row, rows, column, columns);
-            p->kernels->matmul(&part);
-        }
-    }
-    ref_check_guards(&again, p->text);
-    if (memcmp(again.data, p->y.data, p->y.count * sizeof(float)) != 0)
-        fail_msg("%s: other bits when cut", p->text);
-    ref_free(&again);
+    moved.x = ref_copy(&original->x, ref_between(0, 1) * 4);
+    moved.w = ref_copy(&original->w, ref_between(0, 3));
+    const ref_product view = view_of(&moved);
+    ref_check_cuts(&view);
     ref_free(&moved.x);
     ref_free(&moved.w);
-}
-
-/* The gaps between the rows of y are not the product's. */
-static void check_gaps(const product_case *p)
-{
-    for (size_t i = 0; i < p->y.count; i++) {
-        if (i % p->y_stride < p->columns)
-            continue;
-        float value;
-        memcpy(&value, (const char *)p->y.data + 4 * i, 4);
-        if (p->job.accumulate ? (double)value != ref_get(&p->old, i) : !isnan(value))
-            fail_msg("%s: the gap after row %zu was written", p->text, i / p->y_stride);
-    }
 }
 
 static void test_products(void **unused)
@@ -165,13 +130,10 @@ static void test_products(void **unused)
         for (size_t i = 0; i < 6 * 12; i++) {
             product_case p;
             set_up(&p, kernels, i % 2 ? PST_BF16 : PST_F32, weight_types[i / 2 % 3]);
-            prepare(&p, p.y.data);
+            const ref_product view = view_of(&p);
+            ref_prepare(&view, p.y.data);
             kernels->matmul(&p.job);
-            ref_check_guards(&p.y, p.text);
-            check_gaps(&p);
-            for (size_t n = 0; n < 25; n++)
-                check_element(&p, ref_between(0, p.rows - 1), ref_between(0, p.columns - 1));
-            check_element(&p, p.rows - 1, p.columns - 1);
+            ref_check_product(&view);
             check_cuts(&p);
             check_cuts(&p);
             tear_down(&p);

@@ -79,6 +79,13 @@ ref_array ref_output(pst_dtype type, size_t count)
     return a;
 }
 
+ref_array ref_copy(const ref_array *a, size_t misalignment)
+{
+    ref_array copy = ref_input(a->type, a->count, misalignment);
+    memcpy(copy.data, a->data, a->count * ref_bytes(a->type));
+    return copy;
+}
+
 void ref_check_guards(const ref_array *a, const char *what)
 {
     assert_true(a->guarded);
@@ -180,6 +187,77 @@ double ref_dot(const ref_array *x, size_t x_first, const ref_array *w, size_t w_
         *size += fabs(product);
     }
     return sum;
+}
+
+void ref_prepare(const ref_product *p, float *y)
+{
+    if (p->old != NULL)
+        memcpy(y, p->old->data, p->y->count * sizeof(float));
+    else
+        memset(y, 0xff, p->y->count * sizeof(float));
+}
+
+static void check_gaps(const ref_product *p)
+{
+    for (size_t i = 0; i < p->y->count; i++) {
+        if (i % p->y_stride < p->columns)
+            continue;
+        double value = ref_get(p->y, i);
+        if (p->old != NULL ? value != ref_get(p->old, i) : !isnan(value))
+            fail_msg("%s: the gap after row %zu was written", p->text, i / p->y_stride);
+    }
+}
+
+void ref_check_product(const ref_product *p)
+{
+    ref_check_guards(p->y, p->text);
+    check_gaps(p);
+    for (size_t n = 0; n < 25; n++)
+        p->check_element(p->product, ref_between(0, p->rows - 1), ref_between(0, p->columns - 1));
+    p->check_element(p->product, p->rows - 1, p->columns - 1);
+}
+
+void ref_check_cuts(const ref_product *p)
+{
+    ref_array again = ref_output(PST_F32, p->y->count);
+    ref_prepare(p, again.data);
+    for (size_t row = 0, rows; row < p->rows; row += rows) {
+        rows = ref_between(1, p->rows - row);
+        for (size_t column = 0, columns; column < p->columns; column += columns) {
+            columns = ref_between(1, p->columns - column);
+            p->run(p->product, (float *)again.data + row * p->y_stride + column, row, rows, column, columns);
+        }
+    }
+    ref_check_guards(&again, p->text);
+    if (memcmp(again.data, p->y->data, p->y->count * sizeof(float)) != 0)
+        fail_msg("%s: other bits when cut", p->text);
+    ref_free(&again);
+}
+
+void ref_check_sum(const ref_product *p, size_t row, size_t column, size_t k, double sum, double size,
+                   const ref_array *bias)
+{
+    /* One rounding of the running sum per step of a lane's chain, two where product and sum are rounded apart; the
+     * fewest lanes are 4, a block of k is 1024 at least; the tree, the sum of the blocks, bias and old value add a
+     * few. */
+    double chain = 2.0 * ceil((double)(k < 2048 ? k : 2048) / 4.0) + ceil((double)k / 1024.0) + 4.0;
+    double limit = F32_ROUNDING * chain * size;
+    if (bias->data != NULL) {
+        sum += ref_get(bias, column);
+        limit += 2 * F32_ROUNDING * (size + fabs(ref_get(bias, column)));
+    }
+    if (p->old != NULL) {
+        sum += ref_get(p->old, row * p->y_stride + column);
+        limit += 2 * F32_ROUNDING * (size + fabs(sum));
+    }
+    ref_check_value(p, row, column, sum, limit);
+}
+
+void ref_check_value(const ref_product *p, size_t row, size_t column, double expected, double limit)
+{
+    double y = ref_get(p->y, row * p->y_stride + column);
+    if (!(fabs(y - expected) <= limit))
+        fail_msg("%s: y[%zu][%zu] = %.9g, expected %.9g within %.3g", p->text, row, column, y, expected, limit);
 }
 
 double ref_activation(pst_cpu_activation activation, double x)

@@ -41,6 +41,7 @@ typedef struct ref_array {
 ref_array ref_input(pst_dtype type, size_t count, size_t misalignment); /* zeros */
 ref_array ref_randoms(pst_dtype type, size_t count, size_t misalignment, double scale);
 ref_array ref_output(pst_dtype type, size_t count);
+ref_array ref_copy(const ref_array *a, size_t misalignment); /* the same as an input elsewhere */
 /* Fails the test when a sentinel was written over. */
 void ref_check_guards(const ref_array *a, const char *what);
 void ref_free(ref_array *a);
@@ -59,6 +60,30 @@ double ref_from_f16(uint16_t bits);
 /* sum over k of x[x_first + k] * w[w_first + k]; *size: the sum of the products' magnitudes. */
 double ref_dot(const ref_array *x, size_t x_first, const ref_array *w, size_t w_first, size_t k, double *size);
 double ref_activation(pst_cpu_activation activation, double x);
+
+/* A product y = x w' of any storage, computed once: what its checks need. */
+typedef struct ref_product {
+    const char *text;
+    size_t rows, columns, y_stride;
+    const ref_array *y, *old; /* old: what lay in y before; NULL: it does not count */
+    /* Computes a rectangle of y again, which begins at `y`, from x and w at other addresses. */
+    void (*run)(const void *product, float *y, size_t row, size_t rows, size_t column, size_t columns);
+    /* Fails the test when y[row][column] is wrong. */
+    void (*check_element)(const void *product, size_t row, size_t column);
+    const void *product;
+} ref_product;
+/* What lies in y before a call: the old values where they count, else NaN. */
+void ref_prepare(const ref_product *p, float *y);
+/* Guards, the gaps between the rows of y, which are not the product's, and elements of it. */
+void ref_check_product(const ref_product *p);
+/* Computes y again from rectangles of random sizes and wants the same bits. */
+void ref_check_cuts(const ref_product *p);
+/* Fails when y[row][column] is further from `expected` than `limit`. */
+void ref_check_value(const ref_product *p, size_t row, size_t column, double expected, double limit);
+/* Fails when y[row][column] is further from float64's sum of k products, whose magnitudes add to `size`, with bias and old
+ * value (bias->data and old may be NULL), than the kernels' order of summing allows. */
+void ref_check_sum(const ref_product *p, size_t row, size_t column, size_t k, double sum, double size,
+                   const ref_array *bias);
 
 /* One query of attention with one head's keys and values as they are stored, a row per position. */
 typedef struct ref_query {
