@@ -5,10 +5,10 @@
     bench/against.py --against accelerate --penstock build/penstock --model MODEL --memory 3000000000 \\
         --batch-size 16 --prompt-len 64 --gen-len 8 --pairs 5 --output raw.json -- --resident 0
 
-Both sides get the same folder, batch, lengths, threads and memory limit, and make exactly --gen-len tokens for each prompt;
-times exclude start and loading. Each run is a process of its own. As root each runs in a control group whose limit counts the
-page cache, too, and the page cache is dropped before; else the limits are only what each side was told, and the report says
-so. Every repetition is in the document.
+Both sides get the same folder, batch (unless --peer-batch-size says otherwise), lengths, threads and memory limit, and make
+exactly --gen-len tokens for each prompt; times exclude start and loading. Each run is a process of its own. As root each runs in
+a control group whose limit counts the page cache, too, and the page cache is dropped before; else the limits are only what each
+side was told, and the report says so. Every repetition is in the document.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def penstock_command(a: argparse.Namespace) -> list[str]:
 def driver_command(a: argparse.Namespace, **more) -> list[str]:
     settings = {
         "model": a.model,
-        "batch_size": a.batch_size,
+        "batch_size": a.peer_batch_size or a.batch_size,
         "prompt_len": a.prompt_len,
         "gen_len": a.gen_len,
         "loops": a.loops,
@@ -105,6 +105,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer-memory", type=measuring.size_bytes, default=0,
                         help="weights that Accelerate keeps; limit - 1 GiB unless given")
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--peer-batch-size", type=int, default=0,
+                        help="the other side's own best batch; the same unless given")
     parser.add_argument("--prompt-len", type=int, default=512)
     parser.add_argument("--gen-len", type=int, default=32)
     parser.add_argument("--loops", type=int, default=1, help="generations in one process; the best counts, on both sides")

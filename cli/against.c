@@ -30,6 +30,8 @@ const pst_option cli_against_rows[CLI_AGAINST_ROWS] = {
      .help = "compare with Accelerate's disk offload, DeepSpeed's ZeRO-Inference or llama.cpp on the same work, in "
              "interleaved pairs of processes, each within --host-memory (as root enforced by a control group)"},
     CLI_NUMBER_ROW(cli_against, pairs, "pairs", "3", 1, 1000, "with --against: how many pairs"),
+    CLI_NUMBER_ROW(cli_against, peer_batch_size, "peer-batch-size", NULL, 1, 65536,
+                   "with --against: the other side's prompts computed together, its own best; without it --batch-size"),
     {.name = "python",
      .type = PST_OPTION_STRING,
      AT(python),
@@ -132,7 +134,7 @@ int cli_against_run(const cli_against *against, const cli_against_work *work, ps
                    {"--prompt-len", work->prompt_len}, {"--gen-len", work->gen_len},
                    {"--loops", work->loops},           {"--pairs", against->pairs},
                    {"--threads", work->threads}};
-    char texts[CLI_COUNT(numbers)][24];
+    char texts[CLI_COUNT(numbers)][24], peer_batch[24];
     words list = {0};
     add(&list, against->python);
     add(&list, script);
@@ -142,6 +144,10 @@ int cli_against_run(const cli_against *against, const cli_against_work *work, ps
     for (size_t i = 0; i < CLI_COUNT(numbers); i++) {
         snprintf(texts[i], sizeof texts[i], "%" PRIu64, numbers[i].value);
         add_pair(&list, numbers[i].name, texts[i]);
+    }
+    if (against->peer_batch_size != 0) {
+        snprintf(peer_batch, sizeof peer_batch, "%" PRIu64, against->peer_batch_size);
+        add_pair(&list, "--peer-batch-size", peer_batch);
     }
     add_pair(&list, "--llama-bench", against->llama_bench);
     add_pair(&list, "--gguf", against->gguf);

@@ -8,9 +8,9 @@
 typedef struct cli_against {
     const char *library; /* "accelerate", "deepspeed", "llamacpp"; NULL: no comparison */
     const char *python, *drivers, *llama_bench, *gguf;
-    uint64_t pairs;
+    uint64_t pairs, peer_batch_size; /* 0: the same */
 } cli_against;
-enum { CLI_AGAINST_ROWS = 6 };
+enum { CLI_AGAINST_ROWS = 7 };
 extern const pst_option cli_against_rows[CLI_AGAINST_ROWS];
 
 /* The work of both sides. */

@@ -96,6 +96,13 @@ static void test_against(void **state)
                  "100M", "--python", "/nowhere/python", "--drivers", PST_TEST_SOURCE_DIR "/bench");
     EXPECT_ERROR(1, "the comparison failed (status 1)", "bench", "infer", MODEL, "--against", "deepspeed",
                  "--host-memory", "100M", "--python", "/bin/false", "--drivers", PST_TEST_SOURCE_DIR "/bench");
+    program_result result =
+        PENSTOCK("bench", "infer", MODEL, "--against", "accelerate", "--host-memory", "100M", "--batch-size", "4",
+                 "--peer-batch-size", "7", "--python", "/bin/echo", "--drivers", PST_TEST_SOURCE_DIR "/bench");
+    assert_int_equal(result.status, 0);
+    assert_non_null(strstr(result.out, " --batch-size 4 "));
+    assert_non_null(strstr(result.out, " --peer-batch-size 7 "));
+    program_free(&result);
 }
 
 int main(void)
