@@ -17,32 +17,15 @@ def main() -> None:
         import transformers
     except ImportError as error:
         common.missing(f"Accelerate's disk offload needs torch, transformers and accelerate: {error}")
-    if s.get("prepare"):
-        common.finish({})
+    if not common.begins(s):
         return
-    transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(s["threads"])
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="penstock-bench-offload-", dir=s["offload_dir"]) as offload:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             s["model"], dtype="auto", device_map="auto", max_memory={"cpu": s["peer_memory"]}, offload_folder=offload
         ).eval()
         load_seconds = time.perf_counter() - started
-        ids = common.random_ids(s, model.config.vocab_size)
-
-        def generate(processors):
-            with torch.no_grad():  # inference_mode makes the offloading hooks keep every weight that they loaded
-                return model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    logits_processor=processors,
-                    do_sample=False,
-                    max_new_tokens=s["gen_len"],
-                    min_new_tokens=s["gen_len"],
-                    pad_token_id=0,
-                )
-
-        loops = [common.timed_generation(s, generate) for _ in range(s["loops"])]
+        loops = common.timed_loops(s, model, model.config.vocab_size)
     devices: dict[str, int] = {}
     for device in getattr(model, "hf_device_map", {"": "cpu"}).values():
         devices[str(device)] = devices.get(str(device), 0) + 1

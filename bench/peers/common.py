@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 MISSING = 3  # exit status: the library is not there
@@ -45,8 +44,22 @@ def figures(s: dict, prefill: float, total: float, read: int) -> dict:
     }
 
 
-def timed_generation(s: dict, generate: Callable[[object], object]) -> dict:
-    """Runs `generate(processors)` of transformers: the first call of a logits processor ends the prefill."""
+def begins(s: dict) -> bool:
+    """Prepares torch and transformers, which are there; False: this was all that was asked for."""
+    import torch
+    import transformers
+
+    if s.get("prepare"):
+        finish({})
+        return False
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(s["threads"])
+    return True
+
+
+def timed_loops(s: dict, model, vocab: int) -> list[dict]:
+    """Generations of transformers on seeded prompts; the first call of a logits processor ends the prefill."""
+    import torch
     from transformers import LogitsProcessor, LogitsProcessorList
 
     class Stamp(LogitsProcessor):
@@ -57,20 +70,27 @@ def timed_generation(s: dict, generate: Callable[[object], object]) -> dict:
             self.times.append(time.perf_counter())
             return scores
 
-    stamp, before, started = Stamp(), read_bytes(), time.perf_counter()
-    out = generate(LogitsProcessorList([stamp]))
-    total = time.perf_counter() - started
-    if out.shape[1] != s["prompt_len"] + s["gen_len"]:
-        raise SystemExit(f"{out.shape[1] - s['prompt_len']} tokens were made, not {s['gen_len']}")
-    return figures(s, stamp.times[0] - started, total, read_bytes() - before)
+    def generation() -> dict:
+        stamp, before, started = Stamp(), read_bytes(), time.perf_counter()
+        with torch.no_grad():  # inference_mode makes Accelerate's hooks keep every weight that they loaded
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                logits_processor=LogitsProcessorList([stamp]),
+                do_sample=False,
+                max_new_tokens=s["gen_len"],
+                min_new_tokens=s["gen_len"],
+                pad_token_id=0,
+            )
+        total = time.perf_counter() - started
+        if out.shape[1] != s["prompt_len"] + s["gen_len"]:
+            raise SystemExit(f"{out.shape[1] - s['prompt_len']} tokens were made, not {s['gen_len']}")
+        return figures(s, stamp.times[0] - started, total, read_bytes() - before)
 
-
-def random_ids(s: dict, vocab: int):
-    """Seeded prompts, as a tensor."""
-    import torch
-
-    shape = (s["batch_size"], s["prompt_len"])
-    return torch.randint(0, vocab, shape, generator=torch.Generator().manual_seed(s["seed"]))
+    ids = torch.randint(
+        0, vocab, (s["batch_size"], s["prompt_len"]), generator=torch.Generator().manual_seed(s["seed"])
+    )
+    return [generation() for _ in range(s["loops"])]
 
 
 def finish(document: dict) -> None:

@@ -42,11 +42,8 @@ def main() -> None:
         from transformers.integrations import HfDeepSpeedConfig
     except ImportError as error:
         common.missing(f"ZeRO-Inference needs torch, transformers and deepspeed: {error}")
-    if s.get("prepare"):
-        common.finish({})
+    if not common.begins(s):
         return
-    transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(s["threads"])
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     started = time.perf_counter()
     config = transformers.AutoConfig.from_pretrained(s["model"])
@@ -58,21 +55,7 @@ def main() -> None:
         engine = deepspeed.initialize(model=model, config=zero)[0]
         engine.module.eval()
         load_seconds = time.perf_counter() - started
-        ids = common.random_ids(s, config.vocab_size)
-
-        def generate(processors):
-            with torch.no_grad():
-                return engine.module.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    logits_processor=processors,
-                    do_sample=False,
-                    max_new_tokens=s["gen_len"],
-                    min_new_tokens=s["gen_len"],
-                    pad_token_id=0,
-                )
-
-        loops = [common.timed_generation(s, generate) for _ in range(s["loops"])]
+        loops = common.timed_loops(s, engine.module, config.vocab_size)
         del keep
     versions = {module.__name__: module.__version__ for module in (deepspeed, torch, transformers)}
     common.finish({"load_seconds": load_seconds, "loops": loops, "versions": versions, "dtype": str(dtype)})
