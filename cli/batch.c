@@ -8,8 +8,6 @@
 #include "output.h"
 #include "progress.h"
 
-enum { DEFAULT_SCORED = 8 };
-
 #define AT(member) .offset = offsetof(cli_batch, member)
 
 const pst_option cli_batch_rows[CLI_BATCH_ROWS] = {
@@ -86,18 +84,22 @@ static uint64_t needed_bytes(const void *user, uint32_t sequences)
 
 static int start_session(cli_batch_job *job, const pst_batch_info *info, pst_error *err)
 {
-    bool scores = job->options.kind == PST_BATCH_SCORE;
-    const cli_needs needs = {needed_bytes, info};
-    pst_session_options shape = {
-        .max_tokens = info->max_tokens, .max_prompt_tokens = info->max_prompt_tokens, .all_logits = scores};
+    const uint64_t requests = info->requests ? info->requests : 1;
+    const uint64_t most = job->batch_size ? job->batch_size : UINT32_MAX;
+    const pst_workload work = {.struct_size = sizeof work,
+                               .requests = requests,
+                               .kv_tokens = info->kv_tokens,
+                               .prompt_tokens = info->prompt_tokens,
+                               .new_tokens = info->new_tokens,
+                               .fixed_bytes = info->fixed_bytes,
+                               .sequence_bytes = info->memory_bytes};
+    pst_session_options shape = {.max_tokens = info->max_tokens,
+                                 .max_prompt_tokens = info->max_prompt_tokens,
+                                 .max_sequences = (uint32_t)(requests < most ? requests : most),
+                                 .all_logits = job->options.kind == PST_BATCH_SCORE};
     cli_interrupt_polled(false); /* a signal need not wait until all weights are in memory */
-    uint64_t most =
-        job->batch_size != 0 ? job->batch_size
-        : scores             ? DEFAULT_SCORED
-                 : cli_choose_batch(job->engine, job->runtime, job->resident_given, &shape, info->requests, &needs);
-    shape.max_sequences = (uint32_t)(info->requests < most ? info->requests : most);
-    int status =
-        cli_engine_start(job->engine, job->runtime, job->resident_given, &shape, job->batch_size == 0, &needs, err);
+    int status = cli_engine_start(job->engine, job->runtime, job->resident_given, &shape, job->batch_size == 0,
+                                  &(cli_needs){needed_bytes, info, job->batch_size ? NULL : &work}, err);
     cli_interrupt_polled(true);
     return status;
 }

@@ -23,7 +23,7 @@ typedef struct cli_batch_job {
     const cli_runtime *runtime;
     const cli_report *report;
     bool resident_given;
-    uint64_t batch_size;       /* 0: the usual number, fewer where memory is short */
+    uint64_t batch_size;       /* 0: as many as suit the job */
     pst_batch_options options; /* what lines do not say themselves; the rest is filled in */
 } cli_batch_job;
 int cli_batch_run(cli_batch_job *job, pst_error *err);

@@ -55,9 +55,10 @@ static const pst_option prompt_rows[] = {
      .min = 1,
      .max = 1e8,
      .help = "tokens to make for each prompt, fewer where the model's context ends"},
-    CLI_NUMBER_ROW(generate_values, batch_size, "batch-size", NULL, 1, 65536,
-                   "prompts computed together, which share each pass over the weights; without it as many as the plan "
-                   "finds best, fewer where memory is short"),
+    CLI_NUMBER_ROW(
+        generate_values, batch_size, "batch-size", NULL, 1, 65536,
+        "prompts computed together, which share each pass over the weights; without it as many as make the whole "
+        "faster, within the memory"),
     {.name = "routing-trace-out",
      .type = PST_OPTION_STRING,
      AT(routing_trace_out),
@@ -221,9 +222,11 @@ static uint64_t wanted_tokens(const generate_job *job, size_t prompt)
     return job->values->max_new_tokens < room ? job->values->max_new_tokens : room;
 }
 
+enum { KV_BLOCK = 64 };
+
 /* The lengths that the session is planned for. */
 static int measure_prompts(generate_job *job, const pst_options_found *found, pst_session_options *shape,
-                           pst_error *err)
+                           pst_workload *work, pst_error *err)
 {
     const generate_values *values = job->values;
     uint32_t context = job->engine.info.context;
@@ -245,6 +248,9 @@ static int measure_prompts(generate_job *job, const pst_options_found *found, ps
             shape->max_tokens = (uint32_t)(tokens + wanted);
         if (wanted > job->longest_new)
             job->longest_new = wanted;
+        work->prompt_tokens += tokens;
+        work->new_tokens += wanted;
+        work->kv_tokens += (tokens + wanted + KV_BLOCK - 1) / KV_BLOCK * KV_BLOCK;
     }
     if (cut == 0 || !pst_options_given(&cli_command_generate.spec, found, "max-new-tokens"))
         return 0;
@@ -498,16 +504,16 @@ static int run_job(generate_job *job, const char *model, const pst_options_found
     if (is_batch)
         return run_batch(job, found, err);
     PST_TRY(open_inputs(job, err));
-    PST_TRY(measure_prompts(job, found, &shape, err));
-    const cli_needs needs = {needed_bytes, job};
-    bool resident_given = pst_options_given(&cli_command_generate.spec, found, "resident");
-    uint64_t most = values->batch_size != 0 ? values->batch_size
-                                            : cli_choose_batch(&job->engine, &values->runtime, resident_given, &shape,
-                                                               job->prompts.count, &needs);
+    pst_workload work = {.struct_size = sizeof work, .requests = job->prompts.count};
+    PST_TRY(measure_prompts(job, found, &shape, &work, err));
+    work.fixed_bytes = needed_bytes(job, 1);
+    work.sequence_bytes = cli_generation_bytes(job->longest_new);
+    uint64_t most = values->batch_size != 0 ? values->batch_size : UINT32_MAX;
     shape.max_sequences = (uint32_t)(job->prompts.count < most ? job->prompts.count : most);
     PST_TRY(cli_routing_out_open(&job->routing, values->routing_trace_out, &shape, err));
-    PST_TRY(
-        cli_engine_start(&job->engine, &values->runtime, resident_given, &shape, values->batch_size == 0, &needs, err));
+    PST_TRY(cli_engine_start(
+        &job->engine, &values->runtime, pst_options_given(&cli_command_generate.spec, found, "resident"), &shape,
+        values->batch_size == 0, &(cli_needs){needed_bytes, job, values->batch_size ? NULL : &work}, err));
     PST_TRY(make_window(job, shape.max_sequences, err));
     int status = run_windows(job, err);
     if (status < 0) {

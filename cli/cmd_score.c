@@ -17,7 +17,7 @@
 #include "output.h"
 #include "progress.h"
 
-enum { DEFAULT_WINDOW_TOKENS = 2048, DEFAULT_BATCH = 8 };
+enum { DEFAULT_WINDOW_TOKENS = 2048, KV_BLOCK = 64 };
 
 typedef struct score_values {
     cli_report report;
@@ -55,7 +55,7 @@ static const pst_option text_rows[] = {
         "tokens of a window; longer texts are cut into windows that overlap by one token, in which nothing is known "
         "of the windows before; without it the model's context, at most 2048"),
     CLI_NUMBER_ROW(score_values, batch_size, "batch-size", NULL, 1, 65536,
-                   "windows computed together; without it at most 8, fewer where memory is short"),
+                   "windows computed together; without it as many as make the whole faster, within the memory"),
     {.name = "logits-out",
      .type = PST_OPTION_STRING,
      AT(logits_out),
@@ -128,7 +128,7 @@ static int choose_window(score_job *job, pst_error *err)
     return 0;
 }
 
-static int build_windows(score_job *job, pst_session_options *shape, pst_error *err)
+static int build_windows(score_job *job, pst_session_options *shape, pst_workload *work, pst_error *err)
 {
     PST_TRY(choose_window(job, err));
     size_t window = job->window_tokens;
@@ -153,6 +153,8 @@ static int build_windows(score_job *job, pst_session_options *shape, pst_error *
                 (pst_score_request){.ids = text->ids + first, .count = count, .logprobs = job->logprobs[i] + first};
             if (count > shape->max_tokens)
                 shape->max_tokens = (uint32_t)count;
+            work->prompt_tokens += count;
+            work->kv_tokens += (count + KV_BLOCK - 1) / KV_BLOCK * KV_BLOCK;
         }
     }
     shape->max_prompt_tokens = shape->max_tokens;
@@ -303,12 +305,15 @@ static int run_job(score_job *job, const pst_options_found *found, pst_error *er
     if (is_batch)
         return run_batch(job, found, err);
     PST_TRY(open_texts(job, err));
-    PST_TRY(build_windows(job, &shape, err));
-    uint64_t most = values->batch_size != 0 ? values->batch_size : DEFAULT_BATCH;
+    pst_workload work = {.struct_size = sizeof work};
+    PST_TRY(build_windows(job, &shape, &work, err));
+    work.requests = job->window_count;
+    work.fixed_bytes = needed_bytes(job, 1);
+    uint64_t most = values->batch_size != 0 ? values->batch_size : UINT32_MAX;
     shape.max_sequences = (uint32_t)(job->window_count < most ? job->window_count : most);
-    PST_TRY(cli_engine_start(&job->engine, &values->runtime,
-                             pst_options_given(&cli_command_score.spec, found, "resident"), &shape,
-                             values->batch_size == 0, &(cli_needs){needed_bytes, job}, err));
+    PST_TRY(cli_engine_start(
+        &job->engine, &values->runtime, pst_options_given(&cli_command_score.spec, found, "resident"), &shape,
+        values->batch_size == 0, &(cli_needs){needed_bytes, job, values->batch_size ? NULL : &work}, err));
     PST_TRY(open_logits(job, err));
     int status = run_windows(job, err);
     if (status < 0) {

@@ -319,6 +319,15 @@ int cli_place(const cli_placement *placement, bool resident_given, pst_session_o
     return 0;
 }
 
+/* A few less, and so much less of a cache: the process has grown since they were chosen. */
+static void shrink_shape(pst_session_options *shape)
+{
+    uint32_t before = shape->max_sequences;
+    shape->max_sequences -= before < 8 ? 1 : before / 8;
+    if (shape->kv_tokens > shape->max_tokens)
+        shape->kv_tokens = shape->kv_tokens / before * shape->max_sequences;
+}
+
 int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool resident_given, pst_session_options *shape,
                      bool shrink, const cli_needs *needs, pst_error *err)
 {
@@ -332,10 +341,12 @@ int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool reside
         engine->trace_path = runtime->trace;
     }
     shape->trace = engine->trace;
+    if (needs->work != NULL)
+        PST_TRY(pst_session_choose_batch(engine->model, needs->work, shape, err));
     for (;;) {
         int status = open_beside(engine, shape, needs->bytes(needs->user, shape->max_sequences), err);
         if (status == PST_E_BUDGET && shrink && shape->max_sequences > 1) {
-            shape->max_sequences /= 2;
+            shrink_shape(shape);
             continue;
         }
         if (status < 0)

@@ -129,15 +129,12 @@ int cli_engine_open(cli_engine *engine, const char *model, const cli_lookup *loo
 typedef struct cli_needs {
     uint64_t (*bytes)(const void *user, uint32_t sequences);
     const void *user;
+    const pst_workload *work; /* NULL: the command, or its caller, chose how many sequences run at once */
 } cli_needs;
-/* Opens the session: `shape` says sequences and lengths, the runtime options the rest. With `shrink`, fewer sequences
- * are tried while the memory budget is too small for them. */
+/* Opens the session: `shape` says sequences and lengths, the runtime options the rest. With needs->work so many sequences run
+ * at once, up to the shape's, as suit that work. With `shrink`, fewer are tried while the memory budget is too small. */
 int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool resident_given, pst_session_options *shape,
                      bool shrink, const cli_needs *needs, pst_error *err);
-/* How many of `requests` are best computed at once in a session of this shape: measures and predicts where there are many. The
- * session is then to be started with `shrink`. */
-uint32_t cli_choose_batch(cli_engine *engine, const cli_runtime *runtime, bool resident_given,
-                          const pst_session_options *shape, uint64_t requests, const cli_needs *needs);
 /* Around each run of the session: in between a signal cancels it, elsewhere a signal ends the program at once. The
  * latter returns the run's status, or PST_E_CANCELLED when a signal came too late to stop it. */
 void cli_engine_run_begins(cli_engine *engine);

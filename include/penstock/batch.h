@@ -80,6 +80,8 @@ typedef struct pst_batch_info {
     uint32_t max_prompt_tokens;
     uint64_t memory_bytes; /* the job's own beside the session, for each sequence in flight ... */
     uint64_t fixed_bytes;  /* ... and in all */
+    /* Sums over the requests, for pst_session_choose_batch: positions in whole blocks of 64, prompts, new tokens at most. */
+    uint64_t kv_tokens, prompt_tokens, new_tokens;
 } pst_batch_info;
 PST_API void pst_batch_get_info(const pst_batch *batch, pst_batch_info *out);
 

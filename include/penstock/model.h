@@ -115,6 +115,25 @@ typedef struct pst_session_options {
     uint64_t kv_tokens;
 } pst_session_options;
 
+/* What the requests of a job need; sums over all of them. */
+typedef struct pst_workload {
+    size_t struct_size;
+    uint64_t requests;      /* above 0 */
+    uint64_t kv_tokens;     /* prompt and new tokens, of each in whole blocks of 64 */
+    uint64_t prompt_tokens; /* for scoring: all tokens */
+    uint64_t new_tokens;    /* 0: scoring */
+    /* The caller's own memory beside the session's, within the same budget: in all, and for each sequence in flight. */
+    uint64_t fixed_bytes, sequence_bytes;
+    /* 0: measured, which takes a second, where many could run at once and the choice depends on them. */
+    double disk_bytes_per_second, operations_per_second, one_row_operations_per_second;
+} pst_workload;
+
+/* Fills max_sequences (given: the most; 0: no bound) and kv_tokens of the options with what suits the job: under the budget,
+ * as many sequences at once as noticeably lower the time per token, a cache for requests of mixed lengths, the rest of the
+ * memory for weights. Results do not depend on it. PST_E_BUDGET as of pst_session_open. */
+PST_API int pst_session_choose_batch(pst_model *model, const pst_workload *work, pst_session_options *options,
+                                     pst_error *err);
+
 /* Plans, allocates and loads what stays resident. PST_E_BUDGET names the smallest budget that works. The caller owns *out. */
 PST_API int pst_session_open(pst_model *model, const pst_session_options *options, pst_session **out, pst_error *err);
 PST_API void pst_session_close(pst_session *session);

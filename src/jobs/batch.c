@@ -16,11 +16,12 @@
 #include "base/hash.h"
 #include "base/heap.h"
 #include "base/json.h"
+#include "base/number.h"
 #include "jobs/batch_internal.h"
 #include "os/file.h"
 #include "os/sys.h"
 
-enum { DEFAULT_NEW_TOKENS = 128, DEFAULT_WINDOW_TOKENS = 2048 };
+enum { DEFAULT_NEW_TOKENS = 128, DEFAULT_WINDOW_TOKENS = 2048, KV_BLOCK = 64 };
 static const double DEFAULT_SYNC_SECONDS = 5;
 
 int pst_batch_tell(pst_batch *b, pst_error *err)
@@ -115,12 +116,13 @@ char *pst_batch_header(const pst_batch *b, const char *types)
     for (size_t n = 0; n < 3; n++)
         snprintf(digests[n], sizeof digests[n], "%016" PRIx64, numbers[n]);
     json_t *header = json_pack(
-        "{s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "format", "penstock batch journal 1",
-        "kind", b->options.kind == PST_BATCH_SCORE ? "score" : "generate", "input_bytes",
+        "{s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "format",
+        "penstock batch journal 1", "kind", b->options.kind == PST_BATCH_SCORE ? "score" : "generate", "input_bytes",
         (json_int_t)pst_batch_input_bytes(b->input), "input", digests[0], "model", digests[1], "options", digests[2],
         "types", types, "lines", (json_int_t)i->lines, "requests", (json_int_t)i->requests, "max_tokens",
         (json_int_t)i->max_tokens, "max_prompt_tokens", (json_int_t)i->max_prompt_tokens, "memory_bytes",
-        (json_int_t)i->memory_bytes, "fixed_bytes", (json_int_t)i->fixed_bytes);
+        (json_int_t)i->memory_bytes, "fixed_bytes", (json_int_t)i->fixed_bytes, "kv_tokens", (json_int_t)i->kv_tokens,
+        "prompt_tokens", (json_int_t)i->prompt_tokens, "new_tokens", (json_int_t)i->new_tokens);
     char *dumped = header != NULL ? json_dumps(header, JSON_COMPACT) : NULL;
     char *text = dumped != NULL ? pst_heap_strdup(dumped) : NULL;
     free(dumped);
@@ -164,6 +166,13 @@ static int check_parsed(pst_batch *b, const json_t *header, pst_error *err)
     PST_TRY(pst_json_u64(header, "max_prompt_tokens", true, 0, b->rules.limit, &prompt_tokens, path, err));
     PST_TRY(pst_json_u64(header, "memory_bytes", true, 0, UINT64_MAX, &i->memory_bytes, path, err));
     PST_TRY(pst_json_u64(header, "fixed_bytes", true, 0, UINT64_MAX, &i->fixed_bytes, path, err));
+    /* Journals of former versions have no sums: all are as long as the longest, then. */
+    i->prompt_tokens = i->requests * prompt_tokens;
+    i->new_tokens = i->requests * (tokens - pst_min(tokens, prompt_tokens));
+    i->kv_tokens = i->requests * pst_round_up(tokens, KV_BLOCK);
+    PST_TRY(pst_json_u64(header, "kv_tokens", false, 0, UINT64_MAX, &i->kv_tokens, path, err));
+    PST_TRY(pst_json_u64(header, "prompt_tokens", false, 0, UINT64_MAX, &i->prompt_tokens, path, err));
+    PST_TRY(pst_json_u64(header, "new_tokens", false, 0, UINT64_MAX, &i->new_tokens, path, err));
     if (lines != i->lines)
         return pst_fail(err, PST_E_FORMAT, path, "the journal counts %" PRIu64 " lines and the input has %" PRIu64,
                         lines, i->lines);
@@ -213,6 +222,16 @@ static int digest_input(pst_batch *b, pst_error *err)
     return 0;
 }
 
+/* A prompt's choices, or a text's windows. */
+static void count_tokens(pst_batch *b, const pst_batch_line *line, uint64_t tokens, uint64_t all)
+{
+    pst_batch_info *i = &b->info;
+    uint64_t choices = line->choices / line->prompt_count;
+    i->prompt_tokens += choices * tokens;
+    i->new_tokens += choices * (all - tokens);
+    i->kv_tokens += choices * pst_round_up(all, KV_BLOCK);
+}
+
 static void measure_line(pst_batch *b, const pst_batch_line *line, size_t bytes)
 {
     pst_batch_info *i = &b->info;
@@ -231,6 +250,7 @@ static void measure_line(pst_batch *b, const pst_batch_line *line, size_t bytes)
             i->max_tokens = (uint32_t)all;
         if (line->choices > 0 && tokens > i->max_prompt_tokens)
             i->max_prompt_tokens = (uint32_t)tokens;
+        count_tokens(b, line, tokens, all);
     }
 }
 

@@ -485,7 +485,7 @@ static int64_t peak_of(size_t lines)
                 i);
     fclose(file);
     json_t *document = expect_json(PENSTOCK("generate", MODEL, "-i", in, "-o", out, "--restart", "--json",
-                                            "--host-memory", SANITIZED ? "2G" : "40Mi"));
+                                            "--batch-size", "2", "--host-memory", SANITIZED ? "2G" : "40Mi"));
     assert_int_equal(json_integer_value(json_object_get(document, "answered")), lines);
     json_int_t peak = json_integer_value(json_object_get(json_object_get(document, "stats"), "peak_rss_bytes"));
     size_t bytes;
@@ -495,6 +495,43 @@ static int64_t peak_of(size_t lines)
     json_decref(document);
     assert_true(SANITIZED || peak <= 40 << 20);
     return (int64_t)peak;
+}
+
+/* Short requests and one that may become long, in memory for four of those: the job chooses how many run at once, needs far
+ * fewer passes than with the four, and answers the same. */
+static void test_mixed_lengths(void **state)
+{
+    (void)state;
+    enum { SHORT = 96, TIMES_FEWER = 3 };
+    char in[600], out[600];
+    snprintf(in, sizeof in, "%s", scratch_path("mixed.jsonl"));
+    FILE *file = fopen(in, "w");
+    assert_non_null(file);
+    for (int i = 0; i < SHORT; i++)
+        fprintf(file, "{\"prompt_token_ids\": [%d, 2, 3], \"max_tokens\": %d, \"ignore_eos\": true}\n", i, 8 + i % 5);
+    fprintf(file, "{\"prompt\": \"Once upon a time\", \"max_tokens\": 500, \"stop\": \" \"}\n");
+    fclose(file);
+    static const char *const batches[] = {NULL, "4"};
+    json_int_t passes[2] = {0};
+    char *answers[2];
+    size_t bytes[2];
+    for (int i = 0; i < 2; i++) {
+        snprintf(out, sizeof out, "%s", scratch_path(i ? "mixed.slots" : "mixed.chosen"));
+        json_t *document = expect_json(PENSTOCK("generate", MODEL, "-i", in, "-o", out, "--json", "--disk-offload",
+                                                "--threads", "2", "--host-memory", SANITIZED ? "2G" : "48Mi",
+                                                batches[i] ? "--batch-size" : NULL, batches[i]));
+        const json_t *stats = json_object_get(document, "stats");
+        passes[i] = json_integer_value(json_object_get(stats, "passes"));
+        assert_true(SANITIZED || json_integer_value(json_object_get(stats, "peak_rss_bytes")) <= 48 << 20);
+        json_decref(document);
+        answers[i] = read_file(out, &bytes[i]);
+    }
+    assert_int_equal(bytes[0], bytes[1]);
+    assert_memory_equal(answers[0], answers[1], bytes[0]);
+    if (!SANITIZED && passes[0] * TIMES_FEWER > passes[1])
+        fail_msg("%lld passes, and %lld with four slots", (long long)passes[0], (long long)passes[1]);
+    free(answers[0]);
+    free(answers[1]);
 }
 
 /* A line that could not be read within the budget is the budget's fault, not the line's. */
@@ -536,6 +573,7 @@ int main(void)
         cmocka_unit_test(test_another_job),
         cmocka_unit_test(test_no_room),
         cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_mixed_lengths),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
