@@ -6,3 +6,4 @@ pst_test(test_tune SOURCES ${PST_TEST_DIR}/test_tune.c LABELS unit TIMEOUT 300 L
 pst_test(test_bench_io SOURCES ${PST_TEST_DIR}/test_bench_io.c LABELS unit)
 pst_test(test_convert SOURCES ${PST_TEST_DIR}/test_convert.c LABELS unit LIBRARIES PkgConfig::JANSSON m)
 pst_test(test_batch_line SOURCES ${PST_TEST_DIR}/test_batch_line.c LABELS unit)
+pst_test(test_batch_resume SOURCES ${PST_TEST_DIR}/test_batch_resume.c LABELS unit)
