@@ -98,15 +98,7 @@ static void run_part(const void *product, float *y, size_t row, size_t rows, siz
 
 static ref_product view_of(const product_case *p)
 {
-    return (ref_product){.text = p->text,
-                         .rows = p->rows,
-                         .columns = p->columns,
-                         .y_stride = p->y_stride,
-                         .y = &p->y,
-                         .old = p->job.accumulate ? &p->old : NULL,
-                         .run = run_part,
-                         .check_element = check_element,
-                         .product = p};
+    return REF_PRODUCT(p, p->job.accumulate);
 }
 
 /* The same bits from parts, and from x and w at other addresses. */

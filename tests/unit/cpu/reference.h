@@ -72,6 +72,17 @@ typedef struct ref_product {
     void (*check_element)(const void *product, size_t row, size_t column);
     const void *product;
 } ref_product;
+/* That of a test's case, which has these members and is given to the test's run_part and check_element. */
+#define REF_PRODUCT(p, old_counts)                                                                                     \
+    ((ref_product){.text = (p)->text,                                                                                  \
+                   .rows = (p)->rows,                                                                                  \
+                   .columns = (p)->columns,                                                                            \
+                   .y_stride = (p)->y_stride,                                                                          \
+                   .y = &(p)->y,                                                                                       \
+                   .old = (old_counts) ? &(p)->old : NULL,                                                             \
+                   .run = run_part,                                                                                    \
+                   .check_element = check_element,                                                                     \
+                   .product = (p)})
 /* What lies in y before a call: the old values where they count, else NaN. */
 void ref_prepare(const ref_product *p, float *y);
 /* Guards, the gaps between the rows of y, which are not the product's, and elements of it. */

@@ -12,30 +12,8 @@
 #include <cmocka.h>
 
 #include "device/device.h"
-#include "os/thread.h"
 #include "unit/cpu/stored.h"
-
-#define POOLS 3
-
-static pst_pool *pools[POOLS]; /* of 1, 2, 3 threads */
-
-static int group_set_up(void **state)
-{
-    (void)state;
-    for (uint32_t i = 0; i < POOLS; i++) {
-        if (pst_pool_create(i + 1, &pools[i], NULL) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-static int group_tear_down(void **state)
-{
-    (void)state;
-    for (uint32_t i = 0; i < POOLS; i++)
-        pst_pool_destroy(pools[i]);
-    return 0;
-}
+#include "unit/device/pools.h"
 
 typedef struct product_case {
     const pst_cpu_kernels *kernels;
@@ -271,5 +249,5 @@ int main(void)
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_convert),
     };
-    return cmocka_run_group_tests(tests, group_set_up, group_tear_down);
+    return cmocka_run_group_tests(tests, pools_set_up, pools_tear_down);
 }

@@ -17,31 +17,10 @@
 
 #include "base/heap.h"
 #include "device/device.h"
-#include "os/thread.h"
 #include "unit/cpu/reference.h"
+#include "unit/device/pools.h"
 
-#define POOLS 3
-
-static pst_pool *pools[POOLS]; /* of 1, 2, 3 threads */
 static const pst_dtype weight_types[] = {PST_F32, PST_F16, PST_BF16};
-
-static int group_set_up(void **state)
-{
-    (void)state;
-    for (uint32_t i = 0; i < POOLS; i++) {
-        if (pst_pool_create(i + 1, &pools[i], NULL) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-static int group_tear_down(void **state)
-{
-    (void)state;
-    for (uint32_t i = 0; i < POOLS; i++)
-        pst_pool_destroy(pools[i]);
-    return 0;
-}
 
 static pst_device *make(size_t pool, const char *kernels)
 {
@@ -560,5 +539,5 @@ int main(void)
         cmocka_unit_test(test_sequences), cmocka_unit_test(test_errors), cmocka_unit_test(test_expert_rows),
         cmocka_unit_test(test_fp8_rows),
     };
-    return cmocka_run_group_tests(tests, group_set_up, group_tear_down);
+    return cmocka_run_group_tests(tests, pools_set_up, pools_tear_down);
 }
