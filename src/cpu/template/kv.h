@@ -26,8 +26,11 @@ static pst_group_scale kv_code_group(const float *x, size_t count, float most, u
     }
     const group_range range = find_range(PST_F32, (const char *)held, 0, count);
     pst_group_scale g = {.scale = 0.0f, .scale_bits = 0x7e00, .minimum_bits = 0x7e00};
-    if (range.finite)
-        pst_group_scale_range(range.least, range.largest, most, &g); /* in range: it cannot fail */
+    if (!range.finite) { /* what no integer is must not become one */
+        memset(codes, 0, count);
+        return g;
+    }
+    pst_group_scale_range(range.least, range.largest, most, &g); /* in range: it cannot fail */
     make_codes(PST_F32, (const char *)held, 0, count, g.scale, g.minimum, 0.0f, most, codes);
     return g;
 }
