@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/number.h"
 #include "infer/internal.h"
+#include "io/like.h"
 #include "os/file.h"
 #include "os/memory.h"
 
@@ -257,13 +258,7 @@ static int make_sequences(pst_session *s, uint32_t max_logit_rows, pst_error *er
 static int make_engines(pst_session *s, pst_error *err)
 {
     const pst_session_options *o = &s->options;
-    pst_io_options io = {.struct_size = sizeof io,
-                         .engine = o->io_engine,
-                         .block_size = o->block_size,
-                         .queue_depth = o->queue_depth,
-                         .workers = o->io_workers,
-                         .single_submit = o->io_single_submit,
-                         .path = s->model->folder};
+    pst_io_options io = PST_IO_OPTIONS_LIKE(o, s->model->folder);
     PST_TRY(pst_pool_create(o->threads, &s->pool, err));
     PST_TRY(pst_device_host_create(s->pool, o->kernels, &s->device, err));
     PST_TRY(pst_io_open(&io, &s->io, err));

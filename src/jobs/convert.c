@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "io/like.h"
 #include "jobs/convert_internal.h"
 #include "nn/quantization.h"
 #include "os/clock.h"
@@ -105,13 +106,7 @@ static int write_files(pst_converting *c, pst_error *err)
     PST_TRY(pst_convert_files_bytes(c, &largest, &files, err));
     c->total_bytes = c->file_bytes + files;
     PST_TRY(check_space(c, err));
-    pst_io_options io = {.struct_size = sizeof io,
-                         .engine = o->io_engine,
-                         .block_size = o->block_size,
-                         .queue_depth = o->queue_depth,
-                         .workers = o->io_workers,
-                         .single_submit = o->io_single_submit,
-                         .path = c->model->folder};
+    pst_io_options io = PST_IO_OPTIONS_LIKE(o, c->model->folder);
     PST_TRY(pst_io_open(&io, &c->io, err));
     c->settings.struct_size = sizeof c->settings;
     pst_io_get_settings(c->io, &c->settings);

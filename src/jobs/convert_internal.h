@@ -18,8 +18,6 @@
 #include "store/folder.h"
 #include "store/safetensors_write.h"
 
-enum { PST_SHARD_NAME_BYTES = 64 };
-
 typedef enum convert_kind {
     CONVERT_COPY,    /* byte for byte */
     CONVERT_CAST,    /* plain elements of one type to another */

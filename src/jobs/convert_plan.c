@@ -225,10 +225,7 @@ static int measure_shard(pst_converting *c, convert_shard *shard, size_t index, 
     pst_metadata metadata[CONVERT_METADATA_COUNT];
     char *header;
     size_t header_bytes;
-    if (c->shard_count == 1)
-        strcpy(shard->name, "model.safetensors");
-    else
-        snprintf(shard->name, sizeof shard->name, "model-%05zu-of-%05zu.safetensors", index + 1, c->shard_count);
+    pst_safetensors_shard_name(index, c->shard_count, shard->name);
     PST_TRY(make_digests(shard, err));
     pst_convert_metadata(shard, metadata);
     PST_TRY(pst_safetensors_header(c->tensors + shard->first, shard->count, metadata, CONVERT_METADATA_COUNT, &header,

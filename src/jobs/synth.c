@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "io/like.h"
 #include "jobs/synth_fill.h"
 #include "jobs/synth_shapes.h"
 #include "os/clock.h"
@@ -21,12 +22,12 @@
 #include "store/folder.h"
 #include "store/safetensors_write.h"
 
-enum { PIECE_BYTES = 256 << 10, MAX_LAYERS = 4096, MAX_SHARDS = 99999, SHARD_NAME_BYTES = 64, METADATA = 2 };
+enum { PIECE_BYTES = 256 << 10, MAX_LAYERS = 4096, MAX_SHARDS = 99999, METADATA = 2 };
 
 typedef struct synth_shard {
     size_t first, count; /* of the tensors */
     uint64_t file_bytes;
-    char name[SHARD_NAME_BYTES];
+    char name[PST_SHARD_NAME_BYTES];
 } synth_shard;
 
 typedef struct small_file {
@@ -146,10 +147,7 @@ static int cut_shards(synth *s, pst_error *err)
         synth_shard *shard = &s->shards[i];
         char *header;
         size_t header_bytes;
-        if (s->shard_count == 1)
-            strcpy(shard->name, "model.safetensors");
-        else
-            snprintf(shard->name, sizeof shard->name, "model-%05zu-of-%05zu.safetensors", i + 1, s->shard_count);
+        pst_safetensors_shard_name(i, s->shard_count, shard->name);
         PST_TRY(pst_safetensors_header(s->tensors.tensors + shard->first, shard->count, s->metadata, METADATA, &header,
                                        &header_bytes, err));
         pst_heap_free(header);
@@ -328,12 +326,7 @@ static int write_files(synth *s, pst_error *err)
 {
     PST_TRY(check_space(s, err));
     PST_TRY(progress(s, 0, err));
-    pst_io_options io = {.struct_size = sizeof io,
-                         .engine = s->options.io_engine,
-                         .block_size = s->options.block_size,
-                         .queue_depth = s->options.queue_depth,
-                         .workers = s->options.io_workers,
-                         .single_submit = s->options.io_single_submit};
+    pst_io_options io = PST_IO_OPTIONS_LIKE(&s->options, NULL);
     PST_TRY(pst_io_open(&io, &s->io, err));
     s->settings.struct_size = sizeof s->settings;
     pst_io_get_settings(s->io, &s->settings);

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/heap.h"
 #include "base/number.h"
+#include "io/like.h"
 #include "os/clock.h"
 #include "os/memory.h"
 #include "os/thread.h"
@@ -229,13 +230,7 @@ static int run(verifying *v, pst_error *err)
     const pst_verify_options *o = &v->options;
     PST_TRY(pst_store_locate(o->path, o->cache, &v->path, err));
     PST_TRY(pst_store_open(v->path, &v->store, err));
-    pst_io_options io = {.struct_size = sizeof io,
-                         .engine = o->io_engine,
-                         .block_size = o->block_size,
-                         .queue_depth = o->queue_depth,
-                         .workers = o->io_workers,
-                         .single_submit = o->io_single_submit,
-                         .path = v->path};
+    pst_io_options io = PST_IO_OPTIONS_LIKE(o, v->path);
     PST_TRY(pst_io_open(&io, &v->io, err));
     PST_TRY(pst_pool_create(o->threads, &v->pool, err));
     PST_TRY(open_files(v, err));

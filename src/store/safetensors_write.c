@@ -409,6 +409,14 @@ static int compare_names(const void *left, const void *right)
     return strcmp((*a)->name, (*b)->name);
 }
 
+void pst_safetensors_shard_name(size_t index, size_t count, char name[PST_SHARD_NAME_BYTES])
+{
+    if (count == 1)
+        snprintf(name, PST_SHARD_NAME_BYTES, "model.safetensors");
+    else
+        snprintf(name, PST_SHARD_NAME_BYTES, "model-%05zu-of-%05zu.safetensors", index + 1, count);
+}
+
 int pst_safetensors_write_index(const char *path, const pst_tensor *tensors, size_t count,
                                 const char *const *file_names, pst_error *err)
 {

@@ -59,6 +59,10 @@ int pst_safetensors_writer_finish(pst_safetensors_writer *writer, pst_error *err
 /* Frees the writer, and removes what it wrote unless it was finished. */
 void pst_safetensors_writer_close(pst_safetensors_writer *writer);
 
+/* The usual name of a model's file number `index` (from 0) of `count`. */
+enum { PST_SHARD_NAME_BYTES = 64 };
+void pst_safetensors_shard_name(size_t index, size_t count, char name[PST_SHARD_NAME_BYTES]);
+
 /* model.safetensors.index.json at path, durably published: tensors[i] is in the file
  * file_names[tensors[i].file]. */
 int pst_safetensors_write_index(const char *path, const pst_tensor *tensors, size_t count,

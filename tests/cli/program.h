@@ -57,6 +57,12 @@ void expect_error(program_result result, int status, const char *says);
 /* Standard output as JSON after status 0; frees the result; the caller drops the reference. */
 json_t *expect_json(program_result result);
 
+/* Members of an object, which must be there. */
+double number(const json_t *object, const char *key);
+const char *text(const json_t *object, const char *key);
+/* Equal but for rounding. */
+bool near(double a, double b);
+
 /* A folder of this test program's own, made at the first call, removed at exit. */
 const char *scratch(void);
 /* "<scratch>/name", static storage in rotation of eight. */

@@ -6,19 +6,6 @@
 
 #include "program.h"
 
-static double number(const json_t *object, const char *key)
-{
-    const json_t *value = json_object_get(object, key);
-    if (!json_is_number(value))
-        fail_msg("%s is no number", key);
-    return json_number_value(value);
-}
-
-static bool near(double a, double b)
-{
-    return fabs(a - b) <= 1e-9 * fabs(b) + 1e-12;
-}
-
 static void test_formulas(void **state)
 {
     (void)state;

@@ -15,27 +15,6 @@
 
 #define BENCH(...) PENSTOCK("bench", "io", __VA_ARGS__, "--io-profile", "none")
 
-static double number(const json_t *object, const char *key)
-{
-    const json_t *value = json_object_get(object, key);
-    if (!json_is_number(value))
-        fail_msg("%s is no number", key);
-    return json_number_value(value);
-}
-
-static const char *text(const json_t *object, const char *key)
-{
-    const json_t *value = json_object_get(object, key);
-    if (!json_is_string(value))
-        fail_msg("%s is no string", key);
-    return json_string_value(value);
-}
-
-static bool near(double a, double b)
-{
-    return fabs(a - b) <= 1e-9 * fabs(b) + 1e-12;
-}
-
 /* A folder in the scratch folder, made when it is not there. */
 static const char *folder(const char *name)
 {

@@ -6,22 +6,6 @@
 
 #include "program.h"
 
-static double number(const json_t *object, const char *key)
-{
-    const json_t *value = json_object_get(object, key);
-    if (!json_is_number(value))
-        fail_msg("%s is no number", key);
-    return json_number_value(value);
-}
-
-static const char *text(const json_t *object, const char *key)
-{
-    const char *value = json_string_value(json_object_get(object, key));
-    if (value == NULL)
-        fail_msg("%s is no text", key);
-    return value;
-}
-
 /* The terms of the memory equation add up, and the static rate is what its seconds say. */
 static void test_report(void **state)
 {

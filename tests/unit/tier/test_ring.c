@@ -19,6 +19,7 @@
 #include "os/file.h"
 #include "os/sys_fault.h"
 #include "random_stages.h"
+#include "ring_allocations.h"
 #include "tier/ring.h"
 
 #define CHECKPOINT PST_TEST_SOURCE_DIR "/tests/reference/cases/llama_bf16_sharded"
@@ -256,20 +257,7 @@ static void test_allocation_failures(void **state)
                               .plan = &plan,
                               .io = io,
                               .cancel = &cancel};
-    for (int64_t n = 0;; n++) {
-        int64_t live = pst_heap_live_count();
-        pst_ring *ring = NULL;
-        pst_error err;
-        pst_heap_fail_after(n, 0);
-        int status = pst_ring_create(&config, &ring, &err);
-        pst_heap_fail_after(-1, 0);
-        pst_ring_destroy(ring);
-        assert_int_equal(pst_heap_live_count(), live);
-        if (status == 0)
-            break;
-        assert_int_equal(status, -ENOMEM);
-        assert_true(n < 10000);
-    }
+    check_ring_allocations(&config);
     pst_plan_destroy(&plan);
     pst_io_close(io);
 }

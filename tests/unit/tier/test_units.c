@@ -20,6 +20,7 @@
 #include "base/error.h"
 #include "base/heap.h"
 #include "random_stages.h"
+#include "ring_allocations.h"
 #include "tier/ring.h"
 
 enum { MAX_LAYERS = 12, MAX_UNITS = 64, UNIT_TENSORS = 2, MAX_STAGES = 2 + 2 * MAX_LAYERS };
@@ -476,19 +477,7 @@ static void test_allocation_failures(void **state)
                               .plan = &plan,
                               .io = io,
                               .cancel = &w->cancel};
-    for (int64_t n = 0;; n++) {
-        int64_t live = pst_heap_live_count();
-        pst_ring *ring = NULL;
-        pst_heap_fail_after(n, 0);
-        int status = pst_ring_create(&config, &ring, NULL);
-        pst_heap_fail_after(-1, 0);
-        pst_ring_destroy(ring);
-        assert_int_equal(pst_heap_live_count(), live);
-        if (status == 0)
-            break;
-        assert_int_equal(status, -ENOMEM);
-        assert_true(n < 10000);
-    }
+    check_ring_allocations(&config);
     pst_plan_destroy(&plan);
     pst_io_close(io);
     world_free(w);
