@@ -13,6 +13,7 @@
 
 #include "base/heap.h"
 #include "nn/family.h"
+#include "unit/nn/refusals.h"
 
 #define BODY                                                                                                           \
     "\"vocab_size\":32,\"hidden_size\":16,\"intermediate_size\":24,\"num_hidden_layers\":2,\"num_attention_heads\":4"
@@ -259,11 +260,7 @@ static void test_rope_by_length(void **state)
 static void test_refused(void **state)
 {
     (void)state;
-    static const struct {
-        const char *config;
-        int code;
-        const char *says;
-    } cases[] = {
+    static const refusal cases[] = {
         {"", PST_E_FORMAT, "JSON"},
         {"[]", PST_E_FORMAT, "object"},
         {"{\"model_type\":\"llama\"," BODY, PST_E_FORMAT, "JSON"},
@@ -353,15 +350,7 @@ static void test_refused(void **state)
         {"{\"model_type\":\"qwen3_moe\"," BODY ",\"decoder_sparse_step\":0}", PST_E_FORMAT, "decoder_sparse_step"},
         {"{\"model_type\":\"qwen3_moe\"," BODY ",\"mlp_only_layers\":[\"x\"]}", PST_E_FORMAT, "mlp_only_layers"},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        pst_transformer t;
-        pst_error err;
-        int status = parse(cases[i].config, &t, &err);
-        if (status != cases[i].code || strstr(err.message, cases[i].says) == NULL)
-            fail_msg("%s: %d \"%s\", expected %d with \"%s\"", cases[i].config, status, err.message, cases[i].code,
-                     cases[i].says);
-        assert_string_equal(err.path, "config.json");
-    }
+    check_refusals(cases, sizeof cases / sizeof cases[0], parse);
 }
 
 static void test_names_are_complete(void **state)

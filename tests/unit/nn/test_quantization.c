@@ -5,6 +5,7 @@
 #include "base/heap.h"
 #include "nn/family.h"
 #include "nn/weights.h"
+#include "unit/nn/refusals.h"
 
 #define BODY                                                                                                           \
     "\"model_type\":\"llama\",\"vocab_size\":32,\"hidden_size\":16,\"intermediate_size\":24,\"num_hidden_layers\":2,"  \
@@ -70,11 +71,7 @@ static void test_refused_configs(void **state)
     (void)state;
 #define PENSTOCK   "\"quant_method\":\"penstock\",\"version\":1,"
 #define COMPRESSED "\"quant_method\":\"compressed-tensors\",\"format\":\"float-quantized\","
-    static const struct {
-        const char *config;
-        int code;
-        const char *says;
-    } cases[] = {
+    static const refusal cases[] = {
         {"7", PST_E_FORMAT, "quantization_config"},
         {"{\"bits\":4}", PST_E_FORMAT, "quant_method"},
         {"{\"quant_method\":\"bitsandbytes\"}", PST_E_UNSUPPORTED, "bitsandbytes"},
@@ -106,15 +103,7 @@ static void test_refused_configs(void **state)
          "\"strategy\":\"group\"}}}}",
          PST_E_UNSUPPORTED, "group"},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        pst_transformer t;
-        pst_error err;
-        int status = parse(cases[i].config, &t, &err);
-        if (status != cases[i].code || strstr(err.message, cases[i].says) == NULL)
-            fail_msg("%s: %d \"%s\", expected %d with \"%s\"", cases[i].config, status, err.message, cases[i].code,
-                     cases[i].says);
-        assert_string_equal(err.path, "config.json");
-    }
+    check_refusals(cases, sizeof cases / sizeof cases[0], parse);
 }
 
 /* A store of one file with these tensors, whose data need not make sense. */
