@@ -34,6 +34,23 @@ void pst_batch_line_free(pst_batch_line *line)
     *line = (pst_batch_line){0};
 }
 
+/* Takes out of a message what is not UTF-8: pieces of the line stand in it, and a piece may begin or end inside a character,
+ * which would make the answer no JSON. */
+static void drop_broken(char *text)
+{
+    size_t kept = 0;
+    pst_scan scan = {.text = text, .bytes = strlen(text)};
+    while (scan.bytes > 0) {
+        size_t good = pst_scan_utf8_length(&scan);
+        memmove(text + kept, scan.text, good);
+        kept += good;
+        good += good < scan.bytes; /* the broken one's first byte */
+        scan.text += good;
+        scan.bytes -= good;
+    }
+    text[kept] = '\0';
+}
+
 void pst_batch_line_fail(pst_batch_line *line, const char *code, const char *format, ...)
 {
     if (line->error_code != NULL)
@@ -42,12 +59,7 @@ void pst_batch_line_fail(pst_batch_line *line, const char *code, const char *for
     va_start(arguments, format);
     vsnprintf(line->error, sizeof line->error, format, arguments);
     va_end(arguments);
-    /* What was cut may be cut inside a character, which would make the answer no JSON. */
-    size_t bytes = strlen(line->error), begin = bytes;
-    while (begin > 0 && bytes - begin < 4 && ((unsigned char)line->error[begin - 1] & 0xc0) == 0x80)
-        begin--;
-    if (bytes + 1 == sizeof line->error && begin > 0)
-        line->error[begin - 1] = '\0';
+    drop_broken(line->error);
     line->error_code = code;
 }
 
@@ -331,13 +343,15 @@ static int read_scoring(pst_batch_reader *r, const pst_batch_slice *fields)
 
 static int read_url(pst_batch_reader *r, pst_batch_slice url)
 {
-    if (pst_batch_equals(url, "/v1/completions"))
-        return 0;
-    if (pst_batch_equals(url, "/v1/chat/completions"))
-        return pst_batch_refuse(r, "unsupported",
-                                "/v1/chat/completions needs a chat template, which is not supported yet");
+    size_t bytes;
     if (url.text == NULL || url.text[0] != '"')
         return pst_batch_refuse(r, INVALID, "\"url\" is not a text");
+    PST_TRY(pst_batch_read_string(r, url, &bytes)); /* some writers of JSON put a backslash before each slash */
+    if (strcmp(r->scratch, "/v1/completions") == 0)
+        return 0;
+    if (strcmp(r->scratch, "/v1/chat/completions") == 0)
+        return pst_batch_refuse(r, "unsupported",
+                                "/v1/chat/completions needs a chat template, which is not supported yet");
     return pst_batch_refuse(r, "invalid_url", "the url %.*s is none of \"/v1/completions\"",
                             (int)(url.bytes < 100 ? url.bytes : 100), url.text);
 }

@@ -32,17 +32,19 @@ static size_t utf8_length(const unsigned char *text, size_t bytes)
     return length;
 }
 
-int pst_scan_utf8(const pst_scan *scan)
+size_t pst_scan_utf8_length(const pst_scan *scan)
 {
     const unsigned char *text = (const unsigned char *)scan->text;
-    size_t at = 0;
-    while (at < scan->bytes) {
-        size_t length = utf8_length(text + at, scan->bytes - at);
-        if (length == 0)
-            return fail(scan, at, "invalid UTF-8");
+    size_t at = 0, length;
+    while (at < scan->bytes && (length = utf8_length(text + at, scan->bytes - at)) > 0)
         at += length;
-    }
-    return 0;
+    return at;
+}
+
+int pst_scan_utf8(const pst_scan *scan)
+{
+    size_t good = pst_scan_utf8_length(scan);
+    return good < scan->bytes ? fail(scan, good, "invalid UTF-8") : 0;
 }
 
 static void skip_space(pst_scan *scan)

@@ -22,6 +22,7 @@ typedef struct pst_scan {
 
 /* PST_E_FORMAT with the place of the first byte that is not valid UTF-8. */
 int pst_scan_utf8(const pst_scan *scan);
+size_t pst_scan_utf8_length(const pst_scan *scan); /* bytes before that one */
 /* Skips white space, then consumes the character c; the other form tells whether it was there. */
 int pst_scan_expect(pst_scan *scan, char c);
 bool pst_scan_take(pst_scan *scan, char c);

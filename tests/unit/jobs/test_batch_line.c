@@ -14,6 +14,7 @@
 #include "base/hash.h"
 #include "base/heap.h"
 #include "jobs/batch_line.h"
+#include "store/json_scan.h"
 #include "support/random.h"
 
 #define TALES PST_TEST_SOURCE_DIR "/models/penstock-tales"
@@ -113,6 +114,8 @@ static void test_envelope(void **state)
     assert_memory_equal(line.model.text, "\"m\"", line.model.bytes);
     assert_int_equal(line.max_new_tokens, 3);
     pst_batch_line_free(&line);
+    line = read_good("{\"custom_id\": \"x\", \"url\": \"\\/v1\\/completions\", \"body\": {\"prompt\": [5]}}");
+    pst_batch_line_free(&line);
 #define ENVELOPE(rest) "{\"custom_id\": \"x\", " rest "}"
     static const struct {
         const char *text, *code, *says;
@@ -134,6 +137,37 @@ static void test_envelope(void **state)
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
         expect_bad(PST_BATCH_GENERATE, bad[i].text, strlen(bad[i].text), bad[i].code, bad[i].says);
+}
+
+/* A piece of the line in a message ends inside a character: an answer is UTF-8 all the same. */
+static void test_cut_pieces(void **state)
+{
+    (void)state;
+    static const char *const before[] = {"{\"custom_id\": \"x\", \"url\": \"",
+                                         "{\"custom_id\": \"x\", \"url\": \"/v1/completions\", \"body\": {\""};
+    static const char *const after[] = {"\"}", "\": 1}}"};
+    for (size_t kind = 0; kind < 2; kind++)
+        for (size_t letters = 90; letters < 104; letters++) {
+            char text[800], filler[800] = "";
+            memset(filler, 'a', letters);
+            for (size_t i = 0; i < 40; i++)
+                strcat(filler, "\xe2\x82\xac");
+            snprintf(text, sizeof text, "%s%s%s", before[kind], filler, after[kind]);
+            pst_batch_line line = read_text(PST_BATCH_GENERATE, text);
+            assert_non_null(line.error_code);
+            const pst_scan scan = {.text = line.error, .bytes = strlen(line.error)};
+            if (pst_scan_utf8(&scan) < 0)
+                fail_msg("%zu letters: %s", letters, line.error);
+            assert_non_null(strstr(line.error, "aaaaaaaa"));
+            pst_batch_line_free(&line);
+        }
+    pst_batch_line line = {0};
+    pst_batch_line_fail(&line, "server_error", "%s",
+                        "\xac"
+                        "a\xe2\x82\xc3\xa9\xff"
+                        "b\xf0");
+    assert_string_equal(line.error, "a\xc3\xa9"
+                                    "b");
 }
 
 static void test_wrong_fields(void **state)
@@ -459,10 +493,15 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_plain),        cmocka_unit_test(test_envelope),
-        cmocka_unit_test(test_wrong_fields), cmocka_unit_test(test_prompts),
-        cmocka_unit_test(test_hostile_json), cmocka_unit_test(test_random_bytes),
-        cmocka_unit_test(test_scoring),      cmocka_unit_test(test_allocation_failures),
+        cmocka_unit_test(test_plain),
+        cmocka_unit_test(test_envelope),
+        cmocka_unit_test(test_cut_pieces),
+        cmocka_unit_test(test_wrong_fields),
+        cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_hostile_json),
+        cmocka_unit_test(test_random_bytes),
+        cmocka_unit_test(test_scoring),
+        cmocka_unit_test(test_allocation_failures),
         cmocka_unit_test(test_input),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
