@@ -49,7 +49,7 @@ static uint64_t hash_real(uint64_t hash, double number)
     return pst_hash(hash, &number, sizeof number);
 }
 
-/* The model's shape and everything of the options that decides an answer. */
+/* The model's shape and everything of the options that decides an answer; samples of the weights come to it. */
 static uint64_t job_key(const pst_batch *b)
 {
     const pst_batch_options *o = &b->options;
@@ -325,18 +325,35 @@ static int check_output(pst_batch *b, pst_error *err)
     return 0;
 }
 
-/* An input that is the output would be replaced by its answers. */
+/* The job writes to the output and two files beside it: an input among them would be read while it grows, or be replaced. */
+static int check_input(const pst_batch_options *o, pst_error *err)
+{
+    static const char *const ends[] = {"", ".partial", ".partial-output"};
+    struct statx in, out;
+    if (strcmp(o->input, "-") == 0 || pst_sys->statx(AT_FDCWD, o->input, 0, STATX_INO, &in) < 0)
+        return 0;
+    for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
+        char *path = pst_heap_printf("%s%s", o->output, ends[i]);
+        if (path == NULL)
+            return pst_fail_memory(err, o->output, strlen(o->output));
+        int status = pst_sys->statx(AT_FDCWD, path, 0, STATX_INO, &out);
+        pst_heap_free(path);
+        if (status >= 0 && in.stx_ino == out.stx_ino && in.stx_dev_major == out.stx_dev_major &&
+            in.stx_dev_minor == out.stx_dev_minor)
+            return pst_fail(err, PST_E_USAGE, o->input, "is %s; choose another output",
+                            i == 0 ? "the output, too" : "a file that the job writes beside its output");
+    }
+    return 0;
+}
+
 static int check_paths(const pst_batch_options *o, pst_error *err)
 {
-    struct statx in, out;
+    struct statx out;
     if (strcmp(o->output, "-") == 0 || o->output[0] == '\0')
         return pst_fail(err, PST_E_USAGE, NULL, "a batch job writes a file, which it can go on with");
-    if (strcmp(o->input, "-") == 0 || pst_sys->statx(AT_FDCWD, o->input, 0, STATX_INO, &in) < 0 ||
-        pst_sys->statx(AT_FDCWD, o->output, 0, STATX_INO, &out) < 0)
-        return 0;
-    if (in.stx_ino == out.stx_ino && in.stx_dev_major == out.stx_dev_major && in.stx_dev_minor == out.stx_dev_minor)
-        return pst_fail(err, PST_E_USAGE, o->output, "input and output are the same file");
-    return 0;
+    if (pst_sys->statx(AT_FDCWD, o->output, 0, STATX_TYPE, &out) >= 0 && !S_ISREG(out.stx_mode))
+        return pst_fail(err, PST_E_USAGE, o->output, "is no regular file, which an output must be");
+    return check_input(o, err);
 }
 
 /* Takes away a journal of our own making in which nothing was begun, while its lock is still held. */
@@ -393,6 +410,7 @@ static int take_options(pst_batch *b, const pst_batch_options *given, pst_error 
         return pst_fail(err, PST_E_USAGE, NULL, "sequences of %u tokens are too short", b->rules.limit);
     b->rules.options = o;
     b->rules.key = job_key(b);
+    PST_TRY(pst_batch_weights_key(b->model, &b->rules.key, err));
     const char *slash = strrchr(b->rules.info.path, '/');
     b->model_name = slash != NULL && slash[1] != '\0' ? slash + 1 : b->rules.info.path;
     return check_paths(o, err);

@@ -62,4 +62,8 @@ void pst_batch_drop_group(pst_batch *batch, pst_batch_group *group);
 /* What a line takes in memory while it is on its way. */
 uint64_t pst_batch_line_memory(const pst_batch_rules *rules, const pst_batch_line *line, size_t bytes);
 
+/* Takes samples of the weights into *key: the same for the same numbers, however they are cut into files or drives. So an
+ * output is not taken for that of another model of the same shape. */
+int pst_batch_weights_key(const pst_model *model, uint64_t *key, pst_error *err);
+
 #endif

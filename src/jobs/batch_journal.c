@@ -170,25 +170,33 @@ static int cut(pst_journal *j, uint64_t bytes, pst_error *err)
     return status < 0 ? fail_io(j, status, "cut the end off", err) : 0;
 }
 
+/* Whether the file may be a journal, whole or as a crash left it: each byte of the mark is there or was never written. */
+static bool is_ours(const header_block *h, size_t bytes)
+{
+    for (size_t i = 0; i < sizeof h->mark && i < bytes; i++)
+        if (h->mark[i] != header_mark[i] && h->mark[i] != '\0')
+            return false;
+    return true;
+}
+
 /* Reads the header. A file that is not longer than one, and holds none, was being begun. */
-static int read_header(pst_journal *j, uint64_t bytes, pst_error *err)
+static int read_header(pst_journal *j, uint64_t bytes, bool restart, pst_error *err)
 {
     header_block *h = j->header;
     ssize_t got = pst_sys_read_all(j->fd, h, sizeof *h, 0);
     if (got < 0)
         return fail_io(j, (int)got, "read", err);
+    if (!is_ours(h, (size_t)got))
+        return pst_fail(err, PST_E_FORMAT, j->path,
+                        "is in the place of the journal and is none; remove it or choose another output");
+    if (restart)
+        return bytes > 0 ? cut(j, 0, err) : 0;
     if ((size_t)got == sizeof *h && memcmp(h->mark, header_mark, sizeof h->mark) == 0 && h->bytes < sizeof h->text &&
         h->text[h->bytes] == '\0' && pst_hash(PST_HASH_START, h->text, h->bytes) == h->check) {
         j->has_header = true;
         j->end = sizeof *h;
         return 0;
     }
-    static const char nothing[sizeof header_mark];
-    bool begun = got < (ssize_t)sizeof h->mark || memcmp(h->mark, header_mark, sizeof h->mark) == 0 ||
-                 memcmp(h->mark, nothing, sizeof h->mark) == 0;
-    if (!begun)
-        return pst_fail(err, PST_E_FORMAT, j->path,
-                        "is in the place of the journal and is none; remove it or choose another output");
     if (bytes > sizeof *h)
         return pst_fail(err, PST_E_FORMAT, j->path, "the journal's header is damaged; --restart begins anew");
     return bytes > 0 ? cut(j, 0, err) : 0;
@@ -228,10 +236,8 @@ static int open_journal(pst_journal *j, bool restart, pst_error *err)
 {
     uint64_t bytes;
     PST_TRY(open_and_lock(j, err));
-    if (restart)
-        PST_TRY(cut(j, 0, err));
     PST_TRY(file_bytes(j, &bytes, err));
-    PST_TRY(read_header(j, bytes, err));
+    PST_TRY(read_header(j, bytes, restart, err));
     PST_TRY(open_index(j, err));
     return j->has_header ? recover(j, bytes, err) : 0;
 }

@@ -67,6 +67,24 @@ static void expect_ok(program_result result)
     program_free(&result);
 }
 
+static void expect_failure(program_result result, const char *says)
+{
+    if (result.status != 1 && result.status != 2)
+        fail_msg("status %d: %s", result.status, result.err);
+    if (strstr(result.err, says) == NULL)
+        fail_msg("%s: not \"%s\"", result.err, says);
+    assert_int_equal(count_lines(result.err), 1);
+    program_free(&result);
+}
+
+static void expect_text(const char *path, const char *expected)
+{
+    size_t bytes;
+    char *text = read_file(path, &bytes);
+    assert_string_equal(text, expected);
+    free(text);
+}
+
 /* ---- formats ---- */
 
 static void test_plain_lines(void **state)
@@ -243,8 +261,8 @@ static void test_complete_and_restart(void **state)
     program_free(&result);
     EXPECT_ERROR(1, "--restart", "generate", MODEL, "-i", in, "-o", out, "-n", "5");
     EXPECT_ERROR(1, "--restart", "generate", MODEL, "-i", in, "-o", out, "--seed", "5");
-    EXPECT_ERROR(1, "same file", "generate", MODEL, "-i", in, "-o", in);
-    EXPECT_ERROR(1, "same file", "generate", MODEL, "-i", in, "-o", in, "--restart");
+    EXPECT_ERROR(1, "the output, too", "generate", MODEL, "-i", in, "-o", in);
+    EXPECT_ERROR(1, "the output, too", "generate", MODEL, "-i", in, "-o", in, "--restart");
     write_text(scratch_path("other.out"), "precious\n");
     EXPECT_ERROR(1, "--restart", "generate", MODEL, "-i", in, "-o", scratch_path("other.out"));
     char *kept = read_file(scratch_path("other.out"), &again);
@@ -260,6 +278,60 @@ static void test_complete_and_restart(void **state)
     EXPECT_ERROR(1, "--restart", "generate", MODEL, "-i", in, "-o", out);
     free(first);
     assert_int_equal(count_entries("complete.out"), 1);
+}
+
+/* An input that the job would write to, and what is in the way and is none of the job's, are left as they are. */
+static void test_files_in_the_way(void **state)
+{
+    (void)state;
+    static const char request[] = "{\"prompt\": \"One\", \"max_tokens\": 2}\n";
+    static const char *const ends[] = {"", ".partial", ".partial-output"};
+    char in[600], out[600], beside[700];
+    snprintf(out, sizeof out, "%s", scratch_path("way.out"));
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(beside, sizeof beside, "%s%s", out, ends[i]);
+        write_text(beside, request);
+        expect_failure(PENSTOCK("generate", MODEL, "-i", beside, "-o", out, "--restart"), "choose another output");
+        expect_text(beside, request);
+        unlink(beside);
+    }
+    snprintf(in, sizeof in, "%s", scratch_path("way.jsonl"));
+    write_text(in, request);
+    snprintf(beside, sizeof beside, "%s.partial", out);
+    static const char *const texts[] = {"somebody's notes\n", "PST\n"};
+    for (size_t i = 0; i < 2; i++) {
+        write_text(beside, texts[i]);
+        expect_failure(PENSTOCK("generate", MODEL, "-i", in, "-o", out), "the place of the journal");
+        expect_failure(PENSTOCK("generate", MODEL, "-i", in, "-o", out, "--restart"), "the place of the journal");
+        expect_text(beside, texts[i]);
+    }
+    unlink(beside);
+    assert_int_equal(mkdir(out, 0777), 0);
+    expect_failure(PENSTOCK("generate", MODEL, "-i", in, "-o", out, "--restart"), "is no regular file");
+    assert_false(exists(beside));
+    rmdir(out);
+}
+
+/* Two models of the same shape: an output of the one is not taken for one of the other. */
+static void test_other_weights(void **state)
+{
+    (void)state;
+    char in[600], out[600], first[600], second[600], copy[600];
+    snprintf(in, sizeof in, "%s", scratch_path("weights.jsonl"));
+    snprintf(out, sizeof out, "%s", scratch_path("weights.out"));
+    snprintf(first, sizeof first, "%s", scratch_path("first"));
+    snprintf(second, sizeof second, "%s", scratch_path("second"));
+    snprintf(copy, sizeof copy, "%s", scratch_path("copy"));
+    write_text(in, "{\"prompt_token_ids\": [5, 6], \"max_tokens\": 3}\n");
+    expect_ok(PENSTOCK("synth", "tiny", first, "--seed", "1"));
+    expect_ok(PENSTOCK("synth", "tiny", second, "--seed", "2"));
+    expect_ok(PENSTOCK("synth", "tiny", copy, "--seed", "1", "--shard-size", "100K"));
+    expect_ok(PENSTOCK("generate", first, "-i", in, "-o", out));
+    expect_failure(PENSTOCK("generate", second, "-i", in, "-o", out), "does not answer this input with this model");
+    program_result result = PENSTOCK("generate", copy, "-i", in, "-o", out);
+    assert_int_equal(result.status, 0);
+    assert_non_null(strstr(result.err, "already complete"));
+    program_free(&result);
 }
 
 static void test_usage(void **state)
@@ -567,6 +639,8 @@ int main(void)
         cmocka_unit_test(test_scoring),
         cmocka_unit_test(test_like_prompts),
         cmocka_unit_test(test_complete_and_restart),
+        cmocka_unit_test(test_files_in_the_way),
+        cmocka_unit_test(test_other_weights),
         cmocka_unit_test(test_usage),
         cmocka_unit_test(test_killed),
         cmocka_unit_test(test_interrupted),
