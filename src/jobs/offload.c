@@ -81,7 +81,8 @@ static int add_files(const offloading *o, pst_json_text *text, pst_error *err)
         char *path = pst_heap_printf("%s/%s", o->model->folder, names[i]);
         if (path == NULL)
             status = pst_fail_memory(err, "a path", strlen(names[i]));
-        else if (pst_convert_is_companion(names[i]) || strcmp(names[i], "config.json") == 0)
+        else if (strcmp(names[i], "config.json") == 0 || /* of the others what a conversion copies */
+                 (pst_convert_is_companion(names[i]) && !pst_file_is_folder(path) && pst_file_exists(path)))
             status = add_file(text, path, err);
         pst_heap_free(path);
     }

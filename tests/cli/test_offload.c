@@ -109,6 +109,10 @@ static void test_changed_model(void **state)
     char *text = read_file(path, &bytes);
     write_file(path, text, bytes); /* the same content, another time */
     free(text);
+    snprintf(path, sizeof path, "%s/LICENSES", model); /* neither is copied, and neither is in the way */
+    assert_int_equal(mkdir(path, 0777), 0);
+    snprintf(path, sizeof path, "%s/gone.json", model);
+    assert_int_equal(symlink("/nonexistent/gone.json", path), 0);
     free(ask(PENSTOCK("generate", model, ASK, "--quant-bits", "8", "--offload-dir", dir), true));
 }
 

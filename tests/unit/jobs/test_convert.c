@@ -581,6 +581,30 @@ static void test_without_digests(void **state)
 }
 
 /* What another implementation of XXH3 gives for the same bytes. */
+/* Tensors without elements are legal; there is nothing of them to read. */
+static void test_empty_tensors(void **state)
+{
+    (void)state;
+    char file[600] = {0};
+    int length = snprintf(file + 8, sizeof file - 8, "%s",
+                          "{\"__metadata__\":{\"penstock.digests\":\"xxh3-128 99aa06d3014798d86001c324468d497f "
+                          "99aa06d3014798d86001c324468d497f a6cd5e9392000f6ac44bdff4074eecdb\"},"
+                          "\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]},"
+                          "\"b\":{\"dtype\":\"F32\",\"shape\":[3,0],\"data_offsets\":[0,0]},"
+                          "\"c\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}       ");
+    uint64_t header = (uint64_t)length / 8 * 8;
+    memcpy(file, &header, sizeof header);
+    memset(file + 8 + header, 0, sizeof file - 8 - header); /* the one byte of data follows, instead of spaces */
+    assert_int_equal(pst_file_publish(files_path("empty.safetensors"), file, 8 + header + 1, NULL), 0);
+    pst_verify_report report;
+    pst_error err = {0};
+    if (verify(files_path("empty.safetensors"), &report, &err) < 0)
+        fail_msg("%s", err.message);
+    assert_int_equal(report.checked, 3);
+    assert_int_equal(report.damaged, 0);
+    assert_int_equal(report.bytes, 1);
+}
+
 static void test_known_digests(void **state)
 {
     (void)state;
@@ -621,6 +645,7 @@ int main(void)
         cmocka_unit_test(test_allocation_failures),
         cmocka_unit_test(test_damage),
         cmocka_unit_test(test_without_digests),
+        cmocka_unit_test(test_empty_tensors),
         cmocka_unit_test(test_known_digests),
     };
     return cmocka_run_group_tests_name("convert and verify", tests, files_create, files_remove);
