@@ -262,6 +262,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     # io_stripe.h
     "pst_stripe_create": (c_int, (POINTER(c_char_p), c_uint32, c_uint64, _ERR)),
     "pst_stripe_open": (c_int, (POINTER(c_char_p), c_uint32, _OUT, _ERR)),
+    "pst_stripe_open_member": (c_int, (c_char_p, _OUT, _ERR)),
     "pst_stripe_close": (None, (c_void_p,)),
     "pst_stripe_members": (c_uint32, (c_void_p,)),
     "pst_stripe_bytes": (c_uint64, (c_void_p,)),
