@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def count_parameters(arguments: argparse.Namespace) -> int:
     """Of all tensors of the checkpoint but an embedding that is not the head, too: its rows are looked up."""
     command = [arguments.binary, "inspect", str(arguments.model), "--json"]
     document = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    names = {tensor["name"]: tensor["elements"] for tensor in document["tensors"]}
+    names = {tensor["name"]: math.prod(tensor["shape"]) for tensor in document["tensors"]}
     looked_up = ("embed_tokens.weight",) if "lm_head.weight" in names else ()
     return sum(elements for name, elements in names.items() if not name.endswith(looked_up))
 
