@@ -30,7 +30,7 @@ def run_program(s: dict, gguf: Path) -> dict:
     """llama-batched-bench: prompts of all sequences, then one row of each at a time."""
     tokens = s["batch_size"] * (s["prompt_len"] + s["gen_len"])
     command = [s["llama_bench"], "-m", str(gguf), "-npp", str(s["prompt_len"]), "-ntg", str(s["gen_len"])]
-    command += ["-npl", str(s["batch_size"]), "-c", str(tokens), "-b", "2048", "-ub", "512", "-t", str(s["threads"])]
+    command += ["-npl", str(s["batch_size"]), "-c", str((tokens + 255) // 256 * 256), "-kvu", "-b", "2048", "-ub", "512", "-t", str(s["threads"])]
     command += ["--output-format", "jsonl"]
     loops = []
     for _ in range(s["loops"]):
