@@ -45,7 +45,6 @@ typedef struct pst_predict_options {
     uint32_t kv_bits;              /* 32, 16, 8, 4; 0: as a session chooses */
     uint32_t quant_bits;           /* 8 or 4: as if the weights had been converted; 0 or 16: as they are */
     uint32_t quant_group_size;     /* default 64 */
-    bool no_advice;                /* leave out what would be faster, which takes most of the time of a prediction */
     uint64_t process_bytes;        /* what the process takes beside its plan; default: a usual value */
 } pst_predict_options;
 

@@ -211,7 +211,7 @@ int pst_predict(const pst_predict_options *options, pst_prediction *out, pst_err
     PST_TRY(pst_planned_model_open(&o, o.quant_bits, &model, err));
     int status =
         o.batch ? pst_predict_batch(&o, &model, o.batch, &made, err) : pst_predict_choose(&o, &model, &made, err);
-    if (status >= 0 && !o.no_advice)
+    if (status >= 0)
         status = pst_predict_advise(&o, &model, &made, err);
     pst_planned_model_close(&model);
     PST_TRY(status);
