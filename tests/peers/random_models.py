@@ -25,6 +25,8 @@ def rope_keys(rng: random.Random, head_dim: int) -> dict:
     """Rotary settings in one of the spellings that folders have."""
     theta = rng.choice([10000.0, 100000.0, 500000.0, 1e6])
     kind = rng.choice(["default", "default", "llama3", "linear", "yarn", "dynamic", "longrope"])
+    if head_dim == 2 and kind == "dynamic":  # its formula divides by head_dim - 2
+        kind = "default"
     scaling: dict = {}
     if kind == "llama3":
         low = rng.choice([1.0, 2.0])
@@ -158,7 +160,11 @@ def random_config(rng: random.Random) -> dict:
     elif family != "qwen2" and (family == "qwen3" or rng.random() < 0.6):
         config["head_dim"] = rng.choice([4, 6, 8, 10, 16, 20, 32, 40, 64])
     head_dim = config.get("qk_rope_head_dim", config.get("head_dim", hidden // heads))
-    return {**config, **rope_keys(rng, head_dim)}
+    config |= rope_keys(rng, head_dim)
+    # transformers 5.23 scales Mixtral's rotations before it fills in the default of head_dim.
+    if family == "mixtral" and config.get("rope_scaling", config.get("rope_parameters")):
+        config["head_dim"] = head_dim
+    return config
 
 
 def random_ids(rng: random.Random, vocab: int, longest: int) -> list[int]:
