@@ -24,8 +24,9 @@ if command -v pkg-config >/dev/null 2>&1; then
     want libpcre2-dev pkg-config --exists libpcre2-8
     want libutf8proc-dev pkg-config --exists libutf8proc
     want libxxhash-dev pkg-config --exists libxxhash
+    want libisal-dev pkg-config --exists libisal
 else
-    packages="$packages pkg-config liburing-dev libjansson-dev libpcre2-dev libutf8proc-dev libxxhash-dev"
+    packages="$packages pkg-config liburing-dev libjansson-dev libpcre2-dev libutf8proc-dev libxxhash-dev libisal-dev"
 fi
 case $need in
 build) ;;
