@@ -234,7 +234,11 @@ typedef struct pst_ckpt_value {
     size_t text_bytes;
     const uint32_t *children; /* numbers of nodes */
     size_t child_count;
-    bool requires_grad; /* of a tensor */
+    bool requires_grad;       /* of a tensor */
+    bool conjugate, negative; /* of a tensor: what is stored is its conjugate, or its negative (torch's lazy bits) */
+    uint32_t
+        attributes; /* node of a dict from text: of an OrderedDict (a state dict's "_metadata"), a Parameter or a tensor
+                            that has attributes of its own; 0: none */
 } pst_ckpt_value;
 
 /* 0 for safetensors. */

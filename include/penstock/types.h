@@ -41,7 +41,7 @@ typedef struct pst_error {
     char message[512];
 } pst_error;
 
-/* Element types of safetensors files. The order is part of the interface: add at the end. */
+/* Element types of safetensors files and of torch's. The order is part of the interface: add at the end. */
 typedef enum pst_dtype {
     PST_BOOL,
     PST_U8,
@@ -63,14 +63,19 @@ typedef enum pst_dtype {
     PST_I64,
     PST_U64,
     PST_C64,
+    PST_F8_E4M3FNUZ,
+    PST_F8_E5M2FNUZ,
+    PST_C32, /* from here on in files of torch alone: safetensors has no such types */
+    PST_C128,
     PST_DTYPE_COUNT
 } pst_dtype;
 
 /* Bits of one element; 0 for a value that is no pst_dtype. */
 PST_API unsigned pst_dtype_bits(pst_dtype dtype);
-/* The name used in safetensors headers ("BF16"); "?" for a value that is no pst_dtype. Static storage. */
+/* The name used in safetensors headers ("BF16"), or one like it ("C128"); "?" for a value that is no pst_dtype. Static
+ * storage. */
 PST_API const char *pst_dtype_name(pst_dtype dtype);
-/* The dtype of a safetensors name, or PST_E_FORMAT. */
+/* The dtype of a safetensors name, or PST_E_FORMAT (so for what safetensors does not have). */
 PST_API int pst_dtype_parse(const char *name, pst_dtype *out);
 
 /* "-errno or PST_E_*" in words. Static storage or strerror's. Any thread. */

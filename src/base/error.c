@@ -55,19 +55,37 @@ const char *pst_version(void)
     return PST_VERSION;
 }
 
-/* Names and widths as the safetensors format defines them. */
+/* Names and widths as the safetensors format defines them; the last are like them, of types that it lacks. */
 static const struct {
     const char *name;
     unsigned bits;
 } dtypes[PST_DTYPE_COUNT] = {
-    [PST_BOOL] = {"BOOL", 8},       [PST_U8] = {"U8", 8},           [PST_I8] = {"I8", 8},
-    [PST_F8_E5M2] = {"F8_E5M2", 8}, [PST_F8_E4M3] = {"F8_E4M3", 8}, [PST_F8_E8M0] = {"F8_E8M0", 8},
-    [PST_F4] = {"F4", 4},           [PST_F6_E2M3] = {"F6_E2M3", 6}, [PST_F6_E3M2] = {"F6_E3M2", 6},
-    [PST_I16] = {"I16", 16},        [PST_U16] = {"U16", 16},        [PST_F16] = {"F16", 16},
-    [PST_BF16] = {"BF16", 16},      [PST_I32] = {"I32", 32},        [PST_U32] = {"U32", 32},
-    [PST_F32] = {"F32", 32},        [PST_F64] = {"F64", 64},        [PST_I64] = {"I64", 64},
-    [PST_U64] = {"U64", 64},        [PST_C64] = {"C64", 64},
+    [PST_BOOL] = {"BOOL", 8},
+    [PST_U8] = {"U8", 8},
+    [PST_I8] = {"I8", 8},
+    [PST_F8_E5M2] = {"F8_E5M2", 8},
+    [PST_F8_E4M3] = {"F8_E4M3", 8},
+    [PST_F8_E8M0] = {"F8_E8M0", 8},
+    [PST_F4] = {"F4", 4},
+    [PST_F6_E2M3] = {"F6_E2M3", 6},
+    [PST_F6_E3M2] = {"F6_E3M2", 6},
+    [PST_I16] = {"I16", 16},
+    [PST_U16] = {"U16", 16},
+    [PST_F16] = {"F16", 16},
+    [PST_BF16] = {"BF16", 16},
+    [PST_I32] = {"I32", 32},
+    [PST_U32] = {"U32", 32},
+    [PST_F32] = {"F32", 32},
+    [PST_F64] = {"F64", 64},
+    [PST_I64] = {"I64", 64},
+    [PST_U64] = {"U64", 64},
+    [PST_C64] = {"C64", 64},
+    [PST_F8_E4M3FNUZ] = {"F8_E4M3FNUZ", 8},
+    [PST_F8_E5M2FNUZ] = {"F8_E5M2FNUZ", 8},
+    [PST_C32] = {"C32", 32},
+    [PST_C128] = {"C128", 128},
 };
+enum { SAFETENSORS_DTYPES = PST_C32 }; /* those before it */
 
 unsigned pst_dtype_bits(pst_dtype dtype)
 {
@@ -81,7 +99,7 @@ const char *pst_dtype_name(pst_dtype dtype)
 
 int pst_dtype_parse(const char *name, pst_dtype *out)
 {
-    for (int i = 0; i < PST_DTYPE_COUNT; i++) {
+    for (int i = 0; i < SAFETENSORS_DTYPES; i++) {
         if (strcmp(dtypes[i].name, name) == 0) {
             *out = (pst_dtype)i;
             return 0;
