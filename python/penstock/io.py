@@ -568,6 +568,44 @@ def _fields(structure: Any) -> dict[str, int]:
     return {name: getattr(structure, name) for name, *_ in structure._fields_}
 
 
+def make_options(
+    engine: str | FaultEngine = "auto",
+    *,
+    block_size: int = 0,
+    queue_depth: int = 0,
+    workers: int = 0,
+    intra_op_parallelism: int = 0,
+    single_submit: bool = False,
+    overlap_events: bool = True,
+    buffered: bool = False,
+    measure_latency: bool = False,
+    path: str | os.PathLike[str] | None = None,
+) -> Any:
+    """The native options of the settings that `IO` takes. The engine must outlive what is made with them."""
+    if workers and intra_op_parallelism and workers != intra_op_parallelism:
+        raise UsageError("workers and intra_op_parallelism are the same thing; they differ")
+    for name, value, bits in (
+        ("block_size", block_size, 64),
+        ("queue_depth", queue_depth, 32),
+        ("workers", workers or intra_op_parallelism, 32),
+    ):
+        if not 0 <= operator.index(value) < 2**bits:
+            raise UsageError(f"{name} cannot be {value}")
+    return native.sized(
+        native.IoOptions,
+        engine=engine.encode() if isinstance(engine, str) else None,
+        block_size=block_size,
+        queue_depth=queue_depth,
+        workers=workers or intra_op_parallelism,
+        buffered=buffered,
+        single_submit=single_submit,
+        overlap_events=native.SWITCH_ON if overlap_events else native.SWITCH_OFF,
+        measure_latency=measure_latency,
+        engine_table=None if isinstance(engine, str) else engine.table,
+        path=None if path is None else os.fsencode(path),
+    )
+
+
 class IO:
     """An I/O handle: an engine and its threads. Close it, or use it in a `with` statement.
 
@@ -591,28 +629,18 @@ class IO:
         measure_latency: bool = False,
         path: str | os.PathLike[str] | None = None,
     ) -> None:
-        if workers and intra_op_parallelism and workers != intra_op_parallelism:
-            raise UsageError("workers and intra_op_parallelism are the same thing; they differ")
-        for name, value, bits in (
-            ("block_size", block_size, 64),
-            ("queue_depth", queue_depth, 32),
-            ("workers", workers or intra_op_parallelism, 32),
-        ):
-            if not 0 <= operator.index(value) < 2**bits:
-                raise UsageError(f"{name} cannot be {value}")
         self._engine = engine  # a FaultEngine must outlive the handle
-        options = native.sized(
-            native.IoOptions,
-            engine=engine.encode() if isinstance(engine, str) else None,
+        options = make_options(
+            engine,
             block_size=block_size,
             queue_depth=queue_depth,
-            workers=workers or intra_op_parallelism,
-            buffered=buffered,
+            workers=workers,
+            intra_op_parallelism=intra_op_parallelism,
             single_submit=single_submit,
-            overlap_events=native.SWITCH_ON if overlap_events else native.SWITCH_OFF,
+            overlap_events=overlap_events,
+            buffered=buffered,
             measure_latency=measure_latency,
-            engine_table=None if isinstance(engine, str) else engine.table,
-            path=None if path is None else os.fsencode(path),
+            path=path,
         )
         self._core = Core(options, keeps=engine)
         found = native.sized(native.IoOptions)
