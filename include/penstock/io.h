@@ -114,6 +114,9 @@ PST_API const char *pst_io_file_path(const pst_io_file *file);
 PST_API bool pst_io_file_is_direct(const pst_io_file *file);
 /* Offsets, lengths and addresses that are multiples of this travel without a bounce. */
 PST_API uint32_t pst_io_file_alignment(const pst_io_file *file);
+/* Of addresses alone, at most that: memory whose address differs from the file's offset by a multiple of this is bounced at
+ * its two ends at most. 1 where transfers go through the page cache. */
+PST_API uint32_t pst_io_file_memory_alignment(const pst_io_file *file);
 PST_API int pst_io_file_sync(pst_io_file *file, pst_error *err); /* fdatasync */
 PST_API int pst_io_file_truncate(pst_io_file *file, uint64_t bytes, pst_error *err);
 PST_API int pst_io_file_preallocate(pst_io_file *file, uint64_t bytes,

@@ -441,6 +441,11 @@ uint32_t pst_io_file_alignment(const pst_io_file *file)
     return file->offset_align;
 }
 
+uint32_t pst_io_file_memory_alignment(const pst_io_file *file)
+{
+    return pst_io_file_is_direct(file) ? file->memory_align : 1;
+}
+
 pst_io_run pst_io_file_run(const pst_io_file *file, uint64_t offset, uint64_t bytes)
 {
     if (file->striping != NULL)

@@ -21,6 +21,7 @@
 typedef struct pst_zip_record {
     const char *name;       /* without the archive's folder; the file's storage */
     uint64_t header_offset; /* of its local header */
+    uint64_t entry_offset;  /* of its entry in the central directory */
     uint64_t offset, bytes; /* of its data, in the file */
     uint32_t crc;
 } pst_zip_record;
