@@ -28,7 +28,7 @@ from ctypes import (
     c_uint64,
     c_void_p,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock import _native as native
@@ -507,6 +507,11 @@ class TensorInfo:
     storage_begin: int
     file: str
     has_digest: bool
+
+
+def alone(info: TensorInfo) -> TensorInfo:
+    """The same tensor, row-major in memory of its own."""
+    return replace(info, strides=None, storage_begin=0)
 
 
 @dataclass(frozen=True)

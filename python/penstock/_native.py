@@ -316,10 +316,12 @@ def _load(path: str) -> ctypes.CDLL:
 _LOG_LEVELS = {LOG_WARNING: logging.WARNING, LOG_INFO: logging.INFO, LOG_DEBUG: logging.DEBUG}
 
 
-@LOG_SINK
-def _log_sink(_user: int | None, level: int, line: bytes) -> None:
+def _log_line(_user: int | None, level: int, line: bytes) -> None:
     """The library's notes go where Python's go. Called from any thread, with the interpreter lock taken by ctypes."""
     logging.getLogger("penstock").log(_LOG_LEVELS.get(level, logging.DEBUG), "%s", line.decode("utf-8", "replace"))
+
+
+_log_sink = LOG_SINK(_log_line)  # as long as the library may call it
 
 
 def _connect_log(cdll: ctypes.CDLL) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import errno as _errno
+import pickle as _pickle
 
 E_FORMAT = -4097
 E_UNSUPPORTED = -4098
@@ -71,6 +72,10 @@ class CancelledError(Error, concurrent.futures.CancelledError):
 
 class ForkError(UsageError):
     """A handle of the parent process was used in a forked child."""
+
+
+class PickleError(UsageError, _pickle.PicklingError):
+    """An object that Python's pickler cannot write; the cause is its own exception."""
 
 
 class LibraryError(ImportError):
