@@ -232,6 +232,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pst_io_file_path": (c_char_p, (c_void_p,)),
     "pst_io_file_is_direct": (c_bool, (c_void_p,)),
     "pst_io_file_alignment": (c_uint32, (c_void_p,)),
+    "pst_io_file_memory_alignment": (c_uint32, (c_void_p,)),
     "pst_io_file_sync": (c_int, (c_void_p, _ERR)),
     "pst_io_file_truncate": (c_int, (c_void_p, c_uint64, _ERR)),
     "pst_io_file_preallocate": (c_int, (c_void_p, c_uint64, _ERR)),
