@@ -3,6 +3,7 @@
 #include "store/digest.h"
 
 #define XXH_STATIC_LINKING_ONLY /* for the size of the state */
+#include <string.h>
 #include <xxhash.h>
 
 #include "base/error.h"
@@ -43,13 +44,25 @@ void pst_digest_add(pst_digest *digest, const void *data, size_t bytes)
     XXH3_128bits_update(digest->state, data, bytes);
 }
 
-void pst_digest_end(const pst_digest *digest, char *digits)
+void pst_digest_value(const pst_digest *digest, unsigned char value[PST_DIGEST_BYTES])
 {
     XXH128_canonical_t canonical;
     XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(digest->state));
-    for (size_t i = 0; i < sizeof canonical.digest; i++) {
-        static const char letters[] = "0123456789abcdef";
-        digits[2 * i] = letters[canonical.digest[i] >> 4];
-        digits[2 * i + 1] = letters[canonical.digest[i] & 15];
+    memcpy(value, canonical.digest, PST_DIGEST_BYTES);
+}
+
+void pst_digest_spell(const unsigned char value[PST_DIGEST_BYTES], char *digits)
+{
+    static const char letters[] = "0123456789abcdef";
+    for (size_t i = 0; i < PST_DIGEST_BYTES; i++) {
+        digits[2 * i] = letters[value[i] >> 4];
+        digits[2 * i + 1] = letters[value[i] & 15];
     }
+}
+
+void pst_digest_end(const pst_digest *digest, char *digits)
+{
+    unsigned char value[PST_DIGEST_BYTES];
+    pst_digest_value(digest, value);
+    pst_digest_spell(value, digits);
 }

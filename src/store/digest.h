@@ -14,7 +14,7 @@
 #define PST_DIGESTS_KEY  "penstock.digests"
 #define PST_DIGESTS_KIND "xxh3-128"
 
-enum { PST_DIGEST_DIGITS = 32 };
+enum { PST_DIGEST_BYTES = 16, PST_DIGEST_DIGITS = 2 * PST_DIGEST_BYTES };
 
 typedef struct pst_digest pst_digest;
 
@@ -25,5 +25,8 @@ void pst_digest_begin(pst_digest *digest);
 void pst_digest_add(pst_digest *digest, const void *data, size_t bytes);
 /* PST_DIGEST_DIGITS characters, not terminated. */
 void pst_digest_end(const pst_digest *digest, char *digits);
+/* The same as bytes, and from bytes to digits. */
+void pst_digest_value(const pst_digest *digest, unsigned char value[PST_DIGEST_BYTES]);
+void pst_digest_spell(const unsigned char value[PST_DIGEST_BYTES], char *digits);
 
 #endif

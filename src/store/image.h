@@ -12,7 +12,12 @@
  *     with these 32 digits taken as '0'. As the header holds the tensors' digests, that is a digest of the whole file.
  *   torch: the record ".penstock/digests" has the same three as lines "key value\n" ("penstock.digests ..." with storages in the
  *     order of the file); the digest of the file is that of all bytes that are no storage's data, with its own 32 digits and
- *     the two CRC fields of that record taken as zeros ('0', and bytes 0).
+ *     the two CRC fields of that record (in the data descriptor behind it and in the central directory) taken as zeros ('0',
+ *     and bytes 0).
+ *
+ * The zip file has the layout of torch's own writer to the byte, so that what torch computes instead of reading (offsets of
+ * storages) is right: data descriptors behind the data, extra fields for ZIP64 and alignment. Data lies at multiples of 4096
+ * where the storages have 128 KiB or more on average, else of 64, which the record ".storage_alignment" tells.
  *
  * Pure: no I/O. One thread.
  */
@@ -28,7 +33,10 @@
 #define PST_CUTS_KEY        "penstock.cuts"
 #define PST_FILE_DIGEST_KEY "penstock.file"
 
-enum { PST_IMAGE_ALIGNMENT = 4096 }; /* of cuts, and of the data of large tensors in a zip file */
+enum {
+    PST_IMAGE_ALIGNMENT = 4096, /* of cuts between shares, and of the data of files of large tensors */
+    PST_IMAGE_MAX_SHARES = 65536
+};
 
 #define PST_IMAGE_LITERAL SIZE_MAX
 
@@ -53,13 +61,13 @@ typedef struct pst_image_options {
     bool digests;
     uint32_t shares;          /* how many write it; 0 and 1: one */
     const char *archive_name; /* torch; NULL: "archive" */
-    const void
-        *pickle; /* torch: data.pkl; then the tensors are storages named by their keys. NULL: made here, a dict from
-                                 name to tensor (tensors of the same `data` are told by `same_as`) */
+    /* torch: data.pkl, which stays the caller's, unchanged while the image lives; then the tensors are storages named by their
+     * keys. NULL: made here, a dict from name to tensor. */
+    const void *pickle;
     size_t pickle_bytes;
-    const size_t
-        *same_as; /* torch without pickle: the tensor whose storage this one shares (its own index: none); may be
-                              NULL */
+    /* torch without pickle: the earlier tensor whose storage this one shares, if it has the same dtype and bytes (its own
+     * index: none); may be NULL. */
+    const size_t *same_as;
 } pst_image_options;
 
 /* tensors: name, dtype, rank, shape, needed during the call only; offset and bytes are filled in. Tensors without bytes have
@@ -83,8 +91,9 @@ bool pst_image_wants_digest(const pst_image *image);
 void pst_image_set_sums(pst_image *image, size_t part, const pst_image_sums *sums);
 /* Whether these literal bytes will stay as they are whatever sums still come. */
 bool pst_image_literal_is_final(const pst_image *image, size_t part);
-/* The bytes of a literal part as they are now. */
-const void *pst_image_literal(const pst_image *image, size_t part);
+/* The literal bytes that a part is a stretch of (from its `from` on), as they are now. Good until the next call of any
+ * function here: most are made when they are asked for. */
+const void *pst_image_literal(pst_image *image, size_t part);
 /* When all sums are set: fills in all the rest; all literals are final then. */
 int pst_image_finish(pst_image *image, pst_error *err);
 /* PST_DIGEST_DIGITS characters, not terminated; after pst_image_finish; NULL without digests. */
