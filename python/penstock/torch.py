@@ -20,10 +20,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from penstock import _ckpt
+from penstock._checkpointer import Checkpointer, Saving
 from penstock._ckpt import Report
 from penstock.errors import UnsupportedError, UsageError
 
-__all__ = ["Reader", "Report", "Slice", "load", "load_file", "open", "save", "save_file"]
+__all__ = ["Checkpointer", "Reader", "Report", "Saving", "Slice", "load", "load_file", "open", "save", "save_file"]
 
 _FORMATS = {"torch": _ckpt.TORCH, "safetensors": _ckpt.SAFETENSORS}
 
