@@ -18,20 +18,23 @@ if TYPE_CHECKING:
     from typing import Any
 
 VARIABLE = "PENSTOCK_DEEPSPEED"
+WRITER_TYPE = "PENSTOCK"  # in DeepSpeed's configuration, which makes it upper case
 
 # In a checkout of DeepSpeed, op_builder is a package of its own too.
 _KINDS = {
     "deepspeed.ops": "ops",
     "deepspeed.ops.op_builder.builder": "builder",
     "op_builder.builder": "builder",
+    "deepspeed.runtime.model_checkpointing.config": "writers",
+    "deepspeed.runtime.engine": "engine",
 }
 
 _patch: Callable[[str, ModuleType], None] | None = None
 
 
 def kind_of(name: str) -> str | None:
-    """What a module is to us: "ops", "builder", "async_io" or nothing."""
-    if "op" not in name:
+    """What a module is to us: one of the values above, "async_io" or nothing."""
+    if not name.startswith(("deepspeed.", "op_builder.")):
         return None
     kind = _KINDS.get(name)
     if kind is None and name.endswith(".async_io") and name.startswith(("deepspeed.ops.op_builder.", "op_builder.")):
@@ -53,7 +56,8 @@ def _install_first(name: str, module: ModuleType) -> None:
     try:
         from penstock import deepspeed
 
-        deepspeed.install()
+        value = os.environ.get(VARIABLE, "")
+        deepspeed.install(checkpoints=value if value in ("blocking", "decoupled") else None)
         if _patch is not None:
             _patch(name, module)
     except Exception as problem:

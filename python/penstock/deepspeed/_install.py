@@ -4,6 +4,8 @@
 DeepSpeed keeps the operators that it has loaded in a dictionary of its OpBuilder, and the one for locked memory in an
 attribute of sys. With ours in there it never builds or loads its own: neither a compiler nor libaio's headers are
 needed. Where DeepSpeed is not imported yet, this is done at the moment when it is (`penstock_deepspeed_hook`).
+
+Its engine for training chooses a checkpoint engine by the configuration; ours is one more that can be chosen.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import penstock_deepspeed_hook as hook
 
 from penstock import _native
 from penstock.deepspeed import _handle, _memory
+from penstock.errors import UsageError
 
 log = logging.getLogger("penstock")
 
@@ -26,6 +29,9 @@ _NOTHING = object()
 # What was there before, to be put back: (where, name, value or _NOTHING).
 _before: list[tuple[Any, str, Any]] = []
 _modules: dict[str, types.ModuleType] = {}
+
+CHECKPOINTS = ("blocking", "decoupled")
+_checkpoints: str | None = None  # what is used where the configuration says nothing
 
 
 def _module(name: str, *members: Any) -> types.ModuleType:
@@ -70,6 +76,22 @@ def _patch(name: str, module: types.ModuleType) -> None:
             _replace(vars(module)["__compatible_ops__"], "async_io", True)
         elif "_probe_compatible_ops" in vars(module):  # asked for later
             _replace(module, "_probe_compatible_ops", _probing(module._probe_compatible_ops))
+    elif kind == "writers":
+        known = module.VALID_VALUES[module.CHECKPOINT_WRITER_TYPE]
+        _replace(module.VALID_VALUES, module.CHECKPOINT_WRITER_TYPE, [*known, hook.WRITER_TYPE])
+    elif kind == "engine":
+        _patch_engine(module)
+
+
+def _patch_engine(module: types.ModuleType) -> None:
+    from penstock.deepspeed import _checkpoint_engine as ours
+
+    _replace(module, "create_checkpoint_engine", ours.around_create(module.create_checkpoint_engine, _default))
+    _replace(module.DeepSpeedEngine, "save_checkpoint", ours.around_save(module.DeepSpeedEngine.save_checkpoint))
+
+
+def _default() -> str | None:
+    return _checkpoints
 
 
 def _is_compatible(self: Any, verbose: bool = False) -> bool:
@@ -93,10 +115,17 @@ def _use_pin_operator() -> None:
     _replace(sys, PIN_ATTRIBUTE, _operators()["pin_memory"])
 
 
-def install() -> None:
+def install(checkpoints: str | bool | None = None) -> None:
     """Puts the operators under DeepSpeed in this process: now if it is imported, else when it will be. Handles that
-    DeepSpeed has made before stay what they are. Once installed, it does nothing. Raises LibraryError where the C
-    library cannot be loaded."""
+    DeepSpeed has made before stay what they are. Once installed, it does nothing but to take note of `checkpoints`:
+    which checkpoint engine is used where DeepSpeed's configuration names none. None: DeepSpeed's own; "blocking" (or
+    True) and "decoupled": Penstock's. Raises LibraryError where the C library cannot be loaded."""
+    global _checkpoints
+    if checkpoints is True:
+        checkpoints = "blocking"
+    if checkpoints and checkpoints not in CHECKPOINTS:
+        raise UsageError(f"checkpoints={checkpoints!r} is none of {', '.join(CHECKPOINTS)}")
+    _checkpoints = checkpoints or _checkpoints
     if _before:
         return
     _native.lib.load()  # fails here and now, or never
@@ -109,7 +138,9 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Puts back what install() replaced. Handles that were made meanwhile go on working."""
+    """Puts back what install() replaced. Handles and engines that were made meanwhile go on working."""
+    global _checkpoints
+    _checkpoints = None
     hook.on_import(None)
     while _before:
         where, name, value = _before.pop()
