@@ -263,15 +263,19 @@ PST_API const char *pst_ckpt_step_path(const pst_ckpt_step *step);
 /* Zero means the default of every field. */
 typedef struct pst_ckpt_commit_options {
     size_t struct_size; /* sizeof(pst_ckpt_commit_options) of the caller */
-    uint32_t keep_last; /* older complete steps beyond so many are removed once this one is published; 0: none is */
+    uint32_t keep_last; /* of the complete steps up to this one so many stay, this one among them, and older ones are
+                           removed once it is published; steps of higher numbers stay; 0: all stay */
     bool replace;       /* a complete step of the same number is replaced at one stroke; else it is refused (-EEXIST) */
     const pst_ckpt_pair *metadata; /* of the manifest */
     size_t metadata_count;
 } pst_ckpt_commit_options;
 
 /* When all files are durable (pst_ckpt_wait): the manifest, the rename, `latest`, then old steps go. With ranks: all call it.
- * Afterwards the step can only be ended. When removing old steps or updating `latest` fails, the step is there all the same
- * and the error says so. options may be NULL. */
+ * Everything in the folder belongs to the step, also files that others have written there and folders; they are synced.
+ * Files with a digest of their own are not read again, others are. A folder of the step's name that is no complete step is
+ * renamed, and swept by the next sweep. Afterwards the step can only be ended; when it failed before it was published, it may
+ * be committed again. When removing old steps or updating `latest` fails, the step is there all the same and the error says
+ * so. PST_E_UNSUPPORTED: it would replace another one, and the file system cannot exchange two names. options may be NULL. */
 PST_API int pst_ckpt_step_commit(pst_ckpt_step *step, const pst_ckpt_commit_options *options, pst_error *err);
 /* Frees it; what was not committed is removed. */
 PST_API void pst_ckpt_step_end(pst_ckpt_step *step);

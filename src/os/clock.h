@@ -6,5 +6,7 @@
 #include <stdint.h>
 
 uint64_t pst_clock_ns(void);
+/* Processor time of the calling thread. */
+uint64_t pst_clock_thread_ns(void);
 
 #endif

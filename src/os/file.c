@@ -264,6 +264,8 @@ void pst_file_list_free(char **names, size_t count)
     pst_heap_free(names);
 }
 
+static int sync_parent(const char *path, pst_error *err);
+
 /* Creates one level; an existing folder is fine, also one that another process makes meanwhile. */
 static int create_level(const char *path, const char *whole, pst_error *err)
 {
@@ -275,7 +277,15 @@ static int create_level(const char *path, const char *whole, pst_error *err)
     return fail_code(err, status == -EEXIST ? -ENOTDIR : status, whole, "create the folder");
 }
 
-int pst_folder_create(const char *path, pst_error *err)
+static int create_missing(const char *path, const char *whole, bool durable, pst_error *err)
+{
+    if (pst_file_is_folder(path))
+        return 0;
+    PST_TRY(create_level(path, whole, err));
+    return durable ? sync_parent(path, err) : 0;
+}
+
+static int create_all(const char *path, bool durable, pst_error *err)
 {
     if (pst_file_is_folder(path))
         return 0;
@@ -285,14 +295,23 @@ int pst_folder_create(const char *path, pst_error *err)
     int status = 0;
     for (char *slash = copy + 1; *copy != '\0' && status >= 0 && (slash = strchr(slash, '/')) != NULL; slash++) {
         *slash = '\0';
-        if (!pst_file_is_folder(copy))
-            status = create_level(copy, path, err);
+        status = create_missing(copy, path, durable, err);
         *slash = '/';
     }
     if (status >= 0)
-        status = create_level(copy, path, err);
+        status = create_missing(copy, path, durable, err);
     pst_heap_free(copy);
     return status;
+}
+
+int pst_folder_create(const char *path, pst_error *err)
+{
+    return create_all(path, false, err);
+}
+
+int pst_folder_create_durable(const char *path, pst_error *err)
+{
+    return create_all(path, true, err);
 }
 
 int pst_file_remove(const char *path, pst_error *err)
@@ -410,32 +429,45 @@ int pst_file_publish_sparse(const char *path, const void *data, size_t bytes, ui
     return sync_parent(path, err);
 }
 
-int pst_file_publish_rename(const char *temporary, const char *path, pst_error *err)
+/* Errors name `shown`. */
+static int sync_file(const char *path, const char *shown, pst_error *err)
 {
-    int fd = open_retry(temporary, O_RDONLY);
+    int fd = open_retry(path, O_RDONLY);
     if (fd < 0)
-        return fail_code(err, fd, path, "open");
+        return fail_code(err, fd, shown, "open");
     int status = pst_sys->fdatasync(fd);
     pst_sys->close(fd);
-    if (status < 0)
-        return fail_code(err, status, path, "sync");
-    status = pst_sys->rename(temporary, path);
+    return status < 0 ? fail_code(err, status, shown, "sync") : 0;
+}
+
+int pst_file_sync(const char *path, pst_error *err)
+{
+    return sync_file(path, path, err);
+}
+
+int pst_file_publish_rename(const char *temporary, const char *path, pst_error *err)
+{
+    PST_TRY(sync_file(temporary, path, err));
+    int status = pst_sys->rename(temporary, path);
     if (status < 0)
         return fail_code(err, status, path, "rename the finished file to");
     return sync_parent(path, err);
 }
 
-int pst_folder_publish(const char *temporary, const char *path, pst_error *err)
+int pst_folder_move(const char *from, const char *to, pst_error *err)
 {
-    int status = sync_folder(temporary, path, err);
-    PST_TRY(status);
-    status = pst_sys->rename_new(temporary, path);
+    int status = pst_sys->rename_new(from, to);
     if (status == -EINVAL || status == -ENOSYS) {
         /* No RENAME_NOREPLACE on this file system: look first; a folder made in between is replaced only if
          * empty. */
-        status = pst_file_exists(path) ? -EEXIST : pst_sys->rename(temporary, path);
+        status = pst_file_exists(to) ? -EEXIST : pst_sys->rename(from, to);
     }
-    if (status < 0)
-        return fail_code(err, status, path, "rename the finished folder to");
+    return status < 0 ? fail_code(err, status, to, "rename the finished folder to") : 0;
+}
+
+int pst_folder_publish(const char *temporary, const char *path, pst_error *err)
+{
+    PST_TRY(sync_folder(temporary, path, err));
+    PST_TRY(pst_folder_move(temporary, path, err));
     return sync_parent(path, err);
 }

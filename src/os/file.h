@@ -35,6 +35,8 @@ int pst_file_list(const char *folder, const char *suffix, char ***out, size_t *o
 void pst_file_list_free(char **names, size_t count);
 
 int pst_folder_create(const char *path, pst_error *err); /* parents too; an existing folder is fine */
+/* The same, and the name of each new folder is durable in the one above it. */
+int pst_folder_create_durable(const char *path, pst_error *err);
 int pst_file_remove(const char *path, pst_error *err);   /* a missing file is fine */
 int pst_folder_remove(const char *path, pst_error *err); /* an empty folder; a missing one is fine */
 
@@ -50,8 +52,12 @@ int pst_file_publish_sparse(const char *path, const void *data, size_t bytes, ui
 /* The last steps alone: sync the data of `temporary`, rename it to `path`, sync the folder of `path`. The
  * temporary file stays the caller's to remove until it was renamed. */
 int pst_file_publish_rename(const char *temporary, const char *path, pst_error *err);
+/* Syncs the data of a file. */
+int pst_file_sync(const char *path, pst_error *err);
 /* Syncs the directory entries of a folder. */
 int pst_folder_sync(const char *path, pst_error *err);
+/* Renames what is at `from` to a path that must not exist yet (-EEXIST); nothing is synced. */
+int pst_folder_move(const char *from, const char *to, pst_error *err);
 /* Syncs a whole folder, renames it onto a path that must not exist yet and syncs the parent. */
 int pst_folder_publish(const char *temporary, const char *path, pst_error *err);
 /* "<path>.tmp-<12 random characters>"; pst_heap_free. NULL when out of memory. */

@@ -13,6 +13,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -119,6 +120,11 @@ static int real_rename(const char *from, const char *to)
 static int real_rename_new(const char *from, const char *to)
 {
     return checked(renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE));
+}
+
+static int real_rename_exchange(const char *a, const char *b)
+{
+    return checked(renameat2(AT_FDCWD, a, AT_FDCWD, b, RENAME_EXCHANGE));
 }
 
 static int real_unlink(const char *path)
@@ -241,6 +247,12 @@ static void real_sleep_ns(uint64_t ns)
     nanosleep(&time, NULL);
 }
 
+static int real_nice_thread(int nice)
+{
+    /* POSIX has it of the process; Linux keeps it for each thread. */
+    return checked(setpriority(PRIO_PROCESS, (id_t)gettid(), nice));
+}
+
 static uint32_t real_page_bytes(void)
 {
     return (uint32_t)sysconf(_SC_PAGESIZE);
@@ -337,6 +349,7 @@ const pst_sys_table pst_sys_real = {
     .statvfs = real_statvfs,
     .rename = real_rename,
     .rename_new = real_rename_new,
+    .rename_exchange = real_rename_exchange,
     .unlink = real_unlink,
     .mkdir = real_mkdir,
     .rmdir = real_rmdir,
@@ -355,6 +368,7 @@ const pst_sys_table pst_sys_real = {
     .eventfd = real_eventfd,
     .eventfd_write = real_eventfd_write,
     .sleep_ns = real_sleep_ns,
+    .nice_thread = real_nice_thread,
     .page_bytes = real_page_bytes,
     .uring_init = real_uring_init,
     .uring_exit = real_uring_exit,

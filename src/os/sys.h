@@ -40,7 +40,8 @@ typedef struct pst_sys_table {
     int (*statx)(int folder_fd, const char *path, int flags, unsigned mask, struct statx *out);
     int (*statvfs)(const char *path, struct statvfs *out);
     int (*rename)(const char *from, const char *to);
-    int (*rename_new)(const char *from, const char *to); /* renameat2(RENAME_NOREPLACE) */
+    int (*rename_new)(const char *from, const char *to);  /* renameat2(RENAME_NOREPLACE) */
+    int (*rename_exchange)(const char *a, const char *b); /* renameat2(RENAME_EXCHANGE): both are there */
     int (*unlink)(const char *path);
     int (*mkdir)(const char *path, mode_t mode);
     int (*rmdir)(const char *path);
@@ -60,6 +61,7 @@ typedef struct pst_sys_table {
     int (*eventfd)(void);
     int (*eventfd_write)(int fd);
     void (*sleep_ns)(uint64_t ns); /* or less, when a signal comes */
+    int (*nice_thread)(int nice);  /* of the calling thread, 0 to 19; threads that it starts inherit it */
     uint32_t (*page_bytes)(void);
 
     int (*uring_init)(unsigned entries, struct io_uring *ring, struct io_uring_params *parameters);

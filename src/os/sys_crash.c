@@ -323,6 +323,30 @@ static int crash_rename_new(const char *from, const char *to)
     return enter() ? leave(move(from, to, pst_sys_real.rename_new)) : pst_sys_real.rename_new(from, to);
 }
 
+static int exchange(const char *a, const char *b)
+{
+    place first, second;
+    locate(a, &first);
+    locate(b, &second);
+    if (first.folder == NULL && second.folder == NULL)
+        return pst_sys_real.rename_exchange(a, b);
+    PST_TRY(take_step(false));
+    if (first.folder != second.folder)
+        return -EXDEV; /* nobody needs that; the model would have to follow it */
+    crash_node *x = node_of_path(a, false), *y = node_of_path(b, false);
+    PST_TRY(pst_sys_real.rename_exchange(a, b));
+    if (x == NULL || y == NULL)
+        note(-ESTALE); /* they came into being behind the table's back */
+    else if (x != y)
+        note(crash_folder_exchange(first.folder, first.name, second.name));
+    return 0;
+}
+
+static int crash_rename_exchange(const char *a, const char *b)
+{
+    return enter() ? leave(exchange(a, b)) : pst_sys_real.rename_exchange(a, b);
+}
+
 /* ---- contents ---- */
 
 /* After a write, also one that failed: what it has done then is not known. */
@@ -517,6 +541,7 @@ PASS(ssize_t, read, (int fd, void *buffer, size_t bytes), (fd, buffer, bytes))
 PASS(int, getrandom, (void *buffer, size_t bytes), (buffer, bytes))
 PASS(int, eventfd, (void), ())
 PASS(int, eventfd_write, (int fd), (fd))
+PASS(int, nice_thread, (int nice), (nice))
 PASS(uint32_t, page_bytes, (void), ())
 PASS(int, uring_init, (unsigned n, struct io_uring *ring, struct io_uring_params *p), (n, ring, p))
 PASS(int, uring_enter, (struct io_uring * ring, unsigned wait_for, uint64_t limit_ns), (ring, wait_for, limit_ns))
@@ -560,6 +585,7 @@ const pst_sys_table pst_sys_crash = {
     ENTRY(statvfs),
     ENTRY(rename),
     ENTRY(rename_new),
+    ENTRY(rename_exchange),
     ENTRY(unlink),
     ENTRY(mkdir),
     ENTRY(rmdir),
@@ -578,6 +604,7 @@ const pst_sys_table pst_sys_crash = {
     ENTRY(eventfd),
     ENTRY(eventfd_write),
     ENTRY(sleep_ns),
+    ENTRY(nice_thread),
     ENTRY(page_bytes),
     ENTRY(uring_init),
     ENTRY(uring_exit),

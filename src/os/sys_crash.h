@@ -27,7 +27,7 @@
  *  - Everything else may be lost, whenever the power fails: data sector by sector (512 bytes of the file), the length
  *    apart from the data (a file may be long and hold zeros), each change of a folder by itself. Closing makes nothing
  *    durable, and neither does renaming.
- *  - A rename within a folder happens wholly or not. Between folders the old name may come back when only the new folder
+ *  - A rename within a folder happens wholly or not, and so does an exchange of two names in it. Between folders the old name may come back when only the new folder
  *    was synced; a sync of the old folder makes the new name durable too, so that what was moved is never lost.
  *  - What was durable stays: no other sector, file or name suffers.
  *

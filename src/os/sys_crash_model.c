@@ -137,6 +137,7 @@ static void reach(crash_node *node)
     for (size_t i = 0; i < node->change_count; i++) {
         reach(node->changes[i].node);
         reach(node->changes[i].other);
+        reach(node->changes[i].exchanged);
     }
 }
 
@@ -302,6 +303,17 @@ int crash_folder_remove(crash_node *folder, const char *name)
     crash_node *node = crash_names_find(&folder->latest, name);
     remove_latest(folder, name);
     return log_change(folder, name, NULL, node, NULL);
+}
+
+/* One change: what `a` stood for is `b` now (as in a rename), and the other way round. */
+int crash_folder_exchange(crash_node *folder, const char *a, const char *b)
+{
+    crash_node *x = crash_names_find(&folder->latest, a), *y = crash_names_find(&folder->latest, b);
+    PST_TRY(crash_names_put(&folder->latest, a, y));
+    PST_TRY(crash_names_put(&folder->latest, b, x));
+    PST_TRY(log_change(folder, a, b, x, NULL));
+    folder->changes[folder->change_count - 1].exchanged = y;
+    return 0;
 }
 
 int crash_folder_move(crash_node *from, const char *old_name, crash_node *to, const char *new_name, crash_node *node)

@@ -48,6 +48,7 @@ typedef struct crash_change {
     char *removed, *added; /* names, owned; one may be NULL */
     crash_node *node;      /* what `added` stands for; for a removal, what `removed` stood for */
     crash_node *other;     /* when it was moved between folders: the other one */
+    crash_node *exchanged; /* when two names were exchanged: what `removed` stands for since */
 } crash_change;
 
 typedef enum crash_kind { CRASH_FILE, CRASH_FOLDER, CRASH_LINK } crash_kind;
@@ -104,6 +105,7 @@ int crash_names_copy(crash_names *out, const crash_names *from);
 /* What happened in the live folder. */
 int crash_folder_add(crash_node *folder, const char *name, crash_node *node);
 int crash_folder_remove(crash_node *folder, const char *name);
+int crash_folder_exchange(crash_node *folder, const char *a, const char *b);
 int crash_folder_move(crash_node *from, const char *old_name, crash_node *to, const char *new_name, crash_node *node);
 /* Its names now are its durable ones. */
 int crash_folder_sync(crash_node *folder);

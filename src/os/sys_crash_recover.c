@@ -141,6 +141,12 @@ static bool change_survives(const dice *d, const crash_node *folder, size_t chan
 /* A surviving change. What was moved elsewhere stays, until it is known that it has arrived there. */
 static int apply_change(crash_node *folder, const crash_change *c)
 {
+    if (c->exchanged != NULL) {
+        crash_names_remove_node(&folder->recovered, c->node);
+        crash_names_remove_node(&folder->recovered, c->exchanged);
+        PST_TRY(crash_names_put(&folder->recovered, c->removed, c->exchanged));
+        return crash_names_put(&folder->recovered, c->added, c->node);
+    }
     if (c->added != NULL && c->removed != NULL && !c->node->several_names)
         crash_names_remove_node(&folder->recovered, c->node); /* a rename before this one may have been lost */
     if (c->removed != NULL && c->other == NULL)

@@ -24,7 +24,7 @@ static const char *const names[PST_FAULT_KINDS] = {
     "fallocate",   "statx",       "statvfs",     "rename",        "unlink",    "mkdir",      "rmdir",
     "opendir",     "readdir",     "mmap",        "getrandom",     "eventfd",   "sleep",      "uring_init",
     "uring_enter", "uring_probe", "uring_files", "uring_buffers", "aio_setup", "aio_submit", "aio_getevents",
-    "mlock",       "dup",         "readlink",    "flock",
+    "mlock",       "dup",         "readlink",    "flock",         "nice",
 };
 
 void pst_fault_reset(void)
@@ -218,6 +218,12 @@ static int fault_rename_new(const char *from, const char *to)
     return pst_sys_real.rename_new(from, to);
 }
 
+static int fault_rename_exchange(const char *a, const char *b)
+{
+    FAULT_FIRST(PST_FAULT_RENAME);
+    return pst_sys_real.rename_exchange(a, b);
+}
+
 static int fault_unlink(const char *path)
 {
     FAULT_FIRST(PST_FAULT_UNLINK);
@@ -327,6 +333,12 @@ static void fault_sleep_ns(uint64_t ns)
     pst_sys_real.sleep_ns(ns);
 }
 
+static int fault_nice_thread(int nice)
+{
+    FAULT_FIRST(PST_FAULT_NICE);
+    return pst_sys_real.nice_thread(nice);
+}
+
 static uint32_t fault_page_bytes(void)
 {
     return pst_sys_real.page_bytes();
@@ -434,6 +446,7 @@ const pst_sys_table pst_sys_fault = {
     .statvfs = fault_statvfs,
     .rename = fault_rename,
     .rename_new = fault_rename_new,
+    .rename_exchange = fault_rename_exchange,
     .unlink = fault_unlink,
     .mkdir = fault_mkdir,
     .rmdir = fault_rmdir,
@@ -452,6 +465,7 @@ const pst_sys_table pst_sys_fault = {
     .eventfd = fault_eventfd,
     .eventfd_write = fault_eventfd_write,
     .sleep_ns = fault_sleep_ns,
+    .nice_thread = fault_nice_thread,
     .page_bytes = fault_page_bytes,
     .uring_init = fault_uring_init,
     .uring_exit = fault_uring_exit,

@@ -44,6 +44,7 @@ typedef enum pst_fault_kind {
     PST_FAULT_DUP,
     PST_FAULT_READLINK,
     PST_FAULT_FLOCK,
+    PST_FAULT_NICE,
     PST_FAULT_KINDS
 } pst_fault_kind;
 

@@ -2,3 +2,4 @@ pst_test(test_safetensors SOURCES ${PST_TEST_DIR}/test_safetensors.c LABELS unit
 pst_test(test_store SOURCES ${PST_TEST_DIR}/test_store.c LABELS unit)
 pst_test(test_safetensors_write SOURCES ${PST_TEST_DIR}/test_safetensors_write.c LABELS unit)
 pst_test(test_image SOURCES ${PST_TEST_DIR}/test_image.c LABELS unit)
+pst_test(test_manifest SOURCES ${PST_TEST_DIR}/test_manifest.c ${PROJECT_SOURCE_DIR}/tests/unit/io/io_test.c LABELS unit)
