@@ -19,8 +19,10 @@
 static const uint64_t LARGE_PARAMETERS = 100 * 1000 * 1000;
 /* For what the plan cannot see: stacks of the threads that do not compute, bounce buffers, the heap's own overhead. */
 static const uint64_t PROCESS_RESERVE_BYTES = 24ull << 20;
-/* More rows in a pass than this make it compute-bound on any processor, so they would buy nothing. */
-enum { MAX_USEFUL_ROWS = 2048, MAX_LOGIT_ROWS = 512, MAX_SEQUENCES = 1 << 16 };
+/* Rows that a pass is worth giving up resident weights for, and that it is worth spare memory for. From F * b / (2 * D) rows on,
+ * with b bytes a parameter, a pass takes the processor (F operations per second) longer than the drive (D bytes per second):
+ * 2048 for 800 Gflop/s, bf16 and 0.4 GB/s, 16384 for 50 MB/s. */
+enum { MAX_USEFUL_ROWS = 2048, MAX_SPARE_ROWS = 16384, MAX_LOGIT_ROWS = 512, MAX_SEQUENCES = 1 << 16 };
 /* What generation and scoring keep of a request in a slot, its texts and results aside. */
 enum { SLOT_BYTES = 256 };
 
@@ -163,6 +165,7 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
             memory.row_bytes + sizeof(pst_row) + sizeof(uint32_t) + (o->all_logits ? memory.logit_row_bytes : 0),
         .min_rows = least,
         .max_rows = useful > least ? (uint32_t)useful : least,
+        .spare_rows = o->all_logits ? 0 : (uint32_t)pst_min(prompt_rows, MAX_SPARE_ROWS),
         .max_resident_bytes = choose_resident(program, o),
         .max_slot_bytes = o->max_slot_bytes,
         .units_per_row = config->transformer->experts_per_token,

@@ -71,7 +71,7 @@ static void place_host(const pst_planned_model *m, const pst_plan_request *reque
         .weights = plan->resident_memory_bytes,
         .kv = kv_bytes,
         .activations = request->fixed_bytes - kv_bytes + plan->rows_per_pass * request->row_bytes,
-        .ring = ((uint64_t)plan->slots + plan->cache_slots) * plan->slot_bytes,
+        .ring = plan->slot_memory_bytes,
         .tables = plan->table_bytes,
         .process = request->process_bytes,
         .total = plan->total_bytes,

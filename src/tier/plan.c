@@ -11,12 +11,14 @@
 enum {
     MIN_SLOTS = 2, /* one to compute with, one to read into */
     MAX_SLOTS = 8,
-    MAX_UNIT_SLOTS = 64, /* where a slot is an expert, which may be small */
-    SLACK_MEBIBYTES = 2  /* rounding up, and what a process's own size varies by from one start to the next */
+    LONG_RING_SLOTS = 16, /* where nothing else has use for the memory */
+    MAX_UNIT_SLOTS = 64,  /* where a slot is an expert, which may be small */
+    SLACK_MEBIBYTES = 2   /* rounding up, and what a process's own size varies by from one start to the next */
 };
 static const uint64_t MAX_SLOT_BYTES = 32ull << 20; /* a drive of 10 GB/s fills it in 3 ms: longer than any latency */
 static const uint64_t MIN_SLOT_BYTES = 1ull << 20;  /* below this, reads are too short to reach a drive's speed */
 static const uint64_t MEBIBYTE = 1ull << 20;
+static const uint64_t HUGE_PAGE_BYTES = 2ull << 20;
 /* From this share of units on, reading those that turn out not to be needed costs less than the drive's standing still until
  * they are chosen. */
 static const double WHOLE_SHARE = 0.8;
@@ -215,6 +217,26 @@ static void make_cache(const pst_plan_request *request, pst_plan *plan, uint64_t
     plan->cache_bytes = parts ? plan->cache_slots * (plan->streamed_unit_bytes / parts) : 0;
 }
 
+/* Room that no weights may take makes the ring longer, which evens out more where reading and computing take about the same
+ * time, and then adds rows. `room`: of the ring and of what is kept. What is then still left is returned. */
+static uint64_t use_spare(const pst_plan_request *request, pst_plan *plan, uint64_t room)
+{
+    uint64_t spare = room - plan->resident_memory_bytes;
+    spare -= (plan->slots + (uint64_t)plan->cache_slots) * plan->slot_bytes;
+    uint64_t useful = pst_min(LONG_RING_SLOTS, plan->layout.part_count); /* none beyond a pass */
+    if (plan->slots < useful) {
+        uint64_t more = pst_min(spare / plan->slot_bytes, useful - plan->slots);
+        plan->slots += (uint32_t)more;
+        spare -= more * plan->slot_bytes;
+    }
+    if (plan->rows_per_pass < request->spare_rows && request->row_bytes > 0) {
+        uint64_t more = pst_min(spare / request->row_bytes, request->spare_rows - plan->rows_per_pass);
+        plan->rows_per_pass += (uint32_t)more;
+        spare -= more * request->row_bytes;
+    }
+    return spare;
+}
+
 /* Keeps every part of a kind. */
 static void keep(const pst_plan_request *request, pst_plan *plan, plan_kind kind, uint64_t memory, uint64_t weights)
 {
@@ -287,6 +309,16 @@ static void shrink_slots(const pst_plan_request *request, pst_plan *plan)
     plan->slot_bytes = pst_min(plan->slot_bytes, largest);
 }
 
+/* A region of which every page is a huge one registers with the kernel as huge pages; a ragged end makes all of it be taken as
+ * pages of 4 KiB, of which a transfer of 1 MiB has more than a drive's queue takes as one. So the ring is whole huge pages
+ * where `room` beyond the slots allows it. */
+static uint64_t slot_memory(const pst_plan *plan, uint64_t room)
+{
+    uint64_t bytes = (plan->slots + (uint64_t)plan->cache_slots) * plan->slot_bytes;
+    uint64_t rounded = bytes >= HUGE_PAGE_BYTES ? pst_round_up(bytes, HUGE_PAGE_BYTES) : bytes;
+    return rounded - bytes <= room ? rounded : bytes;
+}
+
 static void describe_units(const pst_plan_request *request, pst_plan *plan)
 {
     for (size_t s = 0; s < request->stage_count; s++)
@@ -320,17 +352,18 @@ static int place(const pst_plan_request *request, const plan_room *have, pst_pla
         plan->slots = slots.count;
         plan->slot_bytes = slots.bytes;
         shrink_slots(request, plan);
-        room -= plan->slots * plan->slot_bytes;
+        plan->slot_memory_bytes = slot_memory(plan, room - plan->slots * plan->slot_bytes);
+        room -= plan->slot_memory_bytes;
         plan->rows_per_pass = choose_rows(request, room);
         room -= (plan->rows_per_pass - request->min_rows) * request->row_bytes;
         spread_resident(request, plan, room);
         make_cache(request, plan, room);
+        plan->slot_memory_bytes = slot_memory(plan, use_spare(request, plan, room + plan->slot_memory_bytes));
     }
     describe_units(request, plan);
     plan->table_bytes = have->table_bytes;
     plan->total_bytes = request->process_bytes + request->fixed_bytes + plan->rows_per_pass * request->row_bytes +
-                        (plan->slots + (uint64_t)plan->cache_slots) * plan->slot_bytes + plan->resident_memory_bytes +
-                        plan->table_bytes;
+                        plan->slot_memory_bytes + plan->resident_memory_bytes + plan->table_bytes;
     return 0;
 }
 

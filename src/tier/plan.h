@@ -27,6 +27,7 @@ typedef struct pst_plan_request {
     uint64_t max_slot_bytes;     /* no slot larger than this where every row fits in less; 0: the planner's choice */
     uint32_t units_per_row;      /* that a row needs of a stage with more than one unit; 0: all */
     uint64_t max_cache_bytes;    /* bound of the cache of units, within max_resident_bytes; 0: none */
+    uint32_t spare_rows;         /* of a pass: how many are worth memory that nothing else has use for */
     bool keep_all;               /* every weight resident, else PST_E_BUDGET with the budget that this takes */
 } pst_plan_request;
 
@@ -37,6 +38,7 @@ typedef struct pst_plan {
     uint32_t slots;       /* 0: nothing streams */
     uint32_t cache_slots; /* beside those: of the same size, in which parts of units stay while they are in demand */
     uint64_t slot_bytes;
+    uint64_t slot_memory_bytes; /* of all slots; whole huge pages where that fits the budget, see plan.c */
     uint64_t resident_bytes, resident_memory_bytes; /* tensor bytes kept, and the memory they take */
     uint64_t
         streamed_bytes; /* tensor bytes that are not resident, which a pass reads as far as it needs them and the cache

@@ -81,11 +81,6 @@ static int make_readers(pst_ring *ring, pst_error *err)
     return 0;
 }
 
-static uint64_t slot_memory_bytes(const pst_ring *ring)
-{
-    return ring->slot_count * ring->plan->slot_bytes;
-}
-
 /* Locks memory if that was asked for; a wish, since without it all works as long as the system does not page. */
 static void lock(pst_ring *ring, void *memory, uint64_t bytes, const char *what)
 {
@@ -102,9 +97,9 @@ static int make_slots(pst_ring *ring, pst_error *err)
     ring->slot_count = plan->slots + plan->cache_slots;
     if (plan->slots == 0)
         return 0;
-    PST_TRY(pst_memory_map(slot_memory_bytes(ring), "the streaming ring", (void **)&ring->slot_memory, err));
-    lock(ring, ring->slot_memory, slot_memory_bytes(ring), "the streaming ring");
-    PST_TRY(pst_io_register(ring->io, ring->slot_memory, slot_memory_bytes(ring), err));
+    PST_TRY(pst_memory_map(ring->plan->slot_memory_bytes, "the streaming ring", (void **)&ring->slot_memory, err));
+    lock(ring, ring->slot_memory, ring->plan->slot_memory_bytes, "the streaming ring");
+    PST_TRY(pst_io_register(ring->io, ring->slot_memory, ring->plan->slot_memory_bytes, err));
     ring->slots = pst_heap_calloc(ring->slot_count, sizeof *ring->slots);
     ring->free_slots = pst_heap_calloc(ring->slot_count, sizeof *ring->free_slots);
     ring->slot_demand = pst_heap_calloc(ring->slot_count, sizeof *ring->slot_demand);
@@ -228,7 +223,7 @@ void pst_ring_destroy(pst_ring *ring)
         pst_io_file_close(ring->files[i], NULL); /* only read from: nothing can be lost */
     if (ring->slot_memory != NULL)
         pst_io_unregister(ring->io, ring->slot_memory);
-    pst_memory_unmap(ring->slot_memory, slot_memory_bytes(ring));
+    pst_memory_unmap(ring->slot_memory, ring->plan->slot_memory_bytes);
     pst_memory_unmap(ring->resident_memory, ring->plan->resident_memory_bytes);
     pst_heap_free(ring->readers);
     pst_heap_free(ring->slots);

@@ -12,7 +12,7 @@
 #include "random_stages.h"
 #include "tier/plan.h"
 
-enum { ROUNDS = 400 };
+enum { ROUNDS = 400, HUGE_PAGE = 2 << 20 };
 
 static pst_plan_request random_request(random_source *source, const random_model *model)
 {
@@ -29,6 +29,8 @@ static pst_plan_request random_request(random_source *source, const random_model
     request.units_per_row = (uint32_t)source_below(source, 4);
     request.max_cache_bytes = source_below(source, 2) ? UINT64_MAX : source_below(source, 1 << 18);
     request.max_rows = request.min_rows + (uint32_t)source_below(source, 1000);
+    if (source_below(source, 2))
+        request.spare_rows = (uint32_t)source_below(source, 4000);
     if (source_below(source, 2))
         request.max_resident_bytes = source_below(source, 1 << 22);
     if (source_below(source, 6) == 0)
@@ -68,15 +70,18 @@ static void check_sum(const random_model *model, const pst_plan_request *request
     assert_true(expected >= (double)(streamed - units) && expected <= more && more <= (double)streamed);
     assert_true(streamed == 0 || plan->slots >= 2);
     uint64_t total = request->process_bytes + request->fixed_bytes + plan->rows_per_pass * request->row_bytes + memory +
-                     (plan->slots + plan->cache_slots) * plan->slot_bytes + plan->table_bytes;
+                     plan->slot_memory_bytes + plan->table_bytes;
     assert_int_equal(total, plan->total_bytes);
     assert_true(total <= request->budget_bytes);
+    uint64_t slots = (plan->slots + plan->cache_slots) * plan->slot_bytes;
+    assert_in_range(plan->slot_memory_bytes, slots, slots + HUGE_PAGE - 1);
     const pst_layout *layout = &plan->layout;
     assert_true(layout->part_count * (2 * sizeof(pst_part) + 49) + plan->cache_slots * 24 +
                     layout->piece_count * (2 * sizeof(pst_piece) + 24) +
                     layout->extent_count * 2 * sizeof(pst_extent) <=
                 plan->table_bytes);
-    assert_in_range(plan->rows_per_pass, request->min_rows, request->max_rows);
+    uint32_t most_rows = request->max_rows > request->spare_rows ? request->max_rows : request->spare_rows;
+    assert_in_range(plan->rows_per_pass, request->min_rows, most_rows);
 }
 
 static void test_never_above_the_budget(void **state)
@@ -148,12 +153,57 @@ static void test_resident_zero_streams_everything(void **state)
     pst_plan_destroy(&plan);
 }
 
+/* A ring that the kernel shall take as huge pages has no ragged end while the budget has room for a whole one. */
+static void test_rings_of_huge_pages(void **state)
+{
+    (void)state;
+    random_source source = source_start("huge pages");
+    enum { STAGES = 24 };
+    int streamed = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+        pst_tensor tensors[STAGES] = {0};
+        pst_stage_tensor held[STAGES];
+        pst_stage stages[STAGES] = {0};
+        uint64_t offset = source_below(&source, 1 << 20), row_bytes = 2 + 2 * source_below(&source, 1 << 14);
+        for (int s = 0; s < STAGES; s++) {
+            uint64_t rows = 1 + source_below(&source, 1 << 14);
+            tensors[s] = (pst_tensor){.name = "w", .offset = offset, .bytes = rows * row_bytes};
+            held[s] = (pst_stage_tensor){&tensors[s], rows, row_bytes};
+            stages[s] = (pst_stage){.name = "stage", .tensors = &held[s], .tensor_count = 1};
+            offset += tensors[s].bytes;
+        }
+        pst_plan_request request = {.stages = stages,
+                                    .stage_count = STAGES,
+                                    .budget_bytes = (8ull << 20) + source_below(&source, 1 << 30),
+                                    .row_bytes = source_below(&source, 1 << 18),
+                                    .min_rows = 1,
+                                    .max_rows = 1 + (uint32_t)source_below(&source, 1000),
+                                    .spare_rows = (uint32_t)source_below(&source, 4000),
+                                    .max_resident_bytes = source_below(&source, 2) ? UINT64_MAX : 0};
+        pst_plan plan;
+        pst_error err;
+        if (pst_plan_create(&request, &plan, &err) < 0)
+            continue;
+        streamed += plan.slots > 0;
+        assert_true(plan.total_bytes <= request.budget_bytes);
+        bool has_room = request.budget_bytes - plan.total_bytes >= HUGE_PAGE;
+        if (plan.slots * plan.slot_bytes >= HUGE_PAGE && has_room)
+            assert_int_equal(plan.slot_memory_bytes % HUGE_PAGE, 0);
+        /* What nothing else may have lengthens the ring. */
+        if (plan.slots > 0 && request.max_resident_bytes == 0 && plan.layout.part_count >= 16)
+            assert_true(plan.slots >= 16 || request.budget_bytes - plan.total_bytes < plan.slot_bytes + HUGE_PAGE);
+        pst_plan_destroy(&plan);
+    }
+    assert_true(streamed > ROUNDS / 10);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_never_above_the_budget),
         cmocka_unit_test(test_everything_fits),
         cmocka_unit_test(test_resident_zero_streams_everything),
+        cmocka_unit_test(test_rings_of_huge_pages),
     };
     return cmocka_run_group_tests_name("plan", tests, NULL, NULL);
 }
