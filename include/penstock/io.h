@@ -35,7 +35,7 @@ typedef enum pst_io_switch { PST_IO_DEFAULT = 0, PST_IO_ON = 1, PST_IO_OFF = 2 }
 
 enum {
     PST_IO_DEFAULT_BLOCK_BYTES = 1 << 20,
-    PST_IO_DEFAULT_DEPTH = 64 /* with 1 MiB blocks: less starves the drive while the worker waits for a processor */
+    PST_IO_DEFAULT_DEPTH = 128 /* with 1 MiB blocks: less starves the drive while the worker waits for a processor */
 };
 
 /* Zero means the default of every field. Block size, queue depth, single submit, overlap and workers are what

@@ -7,6 +7,7 @@
 #include "io/internal.h"
 #include "os/clock.h"
 #include "os/sys.h"
+#include "os/thread.h"
 
 enum {
     GRAB = 256,          /* pieces cut at a time: others want the lock too */
@@ -517,6 +518,7 @@ void *pst_io_worker_main(void *argument)
                                       .depth = w->depth,
                                       .file_slots = PST_IO_FILE_SLOTS,
                                       .buffer_slots = PST_IO_BUFFER_SLOTS};
+    pst_os_thread_prompt();
     /* Opened here and not by the creator: a ring belongs to the thread that made it. */
     int status = io->engine->open_queue(io->engine, &settings, &w->queue, &err);
     pthread_mutex_lock(&io->lock);

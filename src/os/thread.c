@@ -20,6 +20,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -29,6 +30,8 @@
 
 /* Loops of a decode step follow each other within this time; longer gaps are waits for the drive. */
 enum { SPIN_NS = 40 * 1000, MAX_THREADS = 4096 };
+/* The shortest that Linux grants. */
+enum { SHORT_SLICE_NS = 100 * 1000 };
 
 #define DOOR_INSIDE_MASK 0xffffu
 #define DOOR_OPEN        0x10000u
@@ -266,4 +269,25 @@ uint32_t pst_os_processors(void)
     if (limits.processors > 0 && ceil(limits.processors) < (double)count)
         count = (long)ceil(limits.processors);
     return count > 0 ? (uint32_t)count : 1;
+}
+
+/* struct sched_attr of the kernel, as far as its first version goes; the C library has none. */
+typedef struct scheduling {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime_ns, deadline_ns, period_ns;
+} scheduling;
+
+void pst_os_thread_prompt(void)
+{
+    scheduling s = {.size = sizeof s};
+    if (syscall(SYS_sched_getattr, 0, &s, sizeof s, 0) != 0 || s.policy != SCHED_OTHER)
+        return;
+    s.size = sizeof s;
+    s.flags = 0;
+    s.runtime_ns = SHORT_SLICE_NS;
+    s.deadline_ns = s.period_ns = 0;
+    syscall(SYS_sched_setattr, 0, &s, 0);
 }
