@@ -11,8 +11,8 @@
 #include "infer/internal.h"
 #include "os/memory.h"
 
-enum { PREFILL_ROWS = 256 };
-static const uint64_t MEASURED_BYTES = 512ull << 20;
+enum { PREFILL_ROWS = 256, MEASURED_PARTS = 16 };
+static const uint64_t MEASURED_BYTES = 1024ull << 20;
 
 static double bound(const pst_session *s, uint32_t rows, double operation_count, uint64_t bytes, double *disk,
                     double *math)
@@ -25,21 +25,20 @@ static double bound(const pst_session *s, uint32_t rows, double operation_count,
 
 int pst_session_measure(pst_session *s, pst_error *err)
 {
-    uint64_t bytes;
-    const void *memory = pst_ring_weights(s->ring, &bytes);
-    pst_dtype type = s->program->weight_type;
+    pst_stage_part parts[MEASURED_PARTS];
     uint32_t sequences = s->options.max_sequences;
     s->decode_rate.rows = sequences;
     s->prefill_rate.rows = PREFILL_ROWS;
     pst_cost_of(&s->transformer, s->program, &s->cost);
-    PST_TRY(pst_forward_measure_rate(s->forward, memory, bytes, type, sequences, &s->decode_rate.flops, err));
-    PST_TRY(pst_forward_measure_rate(s->forward, memory, bytes, type, PREFILL_ROWS, &s->prefill_rate.flops, err));
     PST_TRY(pst_ring_measure(s->ring, MEASURED_BYTES, &s->disk_bytes_per_second, err));
+    uint32_t count = pst_ring_samples(s->ring, parts, MEASURED_PARTS);
+    PST_TRY(pst_forward_measure_rate(s->forward, parts, count, sequences, &s->decode_rate.flops, err));
+    PST_TRY(pst_forward_measure_rate(s->forward, parts, count, PREFILL_ROWS, &s->prefill_rate.flops, err));
     double disk, math;
-    double count = pst_cost_operations(&s->cost, sequences, sequences,
-                                       sequences * pst_cost_keys(&s->cost, s->options.max_tokens / 2));
+    double operations = pst_cost_operations(&s->cost, sequences, sequences,
+                                            sequences * pst_cost_keys(&s->cost, s->options.max_tokens / 2));
     uint64_t read = (uint64_t)pst_plan_expected_bytes(&s->plan, sequences) + sequences * s->kv_row_traffic;
-    s->info.pass_bound_seconds = bound(s, sequences, count, read, &disk, &math);
+    s->info.pass_bound_seconds = bound(s, sequences, operations, read, &disk, &math);
     s->info.read_bytes_per_second = s->disk_bytes_per_second;
     s->info.operations_per_second = s->prefill_rate.flops;
     s->info.decode_operations_per_second = s->decode_rate.flops;

@@ -62,10 +62,10 @@ int pst_forward_embed_position(void *forward, size_t index, const void *row);
 int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err);
 /* A pst_stage_choose of the stage that computes logits: whether a row of this pass wants any. */
 uint32_t pst_forward_choose_head(void *context, const pst_stage *stage, bool *wanted);
-/* How fast products of `rows` rows (at most max_rows) with `bytes` bytes of memory as weights of `type` go, in operations
- * per second: the median over some 40 ms, each with another stretch of the memory. Between passes only: it computes into the
- * pass's buffers. */
-int pst_forward_measure_rate(pst_forward *forward, const void *memory, uint64_t bytes, pst_dtype type, uint32_t rows,
+/* How fast a pass of `rows` rows (at most max_rows) multiplies with the largest matrices of parts that are in memory, in
+ * operations per second: the best of bursts, which take 200 ms at most or little more; 0 when there is none among them. Before
+ * the first pass only: it computes into the pass's buffers. */
+int pst_forward_measure_rate(pst_forward *forward, const pst_stage_part *parts, uint32_t part_count, uint32_t rows,
                              double *out, pst_error *err);
 /* The experts of a row of the last pass: those of the first layer with experts, then of the next; with record_routing. */
 const uint32_t *pst_forward_routing(const pst_forward *forward, uint32_t row);

@@ -133,8 +133,8 @@ void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *o
     group_sizes groups;
     measure_groups(config, &groups);
     /* The bookkeeping of a row: position, logits row, segment and its sequence. */
-    out->row_bytes =
-        groups.bytes[LASTING] + groups.shared + sizeof(pst_segment) + 3 * sizeof(uint32_t) + pst_experts_row_bytes(config);
+    out->row_bytes = groups.bytes[LASTING] + groups.shared + sizeof(pst_segment) + 3 * sizeof(uint32_t) +
+                     pst_experts_row_bytes(config);
     out->logit_row_bytes = groups.bytes[OF_LOGITS] + sizeof(uint32_t);
     small_sizes small = measure_small(config->program);
     out->fixed_bytes = small.bias + (t->family->positions != NULL ? t->hidden * sizeof(float) : 0);
@@ -188,7 +188,7 @@ static int make_small(pst_forward *f, pst_error *err)
     f->bias = pst_heap_alloc(small.bias + 1);
     bool is_made = f->bias != NULL;
     for (int a = 0; a < PST_NN_AUX; a++) {
-        f->aux[a] = pst_heap_alloc(small.aux[a] + 1);
+        f->aux[a] = pst_heap_calloc(small.aux[a] + 1, 1); /* an index is valid before it comes */
         is_made = is_made && f->aux[a] != NULL;
     }
     if (f->t->family->positions != NULL) {

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the drive gives, measured with the ring's own slots, engine and reads, before the first pass. */
-#include <stdlib.h>
-
 #include "base/error.h"
 #include "os/clock.h"
 #include "tier/ring_internal.h"
@@ -9,38 +7,23 @@
 /* How long measuring a slow drive may take. */
 static const uint64_t MEASURE_NS = 700 * 1000 * 1000;
 
-enum { READINGS = 8 };
-
-/* Measuring under way. Each eighth of the parts makes one reading of the rate; the median counts, which neither a burst
- * from a cache below nor a moment's other work on the drive moves. */
+/* Measuring under way. All bytes over all of the time: drives behind a hypervisor complete what is in flight at once, tens of
+ * milliseconds of it, so that no shorter stretch says anything. */
 typedef struct measurement {
     const pst_ring *ring;
-    uint32_t parts, step, each; /* to read in all; from one to the next in the stream; in a reading */
-    uint64_t start_ns, mark_ns, mark_bytes, done_bytes;
-    double readings[READINGS];
-    uint32_t reading_count;
+    uint32_t parts, step; /* to read in all; from one to the next in the stream */
+    uint64_t start_ns, done_bytes;
 } measurement;
+
+static const pst_part *nth_part(const pst_ring *ring, uint32_t number, uint32_t step)
+{
+    uint64_t place = (uint64_t)number * step % ring->stream_count;
+    return &ring->plan->layout.parts[ring->stream[place]];
+}
 
 static const pst_part *measured_part(const measurement *m, uint32_t number)
 {
-    uint64_t place = (uint64_t)number * m->step % m->ring->stream_count;
-    return &m->ring->plan->layout.parts[m->ring->stream[place]];
-}
-
-static void note_done(measurement *m, uint32_t done)
-{
-    if (done % m->each != 0 || m->reading_count == READINGS)
-        return;
-    uint64_t now = pst_clock_ns();
-    m->readings[m->reading_count++] = (double)(m->done_bytes - m->mark_bytes) * 1e9 / (double)(now - m->mark_ns + 1);
-    m->mark_ns = now;
-    m->mark_bytes = m->done_bytes;
-}
-
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
+    return nth_part(m->ring, number, m->step);
 }
 
 int pst_ring_measure(pst_ring *ring, uint64_t bytes, double *out, pst_error *err)
@@ -52,14 +35,12 @@ int pst_ring_measure(pst_ring *ring, uint64_t bytes, double *out, pst_error *err
     uint64_t mean = ring->plan->streamed_bytes / ring->stream_count;
     measurement m = {.ring = ring, .parts = (uint32_t)(bytes / (mean ? mean : 1)) + 1};
     m.step = ring->stream_count / m.parts + 1; /* neither one file nor one place of the drive shall decide */
-    m.each = m.parts / READINGS ? m.parts / READINGS : 1;
-    m.start_ns = m.mark_ns = pst_clock_ns();
+    m.start_ns = pst_clock_ns();
     for (uint32_t turn = 0; turn < m.parts + slots; turn++) {
         pst_ring_reader *reader = &ring->readers[turn % slots]; /* with the slot of the same number */
         if (turn >= slots && turn - slots < m.parts) {
             PST_TRY(pst_ring_wait_batch(ring, reader->batch, err));
             m.done_bytes += measured_part(&m, turn - slots)->weight_bytes;
-            note_done(&m, turn - slots + 1);
         }
         if (turn < m.parts && pst_clock_ns() - m.start_ns > MEASURE_NS)
             m.parts = turn; /* a slow drive: what is in flight, no more */
@@ -70,8 +51,29 @@ int pst_ring_measure(pst_ring *ring, uint64_t bytes, double *out, pst_error *err
                                   err));
         }
     }
-    qsort(m.readings, m.reading_count, sizeof *m.readings, by_size);
-    *out = m.reading_count ? m.readings[m.reading_count / 2]
-                           : (double)m.done_bytes * 1e9 / (double)(pst_clock_ns() - m.start_ns + 1);
+    ring->measured_count = m.parts;
+    ring->measured_step = m.step;
+    *out = (double)m.done_bytes * 1e9 / (double)(pst_clock_ns() - m.start_ns + 1);
     return 0;
+}
+
+static pst_stage_part sample_of(const pst_ring *ring, const pst_part *part, const unsigned char *memory)
+{
+    return (pst_stage_part){.stage = &ring->stages[part->stage],
+                            .view = {.pieces = ring->plan->layout.pieces + part->first_piece,
+                                     .piece_count = part->piece_count,
+                                     .memory = memory}};
+}
+
+uint32_t pst_ring_samples(const pst_ring *ring, pst_stage_part *out, uint32_t most)
+{
+    const pst_layout *layout = &ring->plan->layout;
+    uint32_t slots = ring->plan->slots, last = ring->measured_count, count = 0;
+    for (uint32_t back = 1; back <= last && back <= slots && count < most; back++)
+        out[count++] = sample_of(ring, nth_part(ring, last - back, ring->measured_step),
+                                 pst_ring_slot_memory(ring, (last - back) % slots));
+    for (uint32_t i = 0; last == 0 && i < layout->part_count && count < most; i++)
+        if (ring->resident_parts[i] != NULL && !ring->stages[layout->parts[i].stage].gathered)
+            out[count++] = sample_of(ring, &layout->parts[i], ring->resident_parts[i]);
+    return count;
 }

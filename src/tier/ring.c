@@ -154,12 +154,6 @@ int pst_ring_pass(pst_ring *ring, uint32_t rows, bool more, pst_error *err)
     return pst_ring_fill(ring, err);
 }
 
-const void *pst_ring_weights(const pst_ring *ring, uint64_t *bytes)
-{
-    *bytes = ring->slot_memory ? ring->plan->slots * ring->plan->slot_bytes : ring->plan->resident_memory_bytes;
-    return ring->slot_memory ? ring->slot_memory : ring->resident_memory;
-}
-
 bool pst_ring_is_locked(const pst_ring *ring)
 {
     return ring->lock_memory;

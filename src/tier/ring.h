@@ -56,11 +56,12 @@ int pst_ring_gather(pst_ring *ring, uint32_t stage, const uint32_t *rows, size_t
                     void *context, pst_error *err);
 
 /* Reads about `bytes` of streamed parts (over and over where there are fewer), for a second at most, as a pass would, and
- * gives the median rate in bytes per second; 0 when nothing streams. Before the first pass only. */
+ * gives the rate in bytes per second; 0 when nothing streams. Before the first pass only. */
 int pst_ring_measure(pst_ring *ring, uint64_t bytes, double *out, pst_error *err);
 
-/* Some weights' memory, the larger part of what the ring holds, to measure arithmetic with; between passes only. */
-const void *pst_ring_weights(const pst_ring *ring, uint64_t *bytes);
+/* Up to `most` parts that are in memory, to measure arithmetic with, and how many: those that pst_ring_measure left in the
+ * slots, or resident ones where it read none. Before the first pass only; the views' pieces are the plan's. */
+uint32_t pst_ring_samples(const pst_ring *ring, pst_stage_part *out, uint32_t most);
 /* Whether slots and resident weights are locked in memory. */
 bool pst_ring_is_locked(const pst_ring *ring);
 /* Whether every file is read past the page cache. */

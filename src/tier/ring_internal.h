@@ -102,6 +102,7 @@ struct pst_ring {
 
     uint32_t *stream; /* numbers of the streamed parts, for measuring */
     uint32_t stream_count;
+    uint32_t measured_count, measured_step; /* parts that measuring read, and from one to the next in the stream */
 
     pst_gatherer *gatherers;
     uint32_t gatherer_count;

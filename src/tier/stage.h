@@ -37,6 +37,12 @@ typedef struct pst_part_view {
     const unsigned char *memory;
 } pst_part_view;
 
+/* A part in memory and its stage. */
+typedef struct pst_stage_part {
+    const pst_stage *stage;
+    pst_part_view view;
+} pst_stage_part;
+
 typedef int pst_stage_compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err);
 
 typedef uint32_t pst_stage_choose(void *context, const pst_stage *stage, bool *wanted);

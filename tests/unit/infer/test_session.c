@@ -327,6 +327,35 @@ static void test_smallest_budget_holds(void **state)
 #endif
 }
 
+/* The processor's rate is measured with what is there: in the slots, or resident; and what that writes changes no result. */
+static void test_measured_rates(void **state)
+{
+    (void)state;
+    pst_model *model = open_model();
+    uint32_t ids[2][NEW];
+    for (int resident = 0; resident < 2; resident++) {
+        pst_session_options options = {.struct_size = sizeof options,
+                                       .max_tokens = PROMPT + NEW,
+                                       .resident_set = true,
+                                       .resident_share = resident,
+                                       .measure_bound = true};
+        pst_session *session;
+        pst_plan_info info;
+        assert_int_equal(pst_session_open(model, &options, &session, NULL), 0);
+        pst_session_get_plan(session, &info);
+        assert_true(info.operations_per_second > 0 && info.decode_operations_per_second > 0);
+        assert_true((info.read_bytes_per_second > 0) == (resident == 0));
+        pst_request request = {.prompt_ids = prompt, .prompt_count = PROMPT, .max_new_tokens = NEW, .ignore_end = true};
+        pst_result result;
+        assert_int_equal(pst_generate(session, &request, 1, NULL, NULL, &result, NULL, NULL), 0);
+        memcpy(ids[resident], result.ids.ids, sizeof ids[resident]);
+        pst_result_free(&result);
+        pst_session_close(session);
+    }
+    assert_memory_equal(ids[0], ids[1], sizeof ids[0]);
+    pst_model_close(model);
+}
+
 /* A whole run: open, generate, close. */
 static int run_once(uint32_t *ids, pst_error *err)
 {
@@ -419,6 +448,7 @@ int main(void)
         cmocka_unit_test(test_requests_are_checked_first),
         cmocka_unit_test(test_failing_source_and_sink),
         cmocka_unit_test(test_smallest_budget_holds),
+        cmocka_unit_test(test_measured_rates),
         cmocka_unit_test(test_allocation_failures),
         cmocka_unit_test(test_failing_reads),
     };

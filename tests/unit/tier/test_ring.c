@@ -157,6 +157,31 @@ static void gather_some(fixture *f, pst_ring *ring, random_source *source)
         assert_int_equal(check.seen[i], 1);
 }
 
+/* What is there to measure arithmetic with is weights, each piece the one that it says. */
+static void check_samples(const fixture *f, const pst_plan *plan, pst_ring *ring, bool measure)
+{
+    enum { MOST = 5 };
+    pst_error err;
+    double rate = -1;
+    if (measure)
+        assert_int_equal(pst_ring_measure(ring, 100000, &rate, &err), 0);
+    if (measure)
+        assert_true(plan->slots > 0 ? rate > 0 : rate == 0);
+    pst_stage_part parts[MOST];
+    uint32_t count = pst_ring_samples(ring, parts, MOST);
+    assert_in_range(count, measure || plan->resident_bytes > f->stages[0].tensors[0].tensor->bytes ? 1 : 0, MOST);
+    for (uint32_t i = 0; i < count; i++) {
+        assert_false(parts[i].stage->gathered);
+        for (size_t p = 0; p < parts[i].view.piece_count; p++) {
+            const pst_piece *piece = &parts[i].view.pieces[p];
+            const pst_stage_tensor *tensor = &parts[i].stage->tensors[piece->tensor];
+            assert_memory_equal(parts[i].view.memory + piece->offset,
+                                f->bytes[tensor - f->tensors] + piece->first_row * tensor->row_bytes,
+                                piece->rows * tensor->row_bytes);
+        }
+    }
+}
+
 static void run_passes(fixture *f, pst_io *io, random_source *source)
 {
     pst_plan_request request = random_request(f, source);
@@ -173,6 +198,7 @@ static void run_passes(fixture *f, pst_io *io, random_source *source)
                               .cancel = &cancel};
     pst_ring *ring;
     assert_int_equal(pst_ring_create(&config, &ring, &err), 0);
+    check_samples(f, &plan, ring, source_below(source, 2));
     uint64_t passes = 1 + source_below(source, 4);
     for (uint64_t pass = 0; pass < passes; pass++) {
         f->stage = 1;
