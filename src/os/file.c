@@ -142,6 +142,45 @@ int pst_file_absolute(const char *path, char **out, pst_error *err)
     return 0;
 }
 
+/* Where the link at `path` leads to. *out: pst_heap_free. */
+static int follow_once(const char *path, char **out)
+{
+    char target[4096];
+    int status = pst_sys->readlink(path, target, sizeof target);
+    if (status < 0)
+        return status;
+    size_t length = strlen(path), tail = length;
+    while (tail > 0 && path[tail - 1] != '/')
+        tail--;
+    char *next = target[0] == '/' ? pst_heap_strdup(target) : pst_heap_printf("%.*s%s", (int)tail, path, target);
+    if (next == NULL)
+        return -ENOMEM;
+    *out = next;
+    return 0;
+}
+
+int pst_file_follow(const char *path, char **out, pst_error *err)
+{
+    enum { MOST_LINKS = 40 }; /* as the kernel has it */
+    char *at = pst_heap_strdup(path), *next;
+    if (at == NULL)
+        return pst_fail_memory(err, "a path", strlen(path));
+    int status = 0;
+    for (int links = 0; status >= 0; links++) {
+        status = links < MOST_LINKS ? follow_once(at, &next) : -ELOOP;
+        if (status >= 0) {
+            pst_heap_free(at);
+            at = next;
+        }
+    }
+    if (status == -EINVAL || status == -ENOENT || status == -ENOTDIR) { /* no link, or nothing */
+        *out = at;
+        return 0;
+    }
+    pst_heap_free(at);
+    return fail_code(err, status, path, "find the place of");
+}
+
 int pst_file_find(const char *path, pst_error *err)
 {
     struct statx info;
@@ -163,8 +202,7 @@ bool pst_file_is_folder(const char *path)
     return stat_path(path, &info) >= 0 && S_ISDIR(info.stx_mode);
 }
 
-/* The folder of `path` ("." for a plain name, "/" for "/name"); pst_heap_free. */
-static char *parent_of(const char *path)
+char *pst_file_parent(const char *path)
 {
     size_t length = strlen(path);
     while (length > 1 && path[length - 1] == '/')
@@ -187,7 +225,7 @@ int pst_file_free_space(const char *path, uint64_t *out, pst_error *err)
     int status;
     /* What does not exist yet will lie where its nearest existing parent lies. */
     while ((status = pst_sys->statvfs(at, &info)) == -ENOENT && strcmp(at, ".") != 0 && strcmp(at, "/") != 0) {
-        char *up = parent_of(at);
+        char *up = pst_file_parent(at);
         pst_heap_free(at);
         at = up;
         if (at == NULL)
@@ -264,8 +302,6 @@ void pst_file_list_free(char **names, size_t count)
     pst_heap_free(names);
 }
 
-static int sync_parent(const char *path, pst_error *err);
-
 /* Creates one level; an existing folder is fine, also one that another process makes meanwhile. */
 static int create_level(const char *path, const char *whole, pst_error *err)
 {
@@ -282,7 +318,7 @@ static int create_missing(const char *path, const char *whole, bool durable, pst
     if (pst_file_is_folder(path))
         return 0;
     PST_TRY(create_level(path, whole, err));
-    return durable ? sync_parent(path, err) : 0;
+    return durable ? pst_folder_sync_parent(path, err) : 0;
 }
 
 static int create_all(const char *path, bool durable, pst_error *err)
@@ -344,9 +380,9 @@ int pst_folder_sync(const char *path, pst_error *err)
     return sync_folder(path, path, err);
 }
 
-static int sync_parent(const char *path, pst_error *err)
+int pst_folder_sync_parent(const char *path, pst_error *err)
 {
-    char *parent = parent_of(path);
+    char *parent = pst_file_parent(path);
     if (parent == NULL)
         return pst_fail_memory(err, path, strlen(path));
     int status = pst_folder_sync(parent, err);
@@ -426,7 +462,7 @@ int pst_file_publish_sparse(const char *path, const void *data, size_t bytes, ui
     }
     pst_heap_free(temporary);
     PST_TRY(status);
-    return sync_parent(path, err);
+    return pst_folder_sync_parent(path, err);
 }
 
 /* Errors name `shown`. */
@@ -445,13 +481,17 @@ int pst_file_sync(const char *path, pst_error *err)
     return sync_file(path, path, err);
 }
 
+int pst_file_rename(const char *temporary, const char *path, pst_error *err)
+{
+    int status = pst_sys->rename(temporary, path);
+    return status < 0 ? fail_code(err, status, path, "rename the finished file to") : 0;
+}
+
 int pst_file_publish_rename(const char *temporary, const char *path, pst_error *err)
 {
     PST_TRY(sync_file(temporary, path, err));
-    int status = pst_sys->rename(temporary, path);
-    if (status < 0)
-        return fail_code(err, status, path, "rename the finished file to");
-    return sync_parent(path, err);
+    PST_TRY(pst_file_rename(temporary, path, err));
+    return pst_folder_sync_parent(path, err);
 }
 
 int pst_folder_move(const char *from, const char *to, pst_error *err)
@@ -469,5 +509,5 @@ int pst_folder_publish(const char *temporary, const char *path, pst_error *err)
 {
     PST_TRY(sync_folder(temporary, path, err));
     PST_TRY(pst_folder_move(temporary, path, err));
-    return sync_parent(path, err);
+    return pst_folder_sync_parent(path, err);
 }

@@ -20,6 +20,11 @@ int pst_file_size(const char *path, uint64_t *out, pst_error *err); /* of a regu
 int pst_file_changed_ns(const char *path, int64_t *out, pst_error *err);
 /* The path of what is there from the root on, without links; pst_heap_free. */
 int pst_file_absolute(const char *path, char **out, pst_error *err);
+/* The path that opening `path` for writing would lead to: symbolic links at its end are followed, also one that leads to
+ * nothing (yet). Those before its last name stay in it. pst_heap_free. */
+int pst_file_follow(const char *path, char **out, pst_error *err);
+/* The folder that `path` lies in ("." for a plain name, "/" for "/name"); pst_heap_free. NULL when out of memory. */
+char *pst_file_parent(const char *path);
 /* 1: something is there (symbolic links are followed); 0: nothing (ENOENT, ENOTDIR); negative: that cannot be
  * told (no permission, a loop of links, an I/O error). */
 int pst_file_find(const char *path, pst_error *err);
@@ -54,6 +59,9 @@ int pst_file_publish_sparse(const char *path, const void *data, size_t bytes, ui
 int pst_file_publish_rename(const char *temporary, const char *path, pst_error *err);
 /* Syncs the data of a file. */
 int pst_file_sync(const char *path, pst_error *err);
+/* Its other steps: the rename, over whatever file is at `path`, and the sync of the folder that `path` lies in. */
+int pst_file_rename(const char *temporary, const char *path, pst_error *err);
+int pst_folder_sync_parent(const char *path, pst_error *err);
 /* Syncs the directory entries of a folder. */
 int pst_folder_sync(const char *path, pst_error *err);
 /* Renames what is at `from` to a path that must not exist yet (-EEXIST); nothing is synced. */
