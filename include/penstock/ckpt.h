@@ -107,8 +107,10 @@ typedef struct pst_ckpt_report {
     const char *io_engine;          /* static storage */
     uint64_t block_size;
     uint32_t queue_depth, io_workers;
-    bool direct;      /* past the page cache */
-    uint64_t retried; /* transfers that were carried out again */
+    bool direct;                /* past the page cache */
+    uint64_t retried;           /* transfers that were carried out again */
+    uint64_t ring_bytes;        /* memory that this process took for buffers */
+    uint32_t buffers_in_flight; /* the most that were on their way to the drive at once */
 } pst_ckpt_report;
 
 /* Saves, and returns when it is durable. report may be NULL. On failure the older file is as it was, except when only the

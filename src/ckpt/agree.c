@@ -101,8 +101,8 @@ int pst_ckpt_agree_tell(pst_ckpt_agree *agree, int status, const void *mine, siz
         return pst_fail(err, PST_E_USAGE, NULL, "a rank would tell %zu bytes at once", bytes);
     if (status < 0 && err != NULL) {
         h.offset = err->offset;
-        snprintf(h.path, sizeof h.path, "%s", err->path);
-        snprintf(h.message, sizeof h.message, "%s", err->message);
+        snprintf(h.path, sizeof h.path, "%.*s", (int)sizeof h.path - 1, err->path);
+        snprintf(h.message, sizeof h.message, "%.*s", (int)sizeof h.message - 1, err->message);
     }
     memcpy(agree->mine, &h, sizeof h);
     if (bytes > 0)
