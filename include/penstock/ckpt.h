@@ -128,7 +128,8 @@ typedef enum pst_ckpt_stage {
 
 /* Begins to save in the background and returns at once. Names, shapes, metadata and the pickle are copied; the tensors'
  * data must stay as it is until PST_CKPT_COPIED. Several may be in flight; they are written one after the other, in the
- * order of begin. */
+ * order of begin. When the process exits, saves in flight end with it; the older file is as it was, and what they had
+ * written lies beside it under a temporary name. A child of fork has none of its parent's saves and must not touch them. */
 PST_API int pst_ckpt_begin(const pst_ckpt_options *options, const pst_ckpt_tensor *tensors, size_t count,
                            pst_ckpt_saving **out, pst_error *err);
 /* Waits for a stage, up to timeout_ns (0: asks; UINT64_MAX: for ever). 0: reached; 1: not in time; negative: the save failed,
@@ -138,6 +139,8 @@ PST_API int pst_ckpt_wait(pst_ckpt_saving *saving, pst_ckpt_stage stage, uint64_
 PST_API int pst_ckpt_retry(pst_ckpt_saving *saving, pst_error *err);
 /* Asks it to stop: it ends with PST_E_CANCELLED, or it was published before. Any thread. */
 PST_API void pst_ckpt_cancel(pst_ckpt_saving *saving);
+/* From now on, until it ends, it writes as fast as it can, for a caller who has nothing else to do than to wait. Any thread. */
+PST_API void pst_ckpt_hurry(pst_ckpt_saving *saving);
 /* Complete when it ended. */
 PST_API int pst_ckpt_get_report(pst_ckpt_saving *saving, pst_ckpt_report *out);
 /* Waits until it has ended, and frees it. */
