@@ -87,19 +87,35 @@ done:
     return 0;
 }
 
-int pst_file_read_at(const char *path, uint64_t offset, void *buffer, size_t bytes, pst_error *err)
+int pst_file_open(const char *path, uint64_t *out_bytes, pst_error *err)
 {
-    uint64_t file_bytes = 0;
-    int fd = open_regular(path, &file_bytes, err);
-    PST_TRY(fd);
-    ssize_t got = pst_sys_read_all(fd, buffer, bytes, offset);
+    return open_regular(path, out_bytes, err);
+}
+
+void pst_file_close(int fd)
+{
     pst_sys->close(fd);
+}
+
+int pst_file_fetch(int fd, const char *path, uint64_t offset, void *buffer, size_t bytes, pst_error *err)
+{
+    ssize_t got = pst_sys_read_all(fd, buffer, bytes, offset);
     if (got < 0)
         return pst_fail_at(err, (int)got, path, offset, "cannot read: %s", pst_strerror((int)got));
     if ((size_t)got < bytes)
         return pst_fail_at(err, PST_E_SHORT, path, offset + (uint64_t)got, "ends before the %zu bytes wanted at %llu",
                            bytes, (unsigned long long)offset);
     return 0;
+}
+
+int pst_file_read_at(const char *path, uint64_t offset, void *buffer, size_t bytes, pst_error *err)
+{
+    uint64_t file_bytes = 0;
+    int fd = open_regular(path, &file_bytes, err);
+    PST_TRY(fd);
+    int status = pst_file_fetch(fd, path, offset, buffer, bytes, err);
+    pst_sys->close(fd);
+    return status;
 }
 
 int pst_file_size(const char *path, uint64_t *out, pst_error *err)

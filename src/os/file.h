@@ -16,6 +16,11 @@ int pst_file_read_all(const char *path, uint64_t max_bytes, char **out, size_t *
 /* Reads exactly `bytes` at `offset`; PST_E_SHORT at the end of the file. */
 int pst_file_read_at(const char *path, uint64_t offset, void *buffer, size_t bytes, pst_error *err);
 int pst_file_size(const char *path, uint64_t *out, pst_error *err); /* of a regular file; else PST_E_FORMAT */
+/* For many small reads of one regular file: a descriptor, which pst_file_close closes, and the file's size. */
+int pst_file_open(const char *path, uint64_t *out_bytes, pst_error *err);
+/* Exactly `bytes` at `offset`, as pst_file_read_at. `path` is for messages. */
+int pst_file_fetch(int fd, const char *path, uint64_t offset, void *buffer, size_t bytes, pst_error *err);
+void pst_file_close(int fd);
 /* When its content last changed, nanoseconds since 1970; links are followed. */
 int pst_file_changed_ns(const char *path, int64_t *out, pst_error *err);
 /* The path of what is there from the root on, without links; pst_heap_free. */

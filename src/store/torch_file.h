@@ -40,7 +40,7 @@ typedef struct pst_torch_tensor {
     int64_t strides[PST_MAX_RANK]; /* elements; never negative */
     bool contiguous;               /* row-major without gaps */
     uint32_t storage;
-    uint64_t begin; /* in the storage, bytes */
+    uint64_t begin; /* in the storage, bytes; without elements it may lie beyond its end */
     uint64_t bytes; /* of its elements */
 } pst_torch_tensor;
 
