@@ -71,13 +71,29 @@ static void line_leave(pst_ckpt_saving *saving)
     pthread_mutex_unlock(&line.lock);
 }
 
+/* Of a process that is several ranks (threads) each has its own turns: they wait for each other inside of their saves. */
+static bool is_one_line(const pst_ckpt_saving *a, const pst_ckpt_saving *b)
+{
+    const pst_ckpt_ranks *of_a = pst_ckpt_job_options(a->job)->ranks, *of_b = pst_ckpt_job_options(b->job)->ranks;
+    return of_a == NULL || of_b == NULL ? of_a == of_b : of_a->rank == of_b->rank;
+}
+
+/* The lock is held. */
+static bool is_its_turn(const pst_ckpt_saving *saving)
+{
+    const pst_ckpt_saving *at = line.first;
+    while (at != saving && !is_one_line(at, saving))
+        at = at->next;
+    return at == saving;
+}
+
 /* False: cancelled before its turn. With other ranks it waits all the same: they have to be told. */
 static bool line_wait(pst_ckpt_saving *saving)
 {
     const pst_ckpt_ranks *ranks = pst_ckpt_job_options(saving->job)->ranks;
     bool alone = ranks == NULL || ranks->count <= 1;
     pthread_mutex_lock(&line.lock);
-    while (line.first != saving && !(alone && atomic_load(&saving->cancelled)))
+    while (!is_its_turn(saving) && !(alone && atomic_load(&saving->cancelled)))
         pthread_cond_wait(&line.moved, &line.lock);
     pthread_mutex_unlock(&line.lock);
     return !(alone && atomic_load(&saving->cancelled));

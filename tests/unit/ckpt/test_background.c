@@ -281,8 +281,11 @@ static void test_cancel_among_ranks(void **unused)
 {
     (void)unused;
     const pst_ckpt_ranks ranks = {.rank = 0, .count = 2, .all_gather = no_gather};
-    script going = {.number = 1, .hold_end = true}, waiting = {.number = 2};
-    pst_ckpt_saving *a = begin(&going, NULL), *b = begin(&waiting, &ranks);
+    const pst_ckpt_ranks other = {.rank = 1, .count = 2, .all_gather = no_gather};
+    script going = {.number = 1, .hold_end = true}, waiting = {.number = 2}, beside = {.number = 3};
+    pst_ckpt_saving *a = begin(&going, &ranks), *b = begin(&waiting, &ranks), *c = begin(&beside, &other);
+    assert_int_equal(wait_ended(c), 0); /* another rank of this process has turns of its own */
+    pst_ckpt_end(c);
     wait_for_run(&going, 1);
     pst_ckpt_cancel(b);
     assert_int_equal(pst_ckpt_wait(b, PST_CKPT_DURABLE, 20 * MS, NULL), 1);
