@@ -30,7 +30,7 @@ typedef struct writer {
 static void put(writer *w, uint64_t value, unsigned bytes)
 {
     for (unsigned i = 0; i < bytes; i++)
-        w->out[w->bytes++] = (unsigned char)(value >> 8 * i);
+        w->out[w->bytes++] = (unsigned char)(i < sizeof value ? value >> 8 * i : 0);
 }
 
 static void put_text(writer *w, const char *text)

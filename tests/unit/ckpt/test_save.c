@@ -425,10 +425,10 @@ static void test_no_room(void **unused)
     refused(&options, &s, -EFBIG, "reserve");
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
     signal(SIGXFSZ, SIG_DFL);
-    const uint64_t huge = UINT64_C(1) << 58;
+    const uint64_t huge = UINT64_C(1) << 58, *real = s.tensors[0].shape;
     s.tensors[0].shape = &huge;
     refused(&options, &s, -ENOSPC, "are free");
-    s.tensors[0].shape = malloc(8);
+    s.tensors[0].shape = real;
     scene_free(&s);
 }
 
