@@ -1,10 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Over libxxhash, whose state lies in memory of this project's heap: it wants 64-byte alignment. */
+/*
+ * Over libxxhash, whose state lies in memory of this project's heap: it wants 64-byte alignment. Distributions build the library
+ * for the oldest processors; where it has the variants for wider ones, too (PST_XXH_DISPATCH), these are twice as fast.
+ */
 #include "store/digest.h"
 
 #define XXH_STATIC_LINKING_ONLY /* for the size of the state */
 #include <string.h>
 #include <xxhash.h>
+#ifdef PST_XXH_DISPATCH
+#include <xxh_x86dispatch.h>
+#endif
 
 #include "base/error.h"
 #include "base/heap.h"
@@ -41,7 +47,11 @@ void pst_digest_begin(pst_digest *digest)
 
 void pst_digest_add(pst_digest *digest, const void *data, size_t bytes)
 {
+#ifdef PST_XXH_DISPATCH
+    XXH3_128bits_update_dispatch(digest->state, data, bytes);
+#else
     XXH3_128bits_update(digest->state, data, bytes);
+#endif
 }
 
 void pst_digest_value(const pst_digest *digest, unsigned char value[PST_DIGEST_BYTES])
