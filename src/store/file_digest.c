@@ -13,10 +13,10 @@
 #include "base/number.h"
 #include "store/image.h"
 
-enum { DIGEST_BYTES = PST_DIGEST_DIGITS / 2, STRIDE = 1 + PST_DIGEST_DIGITS };
+enum { STRIDE = 1 + PST_DIGEST_DIGITS };
 
-/* Offsets in the headers of a zip file (APPNOTE 4.3.7 and 4.3.12). */
-enum { LOCAL_CRC = 14, ENTRY_CRC = 16, CRC_BYTES = 4 };
+/* Offsets in the tables of a zip file (APPNOTE 4.3.9 and 4.3.12). */
+enum { DESCRIPTOR_CRC = 4, ENTRY_CRC = 16, CRC_BYTES = 4 };
 
 /* Text that need not be terminated. */
 typedef struct piece {
@@ -122,17 +122,52 @@ static int find_all(piece digests, piece cuts, piece own, size_t ranges, const c
     return 0;
 }
 
-int pst_file_digests_find(const char *digests, const char *cuts, const char *own, size_t ranges, const char *path,
-                          pst_file_digests *out, pst_error *err)
+/* One byte away from PST_FILE_DIGEST_KEY: another character, or a backslash that swallowed one. */
+static bool nearly_own_key(const char *key)
 {
-    return find_all(whole(digests), whole(cuts), whole(own), ranges, path, out, err);
+    static const char wanted[] = PST_FILE_DIGEST_KEY;
+    size_t length = strlen(key), whole_length = sizeof wanted - 1, same = 0, tail = 0;
+    if (length > whole_length || length + 1 < whole_length || strcmp(key, wanted) == 0)
+        return false;
+    while (same < length && key[same] == wanted[same])
+        same++;
+    while (tail < length - same && key[length - 1 - tail] == wanted[whole_length - 1 - tail])
+        tail++;
+    return same + tail + 2 >= whole_length;
 }
 
-int pst_file_digests_find_record(const char *text, size_t ranges, const char *path, pst_file_digests *out,
-                                 pst_error *err)
+int pst_file_digests_of_store(const pst_store *store, uint32_t file, pst_file_digests *out, pst_error *err)
+{
+    pst_store_file_info info;
+    pst_store_get_file(store, file, &info);
+    const char *own = pst_store_metadata(store, file, PST_FILE_DIGEST_KEY);
+    for (size_t i = 0; i < info.metadata && own == NULL; i++) {
+        const char *key, *value;
+        char quoted[PST_QUOTE_BYTES];
+        pst_store_metadata_at(store, file, i, &key, &value);
+        if (nearly_own_key(key) && is_digest(value, strlen(value)))
+            return pst_fail(err, PST_E_FORMAT, info.path,
+                            "damaged: it has a digest under the key \"%s\", which must have been \"" PST_FILE_DIGEST_KEY
+                            "\"",
+                            pst_quote(key, quoted));
+    }
+    return find_all(whole(pst_store_metadata(store, file, PST_DIGESTS_KEY)),
+                    whole(pst_store_metadata(store, file, PST_CUTS_KEY)), whole(own), info.tensors, info.path, out,
+                    err);
+}
+
+static const pst_zip_record *digests_record(const pst_torch_file *torch)
+{
+    for (size_t i = 0; i < torch->record_count; i++)
+        if (strcmp(torch->records[i].name, PST_TORCH_DIGESTS_RECORD) == 0)
+            return &torch->records[i];
+    return NULL;
+}
+
+/* Lines "key value". */
+static int find_lines(const char *text, piece found[3], const char *path, pst_error *err)
 {
     static const char *const keys[] = {PST_DIGESTS_KEY, PST_CUTS_KEY, PST_FILE_DIGEST_KEY};
-    piece found[3] = {0};
     while (*text != '\0') {
         size_t line = strcspn(text, "\n");
         bool known = false;
@@ -147,7 +182,25 @@ int pst_file_digests_find_record(const char *text, size_t ranges, const char *pa
                             "its record \"" PST_TORCH_DIGESTS_RECORD "\" has a line that is not one of the format's");
         text += line + 1;
     }
-    return find_all(found[0], found[1], found[2], ranges, path, out, err);
+    return 0;
+}
+
+int pst_file_digests_of_torch(const pst_torch_file *torch, const char *path, pst_file_digests *out, pst_error *err)
+{
+    const pst_zip_record *record = digests_record(torch);
+    size_t storages = 0;
+    piece found[3] = {0};
+    if (torch->digests == NULL || record == NULL) {
+        *out = (pst_file_digests){0};
+        return 0;
+    }
+    if (strlen(torch->digests) != record->bytes)
+        return pst_fail_at(err, PST_E_FORMAT, path, record->offset,
+                           "its record \"" PST_TORCH_DIGESTS_RECORD "\" is no text");
+    for (size_t i = 0; i < torch->record_count; i++)
+        storages += pst_zip_record_is_storage(&torch->records[i]);
+    PST_TRY(find_lines(torch->digests, found, path, err));
+    return find_all(found[0], found[1], found[2], storages, path, out, err);
 }
 
 void pst_file_digests_free(pst_file_digests *digests)
@@ -223,20 +276,12 @@ void pst_range_digest_begin(pst_range_digest *digest, const pst_file_digests *fi
         pst_digest_begin(digest->runs);
 }
 
-static unsigned value_of(char digit)
-{
-    return (unsigned)(digit <= '9' ? digit - '0' : digit - 'a' + 10);
-}
-
-/* Ends a run: its digest, in the canonical form, is part of that of the range. */
+/* Ends a run: its digest is part of that of the range. */
 static void end_run(pst_range_digest *digest)
 {
-    char digits[PST_DIGEST_DIGITS];
-    unsigned char canonical[DIGEST_BYTES];
-    pst_digest_end(digest->run, digits);
-    for (int i = 0; i < DIGEST_BYTES; i++)
-        canonical[i] = (unsigned char)(value_of(digits[2 * i]) << 4 | value_of(digits[2 * i + 1]));
-    pst_digest_add(digest->runs, canonical, sizeof canonical);
+    unsigned char value[PST_DIGEST_BYTES];
+    pst_digest_value(digest->run, value);
+    pst_digest_add(digest->runs, value, sizeof value);
 }
 
 void pst_range_digest_add(pst_range_digest *digest, const void *data, uint64_t bytes)
@@ -370,21 +415,19 @@ static int take_outside(void *user, const pst_span *span, void *data, pst_error 
     return 0;
 }
 
-int pst_file_own_digest_torch(pst_span_reader *reader, pst_io_file *file, const pst_zip_record *records, size_t count,
-                              uint64_t own, char *digits, pst_error *err)
+int pst_file_own_digest_torch(pst_span_reader *reader, pst_io_file *file, const pst_torch_file *torch,
+                              const pst_file_digests *digests, char *digits, pst_error *err)
 {
-    const pst_zip_record *home = NULL;
-    for (size_t i = 0; i < count && home == NULL; i++)
-        if (strcmp(records[i].name, PST_TORCH_DIGESTS_RECORD) == 0)
-            home = &records[i];
-    if (home == NULL || own > home->bytes)
+    const pst_zip_record *home = digests_record(torch);
+    if (home == NULL || digests->own == NULL)
         return pst_fail(err, PST_E_FORMAT, pst_io_file_path(file), "it has no digest of its own");
+    uint64_t own = home->offset + (uint64_t)(digests->own - torch->digests);
     owning o = {.file = file,
-                .records = records,
-                .count = count,
+                .records = torch->records,
+                .count = torch->record_count,
                 .most = pst_span_reader_most(reader),
-                .patches = {{home->offset + own, PST_DIGEST_DIGITS, '0'},
-                            {home->header_offset + LOCAL_CRC, CRC_BYTES, 0},
+                .patches = {{own, PST_DIGEST_DIGITS, '0'},
+                            {home->offset + home->bytes + DESCRIPTOR_CRC, CRC_BYTES, 0},
                             {home->entry_offset + ENTRY_CRC, CRC_BYTES, 0}}};
     PST_TRY(pst_digest_create(&o.digest, err));
     pst_digest_begin(o.digest);

@@ -25,12 +25,11 @@ typedef struct pst_file_digests {
     const char *own; /* PST_DIGEST_DIGITS characters; NULL: there is none */
 } pst_file_digests;
 
-/* The values of the three keys of a safetensors file, NULL where it has no such key; `ranges`: how many tensors it has. */
-int pst_file_digests_find(const char *digests, const char *cuts, const char *own, size_t ranges, const char *path,
-                          pst_file_digests *out, pst_error *err);
-/* The content of the record of a torch file. */
-int pst_file_digests_find_record(const char *text, size_t ranges, const char *path, pst_file_digests *out,
-                                 pst_error *err);
+/* Those of one of a store's files, in its __metadata__. A key that looks like a damaged PST_FILE_DIGEST_KEY is refused: else
+ * a file could lose its own digest by one byte, and nobody would notice. */
+int pst_file_digests_of_store(const pst_store *store, uint32_t file, pst_file_digests *out, pst_error *err);
+/* Those of a torch file, in its record, if it has one. */
+int pst_file_digests_of_torch(const pst_torch_file *torch, const char *path, pst_file_digests *out, pst_error *err);
 void pst_file_digests_free(pst_file_digests *digests); /* what it holds, not itself; leaves it empty */
 /* PST_DIGEST_DIGITS characters, not terminated. */
 const char *pst_file_digests_of(const pst_file_digests *digests, size_t range);
@@ -48,9 +47,8 @@ void pst_range_digest_end(pst_range_digest *digest, char *digits);
 /* The file's own digest, computed again from its bytes: PST_DIGEST_DIGITS characters, not terminated. Only for files that have
  * one (`digests->own`). */
 int pst_file_own_digest_safetensors(pst_io *io, pst_io_file *file, uint64_t data_begin, char *digits, pst_error *err);
-/* records: all of them, by offset; `own`: where the digits are in the content of the digests' record. */
-int pst_file_own_digest_torch(pst_span_reader *reader, pst_io_file *file, const pst_zip_record *records, size_t count,
-                              uint64_t own, char *digits, pst_error *err);
+int pst_file_own_digest_torch(pst_span_reader *reader, pst_io_file *file, const pst_torch_file *torch,
+                              const pst_file_digests *digests, char *digits, pst_error *err);
 /* Whether a record of a torch file is a storage, by its name. */
 bool pst_zip_record_is_storage(const pst_zip_record *record);
 

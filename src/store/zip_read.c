@@ -214,7 +214,11 @@ static int64_t read_entry(const zip *z, size_t at, char *names, entry *out)
     uint64_t *fields[3] = {&bytes, &packed, &offset};
     const bool missing[3] = {bytes == UINT32_MAX, packed == UINT32_MAX, offset == UINT32_MAX};
     PST_TRY(read_wide(z, place, from + ENTRY_BYTES + name_bytes, extra_bytes, fields, missing));
-    *out = (entry){.record = {.name = names, .header_offset = offset, .bytes = bytes, .crc = u32(from + 16)},
+    *out = (entry){.record = {.name = names,
+                              .header_offset = offset,
+                              .entry_offset = place,
+                              .bytes = bytes,
+                              .crc = u32(from + 16)},
                    .name_bytes = (uint16_t)name_bytes,
                    .flags = u16(from + 8),
                    .method = u16(from + 10)};
