@@ -154,15 +154,25 @@ PST_API void pst_offload_close(pst_offload *offload);
 
 /* ---- verify ---- */
 
-/* A tensor whose bytes are not those of its digest; or, with tensor NULL, a file that has no digests. Called on the caller's
- * thread, in the order of the files, when all is read. The strings last for the call. */
-typedef void (*pst_on_finding)(void *user, const char *file, const char *tensor);
+/* Something that was found. Strings last for the call. */
+typedef struct pst_verify_finding {
+    const char *file;
+    const char *tensor;     /* whose bytes they are; NULL: no tensor's */
+    const char *what;       /* in words */
+    uint64_t offset, bytes; /* where in the file; PST_NO_OFFSET: not at one place */
+    bool damaged;           /* false: a remark, on what of the file could not be checked */
+} pst_verify_finding;
+
+/* Called on the caller's thread, in the order of the files, when all is read. */
+typedef void (*pst_on_finding)(void *user, const pst_verify_finding *finding);
 
 /* Zero means the default of every field. */
 typedef struct pst_verify_options {
     size_t struct_size; /* sizeof(pst_verify_options) of the caller */
-    const char *path;   /* a safetensors file, a folder, or "org/name" looked up in `cache`; required */
-    const char *cache;  /* a Hugging Face hub folder; may be NULL */
+    /* A safetensors file, a file of torch.save, a folder of safetensors files, a step's folder or a training folder (each of
+     * its steps), or "org/name" looked up in `cache`; required. */
+    const char *path;
+    const char *cache; /* a Hugging Face hub folder; may be NULL */
     pst_on_finding on_finding;
     pst_on_progress on_progress;
     void *user;            /* of both */
@@ -175,13 +185,17 @@ typedef struct pst_verify_options {
 
 typedef struct pst_verify_report {
     uint64_t tensors, checked, damaged;
-    uint64_t bytes; /* that were read */
-    uint32_t files, files_without_digests;
+    uint64_t bytes;                        /* that were read */
+    uint32_t files, files_without_digests; /* nothing to compare with, neither digests nor CRCs */
     double seconds;
+    uint32_t files_with_crcs_only; /* torch.save's own */
+    uint64_t broken;               /* what is damaged and no tensor: headers, tables, manifests, missing files */
 } pst_verify_report;
 
-/* Reads every tensor that has a digest (those that pst_convert wrote) and computes it again; of all files the headers are
- * checked. 0: it was done, and report->damaged says how many differ. report may be NULL. */
+/* Reads every tensor that has a digest (those that pst_convert and pst_ckpt_save wrote) or a CRC (of a zip file's records) and
+ * computes it again, and what is around them, where the file has a digest of its own; of a step the manifest and that the files
+ * are those it names. Of all files the structure is checked; what cannot be opened at all is an error, but a finding in
+ * a step's folder. 0: it was done, and report->damaged and broken say how much differs. report may be NULL. */
 PST_API int pst_verify(const pst_verify_options *options, pst_verify_report *report, pst_error *err);
 
 /* ---- inspect ---- */

@@ -92,13 +92,13 @@ static void assert_same_files(const char *a, const char *b)
 static size_t damaged_tensors, files_without;
 static char last_damaged[256];
 
-static void on_finding(void *user, const char *file, const char *tensor)
+static void on_finding(void *user, const pst_verify_finding *finding)
 {
-    (void)user, (void)file;
-    files_without += tensor == NULL;
-    damaged_tensors += tensor != NULL;
-    if (tensor != NULL)
-        snprintf(last_damaged, sizeof last_damaged, "%s", tensor);
+    (void)user;
+    files_without += !finding->damaged;
+    damaged_tensors += finding->damaged && finding->tensor != NULL;
+    if (finding->tensor != NULL)
+        snprintf(last_damaged, sizeof last_damaged, "%s", finding->tensor);
 }
 
 static int verify(const char *path, pst_verify_report *report, pst_error *err)
