@@ -10,7 +10,7 @@
  * busy half runs at about 60 % while the copying goes on, and a loop whose threads wait for each other runs as slowly as its
  * slowest thread: 40 % of a tenth of the time is 4 %. Where it is a core of its own, what remains is memory bandwidth and
  * cache, a tenth of what one core can take of them. A fixed rate would have to be right for the slowest machine. With a tenth
- * of a core that copies and digests 3 to 10 GB/s, a save writes 0.3 to 1 GB/s.
+ * of a core that copies and digests 3 to 20 GB/s, a save writes 0.3 to 2 GB/s.
  *
  * One thread at a time.
  */

@@ -151,55 +151,102 @@ static const char *metadata_of(const pst_safetensors *header, const char *key)
     return NULL;
 }
 
-/* 1: a safetensors file with a digest of its own, which is put at `stated`; its data begins at *data_begin. */
-static int find_own(const char *path, char *stated, uint64_t *data_begin, pst_error *err)
+/* Whether a reader's refusal means that the file is something else. */
+static bool is_something_else(int status)
+{
+    return status == PST_E_FORMAT || status == PST_E_UNSUPPORTED;
+}
+
+/* Opens a file whose own digest is `stated`. */
+static int open_own(collecting *c, const char *path, const char *stated, pst_steps_file *out, pst_io_file **file,
+                    pst_error *err)
+{
+    PST_TRY(need_io(c, err));
+    PST_TRY(pst_io_file_open(c->io, path, PST_IO_OPEN_READ, file, err));
+    out->bytes = pst_io_file_bytes(*file);
+    out->covers_header = true;
+    memcpy(out->digest, stated, PST_DIGEST_DIGITS);
+    return 0;
+}
+
+/* 1: it is a safetensors file with a digest of its own, which was computed again at `found`. */
+static int try_safetensors(collecting *c, const char *path, pst_steps_file *out, char *found, pst_error *err)
 {
     pst_safetensors header;
     pst_error why = {0};
     int status = pst_safetensors_read(path, &header, &why);
-    if (status == PST_E_FORMAT || status == PST_E_UNSUPPORTED)
-        return 0; /* something else */
     if (status < 0) {
         if (err != NULL)
             *err = why;
-        return status;
+        return is_something_else(status) ? 0 : status;
     }
     const char *own = metadata_of(&header, PST_FILE_DIGEST_KEY);
-    bool has = own != NULL && strlen(own) == PST_DIGEST_DIGITS;
-    if (has) {
-        memcpy(stated, own, PST_DIGEST_DIGITS);
-        *data_begin = header.data_begin;
+    if (own != NULL && strlen(own) == PST_DIGEST_DIGITS) {
+        pst_io_file *file = NULL;
+        status = open_own(c, path, own, out, &file, err);
+        if (status >= 0) {
+            status = pst_file_own_digest_safetensors(c->io, file, header.data_begin, found, err);
+            pst_io_file_close(file, NULL); /* only read from */
+        }
+        status = status < 0 ? status : 1;
     }
     pst_safetensors_free(&header);
-    return has;
+    return status;
 }
 
-/* Whether the stated one is right. */
-static int check_own(collecting *c, const char *path, uint64_t data_begin, pst_steps_file *out, pst_error *err)
+static int digest_torch(collecting *c, const char *path, const pst_torch_file *torch, pst_steps_file *out, char *found,
+                        pst_error *err)
 {
-    pst_io_file *file;
-    char found[PST_DIGEST_DIGITS];
-    PST_TRY(need_io(c, err));
-    PST_TRY(pst_io_file_open(c->io, path, PST_IO_OPEN_READ, &file, err));
-    out->bytes = pst_io_file_bytes(file);
-    out->covers_header = true;
-    int status = pst_file_own_digest_safetensors(c->io, file, data_begin, found, err);
-    pst_io_file_close(file, NULL); /* only read from */
-    PST_TRY(status);
-    if (memcmp(found, out->digest, sizeof found) != 0)
-        return pst_fail(err, PST_E_FORMAT, path,
-                        "its own digest does not fit: damaged, or changed by a tool that kept it");
-    return 0;
+    pst_file_digests digests = {0};
+    int status = pst_file_digests_of_torch(torch, path, &digests, err);
+    if (status == 0 && digests.own != NULL) {
+        pst_io_file *file = NULL;
+        status = open_own(c, path, digests.own, out, &file, err);
+        if (status >= 0)
+            status = need_reader(c, err);
+        if (status >= 0)
+            status = pst_file_own_digest_torch(c->reader, file, torch, &digests, found, err);
+        if (file != NULL)
+            pst_io_file_close(file, NULL); /* only read from */
+        status = status < 0 ? status : 1;
+    }
+    pst_file_digests_free(&digests);
+    return status;
+}
+
+/* The same for a file of torch.save. */
+static int try_torch(collecting *c, const char *path, pst_steps_file *out, char *found, pst_error *err)
+{
+    pst_torch_file torch;
+    pst_error why = {0};
+    int status = pst_torch_file_is(path, &why);
+    if (status > 0)
+        status = pst_torch_file_read(path, &torch, &why);
+    else if (status == 0)
+        return 0;
+    if (status < 0) {
+        if (err != NULL)
+            *err = why;
+        return is_something_else(status) ? 0 : status;
+    }
+    status = torch.digests != NULL ? digest_torch(c, path, &torch, out, found, err) : 0;
+    pst_torch_file_free(&torch);
+    return status;
 }
 
 static int digest_file(collecting *c, const char *path, pst_steps_file *out, pst_error *err)
 {
-    uint64_t data_begin;
-    int status = find_own(path, out->digest, &data_begin, err);
+    char found[PST_DIGEST_DIGITS];
+    int status = try_safetensors(c, path, out, found, err);
+    if (status == 0)
+        status = try_torch(c, path, out, found, err);
     PST_TRY(status);
-    if (status > 0)
-        return check_own(c, path, data_begin, out, err);
-    return out->bytes <= SMALL_BYTES ? digest_small(c, path, out, err) : digest_large(c, path, out, err);
+    if (status == 0)
+        return out->bytes <= SMALL_BYTES ? digest_small(c, path, out, err) : digest_large(c, path, out, err);
+    if (memcmp(found, out->digest, sizeof found) != 0)
+        return pst_fail(err, PST_E_FORMAT, path,
+                        "its own digest does not fit: damaged, or changed by a tool that kept it");
+    return 0;
 }
 
 /* ---- all of them ---- */
