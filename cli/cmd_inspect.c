@@ -44,16 +44,31 @@ static json_t *files_json(const pst_inspection *inspection)
     return array;
 }
 
-static json_t *shape_json(const pst_inspect_tensor *tensor)
+static json_t *integers_json(const pst_inspect_tensor *tensor, bool strides)
 {
     json_t *array = json_array();
     for (uint32_t i = 0; array != NULL && i < tensor->rank; i++) {
-        if (cli_json_append(array, json_integer((json_int_t)tensor->shape[i])) != 0) {
+        json_int_t value = strides ? (json_int_t)tensor->strides[i] : (json_int_t)tensor->shape[i];
+        if (cli_json_append(array, json_integer(value)) != 0) {
             json_decref(array);
             return NULL;
         }
     }
     return array;
+}
+
+static json_t *tensor_json(const pst_inspect_tensor *tensor)
+{
+    json_t *entry =
+        json_pack("{s:s, s:s, s:o, s:I, s:I, s:I}", "name", tensor->name, "dtype", pst_dtype_name(tensor->dtype),
+                  "shape", integers_json(tensor, false), "file", (json_int_t)tensor->file, "offset",
+                  (json_int_t)tensor->offset, "bytes", (json_int_t)tensor->bytes);
+    if (entry == NULL || tensor->strides == NULL)
+        return entry;
+    if (json_object_set_new(entry, "strides", integers_json(tensor, true)) == 0)
+        return entry;
+    json_decref(entry);
+    return NULL;
 }
 
 static json_t *tensors_json(const pst_inspection *inspection)
@@ -62,11 +77,7 @@ static json_t *tensors_json(const pst_inspection *inspection)
     for (size_t i = 0; array != NULL && i < pst_inspection_tensor_count(inspection); i++) {
         pst_inspect_tensor tensor;
         pst_inspection_tensor(inspection, i, &tensor);
-        json_t *entry =
-            json_pack("{s:s, s:s, s:o, s:I, s:I, s:I}", "name", tensor.name, "dtype", pst_dtype_name(tensor.dtype),
-                      "shape", shape_json(&tensor), "file", (json_int_t)tensor.file, "offset",
-                      (json_int_t)tensor.offset, "bytes", (json_int_t)tensor.bytes);
-        if (cli_json_append(array, entry) != 0) {
+        if (cli_json_append(array, tensor_json(&tensor)) != 0) {
             json_decref(array);
             return NULL;
         }
@@ -234,9 +245,9 @@ const cli_command cli_command_inspect = {
              .max_operands = 1,
              .summary = "the tensors of a file or a model",
              .description =
-                 "Lists what a safetensors file, a model folder or org/name holds: its configuration, its "
-                 "files, and each tensor with its type, shape, place and size. Only headers are read, and all "
-                 "their checks are made.",
+                 "Lists what a safetensors file, a file of torch.save, a model folder or org/name holds: its "
+                 "configuration, its files, and each tensor with its type, shape, place and size. Only headers are "
+                 "read, and all their checks are made; a pickle is never executed.",
              .example = "  penstock inspect model.safetensors\n",
              .groups = groups,
              .group_count = CLI_COUNT(groups),

@@ -214,8 +214,10 @@ typedef struct pst_inspect_tensor {
     uint32_t rank;
     const uint64_t *shape;  /* rank of them */
     uint32_t file;          /* index for pst_inspection_file */
-    uint64_t offset, bytes; /* in that file */
+    uint64_t offset, bytes; /* in that file; bytes: of its elements */
     uint64_t elements;
+    const int64_t *strides; /* of a file of torch.save, in elements; NULL: row-major and contiguous */
+    uint64_t storage;       /* tensors of the same number share memory; safetensors: each its own */
 } pst_inspect_tensor;
 
 typedef struct pst_inspect_dtype {
@@ -228,8 +230,8 @@ typedef struct pst_inspect_config {
     uint64_t layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, context;
 } pst_inspect_config;
 
-/* path: a safetensors file, a folder, or "org/name" looked up in `cache` (a Hugging Face hub folder, may
- * be NULL). Reads and checks headers only. The caller owns *out; everything that it hands out lives as
+/* path: a safetensors file, a file of torch.save (whose pickle is not executed), a folder, or "org/name" looked up in `cache`
+ * (a Hugging Face hub folder, may be NULL). Reads and checks headers only. The caller owns *out; everything that it hands out lives as
  * long as it does. Any thread. */
 PST_API int pst_inspect(const char *path, const char *cache, pst_inspection **out, pst_error *err);
 PST_API void pst_inspection_close(pst_inspection *inspection);
@@ -238,7 +240,8 @@ PST_API void pst_inspection_close(pst_inspection *inspection);
 PST_API const char *pst_inspection_path(const pst_inspection *inspection);
 PST_API size_t pst_inspection_file_count(const pst_inspection *inspection);
 PST_API size_t pst_inspection_tensor_count(const pst_inspection *inspection);
-/* Each: 0, or PST_E_USAGE for an index out of range. Tensors are sorted by file, then by offset. */
+/* Each: 0, or PST_E_USAGE for an index out of range. Tensors are sorted by file, then by offset; those of a file of torch.save
+ * are in the order of its pickle. */
 PST_API int pst_inspection_file(const pst_inspection *inspection, size_t index, pst_inspect_file *out);
 PST_API int pst_inspection_tensor(const pst_inspection *inspection, size_t index, pst_inspect_tensor *out);
 PST_API int pst_inspection_metadata(const pst_inspection *inspection, size_t file, size_t index, const char **key,

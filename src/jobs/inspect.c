@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* inspect: what a checkpoint holds, from its headers and its config.json alone. */
+/* inspect: what a checkpoint holds, from its headers (or its pickle) and its config.json alone. */
 #include <string.h>
 
 #include "base/error.h"
@@ -8,34 +8,37 @@
 #include "os/file.h"
 #include "penstock/jobs.h"
 #include "store/store.h"
+#include "store/torch_file.h"
 
 enum { MAX_CONFIG_BYTES = 16 << 20 };
 
 struct pst_inspection {
     char *path;
-    pst_store *store;
+    pst_store *store; /* NULL: it is a file of torch.save, and this is what it holds: */
+    pst_torch_file torch;
     char *config_path;
     json_t *config_json; /* NULL: there is none */
     pst_inspect_config config;
     pst_inspect_dtype dtypes[PST_DTYPE_COUNT];
 };
 
-static uint64_t element_count(const pst_tensor *tensor)
+static uint64_t element_count(const uint64_t *shape, uint32_t rank)
 {
     uint64_t elements = 1;
-    for (uint32_t i = 0; i < tensor->rank; i++)
-        elements *= tensor->shape[i]; /* the store has checked that it fits */
+    for (uint32_t i = 0; i < rank; i++)
+        elements *= shape[i]; /* that it fits was checked on opening */
     return elements;
 }
 
 static void count_dtypes(pst_inspection *inspection)
 {
-    for (size_t i = 0; i < pst_store_tensor_count(inspection->store); i++) {
-        const pst_tensor *tensor = pst_store_tensor_at(inspection->store, i);
-        pst_inspect_dtype *total = &inspection->dtypes[tensor->dtype];
+    for (size_t i = 0; i < pst_inspection_tensor_count(inspection); i++) {
+        pst_inspect_tensor tensor;
+        pst_inspection_tensor(inspection, i, &tensor);
+        pst_inspect_dtype *total = &inspection->dtypes[tensor.dtype];
         total->tensors++;
-        total->elements += element_count(tensor);
-        total->bytes += tensor->bytes;
+        total->elements += tensor.elements;
+        total->bytes += tensor.bytes;
     }
 }
 
@@ -98,6 +101,17 @@ static int open_config(pst_inspection *inspection, pst_error *err)
     return 0;
 }
 
+static int open_tensors(pst_inspection *inspection, pst_error *err)
+{
+    if (!pst_file_is_folder(inspection->path)) {
+        int is_torch = pst_torch_file_is(inspection->path, err);
+        PST_TRY(is_torch);
+        if (is_torch)
+            return pst_torch_file_read(inspection->path, &inspection->torch, err);
+    }
+    return pst_store_open(inspection->path, &inspection->store, err);
+}
+
 int pst_inspect(const char *path, const char *cache, pst_inspection **out, pst_error *err)
 {
     pst_inspection *inspection = pst_heap_calloc(1, sizeof *inspection);
@@ -105,7 +119,7 @@ int pst_inspect(const char *path, const char *cache, pst_inspection **out, pst_e
         return pst_fail_memory(err, "an inspection", sizeof *inspection);
     int status;
     PST_TRY_GOTO(failed, pst_store_locate(path, cache, &inspection->path, err));
-    PST_TRY_GOTO(failed, pst_store_open(inspection->path, &inspection->store, err));
+    PST_TRY_GOTO(failed, open_tensors(inspection, err));
     PST_TRY_GOTO(failed, open_config(inspection, err));
     count_dtypes(inspection);
     *out = inspection;
@@ -121,6 +135,7 @@ void pst_inspection_close(pst_inspection *inspection)
         return;
     json_decref(inspection->config_json);
     pst_store_close(inspection->store);
+    pst_torch_file_free(&inspection->torch);
     pst_heap_free(inspection->config_path);
     pst_heap_free(inspection->path);
     pst_heap_free(inspection);
@@ -133,18 +148,33 @@ const char *pst_inspection_path(const pst_inspection *inspection)
 
 size_t pst_inspection_file_count(const pst_inspection *inspection)
 {
-    return pst_store_file_count(inspection->store);
+    return inspection->store != NULL ? pst_store_file_count(inspection->store) : 1;
 }
 
 size_t pst_inspection_tensor_count(const pst_inspection *inspection)
 {
-    return pst_store_tensor_count(inspection->store);
+    return inspection->store != NULL ? pst_store_tensor_count(inspection->store) : inspection->torch.tensor_count;
+}
+
+/* What is no storage's data counts as its header: records' headers, the pickle, the directory. */
+static void torch_file_info(const pst_inspection *inspection, pst_inspect_file *out)
+{
+    const pst_torch_file *torch = &inspection->torch;
+    *out =
+        (pst_inspect_file){.path = inspection->path, .file_bytes = torch->file_bytes, .tensors = torch->tensor_count};
+    for (size_t i = 0; i < torch->storage_count; i++)
+        out->data_bytes += torch->storages[i].bytes;
+    out->header_bytes = out->file_bytes - out->data_bytes;
 }
 
 int pst_inspection_file(const pst_inspection *inspection, size_t index, pst_inspect_file *out)
 {
-    if (index >= pst_store_file_count(inspection->store))
+    if (index >= pst_inspection_file_count(inspection))
         return PST_E_USAGE;
+    if (inspection->store == NULL) {
+        torch_file_info(inspection, out);
+        return 0;
+    }
     pst_store_file_info info;
     pst_store_get_file(inspection->store, (uint32_t)index, &info);
     *out = (pst_inspect_file){.path = info.path,
@@ -156,11 +186,30 @@ int pst_inspection_file(const pst_inspection *inspection, size_t index, pst_insp
     return 0;
 }
 
+static void torch_tensor_info(const pst_torch_file *torch, size_t index, pst_inspect_tensor *out)
+{
+    const pst_torch_tensor *tensor = &torch->tensors[index];
+    *out =
+        (pst_inspect_tensor){.name = tensor->name,
+                             .dtype = tensor->dtype,
+                             .rank = tensor->rank,
+                             .shape = tensor->shape,
+                             .offset = torch->records[torch->storages[tensor->storage].record].offset + tensor->begin,
+                             .bytes = tensor->bytes,
+                             .elements = element_count(tensor->shape, tensor->rank),
+                             .strides = tensor->contiguous ? NULL : tensor->strides,
+                             .storage = tensor->storage};
+}
+
 int pst_inspection_tensor(const pst_inspection *inspection, size_t index, pst_inspect_tensor *out)
 {
-    const pst_tensor *tensor = pst_store_tensor_at(inspection->store, index);
-    if (tensor == NULL)
+    if (index >= pst_inspection_tensor_count(inspection))
         return PST_E_USAGE;
+    if (inspection->store == NULL) {
+        torch_tensor_info(&inspection->torch, index, out);
+        return 0;
+    }
+    const pst_tensor *tensor = pst_store_tensor_at(inspection->store, index);
     *out = (pst_inspect_tensor){.name = tensor->name,
                                 .dtype = tensor->dtype,
                                 .rank = tensor->rank,
@@ -168,7 +217,8 @@ int pst_inspection_tensor(const pst_inspection *inspection, size_t index, pst_in
                                 .file = tensor->file,
                                 .offset = tensor->offset,
                                 .bytes = tensor->bytes,
-                                .elements = element_count(tensor)};
+                                .elements = element_count(tensor->shape, tensor->rank),
+                                .storage = index};
     return 0;
 }
 
@@ -176,7 +226,7 @@ int pst_inspection_metadata(const pst_inspection *inspection, size_t file, size_
                             const char **value)
 {
     pst_store_file_info info;
-    if (file >= pst_store_file_count(inspection->store))
+    if (inspection->store == NULL || file >= pst_store_file_count(inspection->store))
         return PST_E_USAGE;
     pst_store_get_file(inspection->store, (uint32_t)file, &info);
     if (index >= info.metadata)

@@ -95,6 +95,45 @@ static void test_single_file(void **state)
     pst_inspection_close(inspection);
 }
 
+static void test_torch_file(void **state)
+{
+    (void)state;
+    const char *path = PST_TEST_SOURCE_DIR "/tests/reference/torch/views.pt";
+    pst_inspection *inspection;
+    pst_inspect_file file;
+    pst_inspect_tensor tensor, base;
+    pst_inspect_dtype total;
+    const char *key, *value;
+    int64_t live = pst_heap_live_count();
+    assert_int_equal(pst_inspect(path, NULL, &inspection, NULL), 0);
+    assert_int_equal(pst_inspection_file_count(inspection), 1);
+    assert_int_equal(pst_inspection_file(inspection, 0, &file), 0);
+    assert_string_equal(file.path, path);
+    assert_int_equal(file.data_bytes, 24 * 4 + 6 * 8 + 8);
+    assert_int_equal(file.header_bytes + file.data_bytes, file.file_bytes);
+    assert_int_equal(file.tensors, pst_inspection_tensor_count(inspection));
+    assert_int_equal(pst_inspection_file(inspection, 1, &file), PST_E_USAGE);
+    assert_int_equal(pst_inspection_tensor(inspection, file.tensors, &tensor), PST_E_USAGE);
+    assert_int_equal(pst_inspection_metadata(inspection, 0, 0, &key, &value), PST_E_USAGE);
+    assert_int_equal(pst_inspection_tensor(inspection, 0, &base), 0);
+    assert_string_equal(base.name, "base");
+    assert_int_equal(base.offset % 64, 0);
+    assert_null(base.strides);
+    assert_int_equal(pst_inspection_tensor(inspection, 1, &tensor), 0);
+    assert_string_equal(tensor.name, "row");
+    assert_int_equal(tensor.offset, base.offset + 24);
+    assert_int_equal(tensor.storage, base.storage);
+    assert_int_equal(pst_inspection_tensor(inspection, 3, &tensor), 0);
+    assert_string_equal(tensor.name, "transposed");
+    assert_int_equal(tensor.strides[1], 6);
+    assert_int_equal(tensor.bytes, 96);
+    assert_int_equal(tensor.elements, 24);
+    assert_int_equal(pst_inspection_dtype(inspection, PST_F64, &total), 0);
+    assert_int_equal(total.tensors, 1);
+    pst_inspection_close(inspection);
+    assert_int_equal(pst_heap_live_count(), live);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -130,6 +169,7 @@ static void test_refusals(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {TEST(test_folder), TEST(test_single_file), TEST(test_refusals)};
+    const struct CMUnitTest tests[] = {TEST(test_folder), TEST(test_single_file), TEST(test_torch_file),
+                                       TEST(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
