@@ -80,8 +80,8 @@ class Image:
 
 
 class Begun:
-    """One save. The tensors' memory must stay as it is until it is copied. cancel() may be called by any thread,
-    the rest by one; end() must be called."""
+    """One save. The tensors' memory must stay as it is until it is copied. cancel() and hurry() may be called by any
+    thread, the rest by one; end() must be called."""
 
     def __init__(self, what: _ckpt.Request, tensors: _ckpt.Tensors, ranks: Any = None) -> None:
         """`ranks`: Talk.record, whose talk must live as long as this."""
@@ -121,6 +121,12 @@ class Begun:
         with self._lock:
             if self._handle is not None:
                 lib.pst_ckpt_cancel(self._handle)
+
+    def hurry(self) -> None:
+        """From now on it writes as fast as it can."""
+        with self._lock:
+            if self._handle is not None:
+                lib.pst_ckpt_hurry(self._handle)
 
     def end(self) -> None:
         """Waits until it has ended, well or not, and frees it."""

@@ -50,6 +50,7 @@ class Saving:
         self._attempt = 0
         self._changed = threading.Condition()
         self._copied = self._done = self._cancelled = False
+        self._hurried = False  # somebody has nothing else to do than to wait for it
         self._begun: Begun | None = None  # while the library writes
         self._error: BaseException | None = None
         self._told = False  # whether somebody has seen the error
@@ -73,6 +74,10 @@ class Saving:
 
     def _wait(self, timeout: float | None, for_copy: bool) -> None:
         with self._changed:
+            if timeout is None and self._owner._bytes_per_second is None:  # no training is to be protected meanwhile
+                self._hurried = True
+                if self._begun is not None:
+                    self._begun.hurry()
             if not self._changed.wait_for(lambda: self._done or (for_copy and self._copied), timeout):
                 what = "copied" if for_copy else "durable"
                 raise TimeoutError(f"step {self.step} is not {what} after {timeout:g} s")
@@ -125,7 +130,7 @@ class Saving:
                 raise errors.UsageError(f"step {self.step} cannot be retried: its tensors have changed since")
             self._told = True
             self._attempt += 1
-            self._copied = self._done = self._cancelled = False
+            self._copied = self._done = self._cancelled = self._hurried = False
             self._error = None
         self._owner._enqueue(self)
         return self
@@ -137,6 +142,8 @@ class Saving:
             self._begun = begun
             if begun is not None and self._cancelled:
                 begun.cancel()
+            if begun is not None and self._hurried:
+                begun.hurry()
 
     def _set_copied(self) -> None:
         with self._changed:

@@ -234,6 +234,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pst_ckpt_wait": (c_int, (c_void_p, c_int, c_uint64, _ERR)),
     "pst_ckpt_retry": (c_int, (c_void_p, _ERR)),
     "pst_ckpt_cancel": (None, (c_void_p,)),
+    "pst_ckpt_hurry": (None, (c_void_p,)),
     "pst_ckpt_get_report": (c_int, (c_void_p, POINTER(ReportRecord))),
     "pst_ckpt_end": (None, (c_void_p,)),
     "pst_ckpt_open": (c_int, (POINTER(OpenOptions), _OUT, _ERR)),
