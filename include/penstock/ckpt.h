@@ -225,7 +225,7 @@ typedef enum pst_ckpt_kind {
     PST_CKPT_LIST,   /* children */
     PST_CKPT_TUPLE,  /* children; also torch.Size, then text is "torch.Size" */
     PST_CKPT_SET,    /* children; frozen: text is "frozenset" */
-    PST_CKPT_DICT,   /* children: key, value, key, value ...; an OrderedDict: text is "OrderedDict" */
+    PST_CKPT_DICT,   /* children: key, value, key, value ...; text: "OrderedDict" or "Counter" for one */
     PST_CKPT_TENSOR, /* integer: the tensor's number; text: "Parameter" for one */
     PST_CKPT_NAMED /* text: a harmless global by its full name: a torch dtype ("torch.float32"), device ("torch.device")
                         with children as its arguments, layout or memory format */

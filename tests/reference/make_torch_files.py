@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import struct
 import sys
 import tempfile
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from torch_values import DTYPES, describe
 
 HERE = Path(__file__).resolve().parent
 SEEDS = HERE.parents[1] / "fuzz" / "seeds"
-ZIP_SEEDS = ("tiny",)
+ZIP_SEEDS = ("tiny", "repacked", "wide")
 WALK_SEEDS = ("tiny", "values_2", "values_4", "values_5", "views", "attributes")
 
 
@@ -118,6 +120,37 @@ def training() -> dict:
     return {**state, "schedule": schedule.state_dict(), "best": float("inf")}
 
 
+def repack(source: Path, target: Path) -> None:
+    """By another writer: plain headers, a comment, and one record with a ZIP64 header."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            entry = zipfile.ZipInfo(name.replace(source.stem, target.stem))
+            with new.open(entry, "w", force_zip64=name.endswith("data/0")) as file:
+                file.write(old.read(name))
+        new.comment = b"packed again"
+
+
+def widen(source: Path, target: Path) -> None:
+    """ZIP64 fields for everything, as if all were larger than 4 GiB."""
+    data, directory = b"", b""
+    ones = 0xFFFFFFFF
+    with zipfile.ZipFile(source) as old:
+        for entry in old.namelist():
+            name, content = entry.replace(source.stem, target.stem).encode(), old.read(entry)
+            crc, count = zlib.crc32(content), len(content)
+            wide = struct.pack("<HHQQ", 1, 16, count, count)
+            head = struct.pack("<IHHHHHIIIHH", 0x04034B50, 45, 0, 0, 0, 0, crc, ones, ones, len(name), len(wide))
+            widest = struct.pack("<HHQQQ", 1, 24, count, count, len(data))
+            directory += struct.pack("<IHHHHHHIIIHHHHHII", 0x02014B50, 45, 45, 0, 0, 0, 0, crc, ones, ones, len(name),
+                                     len(widest), 0, 0, 0, 0, ones) + name + widest
+            data += head + name + wide + content
+        records = len(old.namelist())
+    end = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, records, records, len(directory), len(data))
+    end += struct.pack("<IIQI", 0x07064B50, 0, len(data) + len(directory), 1)
+    end += struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 0xFFFF, 0xFFFF, ones, ones, 0)
+    target.write_bytes(data + directory + end)
+
+
 def make(folder: Path, seeds: Path) -> None:
     """All files."""
     cases = {f"values_{protocol}": (values(), protocol) for protocol in range(2, 6)}
@@ -135,6 +168,10 @@ def make(folder: Path, seeds: Path) -> None:
         file = folder / f"{name}.pt"
         torch.save(value, file, pickle_protocol=protocol)
         (folder / f"{name}.json").write_text(json.dumps(describe(value), separators=(",", ":")) + "\n")
+    for name, pack in (("repacked", repack), ("wide", widen)):
+        pack(folder / "tiny.pt", folder / f"{name}.pt")
+        (folder / f"{name}.json").write_bytes((folder / "tiny.json").read_bytes())
+        assert torch.load(folder / f"{name}.pt")["step"] == 1  # torch reads them, too
     for name in ZIP_SEEDS:
         target = seeds / "fuzz_torch_zip" / f"{name}.pt"
         target.parent.mkdir(parents=True, exist_ok=True)
