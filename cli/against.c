@@ -66,21 +66,21 @@ static int own_path(char *out, size_t bytes, pst_error *err)
     return 0;
 }
 
-static int find_script(const cli_against *against, const char *program, char *out, size_t bytes, pst_error *err)
+int cli_find_driver(const char *drivers, const char *name, char *out, size_t bytes, pst_error *err)
 {
     char folder[PATH_MAX];
-    snprintf(folder, sizeof folder, "%s", program);
+    PST_TRY(own_path(folder, sizeof folder, err));
     char *slash = strrchr(folder, '/');
     if (slash != NULL)
         *slash = '\0';
     static const char *const places[] = {"../share/penstock/bench", "../bench"};
-    for (size_t i = 0; i < (against->drivers ? 1 : CLI_COUNT(places)); i++) {
-        int length = against->drivers ? snprintf(out, bytes, "%s/against.py", against->drivers)
-                                      : snprintf(out, bytes, "%s/%s/against.py", folder, places[i]);
+    for (size_t i = 0; i < (drivers ? 1 : CLI_COUNT(places)); i++) {
+        int length = drivers ? snprintf(out, bytes, "%s/%s", drivers, name)
+                             : snprintf(out, bytes, "%s/%s/%s", folder, places[i], name);
         if (length > 0 && (size_t)length < bytes && access(out, R_OK) == 0)
             return 0;
     }
-    return pst_fail(err, -ENOENT, against->drivers, "against.py is not there; --drivers says where it lies");
+    return pst_fail(err, -ENOENT, drivers, "%s is not there; --drivers says where it lies", name);
 }
 
 /* Waits; a signal that ends the command reaches the whole group from a terminal, and is passed on besides. */
@@ -124,7 +124,7 @@ int cli_against_run(const cli_against *against, const cli_against_work *work, ps
 {
     char program[PATH_MAX], script[PATH_MAX + 64];
     PST_TRY(own_path(program, sizeof program, err));
-    PST_TRY(find_script(against, program, script, sizeof script, err));
+    PST_TRY(cli_find_driver(against->drivers, "against.py", script, sizeof script, err));
     if (work->host_memory == 0)
         return cli_usage(err, "--against needs --host-memory: the limit of both sides");
     const struct {

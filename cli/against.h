@@ -24,4 +24,7 @@ typedef struct cli_against_work {
 /* Runs the comparison to its end; its report goes to standard output. */
 int cli_against_run(const cli_against *against, const cli_against_work *work, pst_error *err);
 
+/* Finds a driver, a path below bench/: in `drivers`, or (NULL) where they are installed, or in the source tree. */
+int cli_find_driver(const char *drivers, const char *name, char *out, size_t bytes, pst_error *err);
+
 #endif

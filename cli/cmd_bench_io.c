@@ -13,6 +13,7 @@
 #include "cmd_bench_io.h"
 #include "interrupt.h"
 #include "output.h"
+#include "plot.h"
 #include "progress.h"
 
 #define AT(member) .offset = offsetof(io_values, member)
@@ -640,7 +641,7 @@ static int run_job(io_job *job, const io_lists *lists, pst_error *err)
         PST_TRY(io_fio_find(job, err));
     }
     if (values->plot != NULL)
-        PST_TRY(io_plot_check(values->plot, err));
+        PST_TRY(plot_file_check(values->plot, err));
     PST_TRY(make_cells(job, lists, err));
     cli_interrupt_polled(true); /* the files are removed before the program ends */
     int status = open_bench(job, err);

@@ -107,8 +107,6 @@ const char *io_fio_variant_name(int variant);
 int io_print_report(const io_job *job, pst_error *err);
 
 /* cmd_bench_io_plot.c */
-/* Whether FILE can be written is found out before the work. */
-int io_plot_check(const char *path, pst_error *err);
 int io_plot_write(const io_job *job, const char *path, pst_error *err);
 
 /* cmd_bench_io_stats.c */

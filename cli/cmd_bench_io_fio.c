@@ -11,24 +11,17 @@
  * neither costs it time.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
-#include <poll.h>
-#include <signal.h>
-#include <spawn.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/heap.h"
 #include "cmd_bench_io.h"
-#include "interrupt.h"
+#include "process.h"
 
-enum { TRIES = 2, MOST_OUTPUT = 8 << 20, TICK_MS = 100 };
+enum { TRIES = 2 };
 
 typedef struct fio_variant {
     const char *name, *engine;
@@ -66,46 +59,8 @@ const char *io_fio_variant_name(int variant)
 
 /* ---- arguments ---- */
 
-typedef struct words {
-    char **items; /* owned, NULL-terminated */
-    size_t count;
-    bool failed;
-} words;
-
-static void add(words *list, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-static void add_text(words *list, char *text)
-{
-    char **grown = text != NULL ? pst_heap_reallocarray(list->items, list->count + 2, sizeof *grown) : NULL;
-    if (grown == NULL) {
-        pst_heap_free(text);
-        list->failed = true;
-        return;
-    }
-    list->items = grown;
-    grown[list->count++] = text;
-    grown[list->count] = NULL;
-}
-
-static void add(words *list, const char *format, ...)
-{
-    char text[4096 * 2 + 64];
-    va_list arguments;
-    va_start(arguments, format);
-    int length = vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    add_text(list, length >= 0 && (size_t)length < sizeof text ? pst_heap_strdup(text) : NULL);
-}
-
-static void free_words(words *list)
-{
-    for (size_t i = 0; i < list->count; i++)
-        pst_heap_free(list->items[i]);
-    pst_heap_free(list->items);
-}
-
 /* ':' separates files for fio, and '\' makes it a letter. */
-static void add_file(words *list, const char *path)
+static void add_file(cli_words *list, const char *path)
 {
     char escaped[4096 * 2];
     size_t length = 0;
@@ -115,37 +70,37 @@ static void add_file(words *list, const char *path)
         escaped[length++] = *at;
     }
     escaped[length] = '\0';
-    add(list, "--filename=%s", escaped);
+    cli_words_add(list, "--filename=%s", escaped);
 }
 
-static void add_common(words *list, const io_job *job, const io_cell *cell, const fio_variant *variant)
+static void add_common(cli_words *list, const io_job *job, const io_cell *cell, const fio_variant *variant)
 {
     const pst_io_bench_info *info = &cell->config->info;
     bool write = cell->op == PST_IO_WRITE;
-    add(list, "%s", job->fio);
-    add(list, "--output-format=json");
-    add(list, "--eta=never");
-    add(list, "--rw=%s", write ? "write" : "read");
+    cli_words_add(list, "%s", job->fio);
+    cli_words_add(list, "--output-format=json");
+    cli_words_add(list, "--eta=never");
+    cli_words_add(list, "--rw=%s", write ? "write" : "read");
     if (!write)
-        add(list, "--readonly");
-    add(list, "--ioengine=%s", variant->engine);
+        cli_words_add(list, "--readonly");
+    cli_words_add(list, "--ioengine=%s", variant->engine);
     for (size_t i = 0; i < CLI_COUNT(variant->options) && variant->options[i] != NULL; i++)
-        add(list, "%s", variant->options[i]);
-    add(list, "--direct=%d", info->direct ? 1 : 0);
+        cli_words_add(list, "%s", variant->options[i]);
+    cli_words_add(list, "--direct=%d", info->direct ? 1 : 0);
     if (!info->direct)
-        add(list, "--invalidate=0");
+        cli_words_add(list, "--invalidate=0");
     /* A transfer that is smaller than a block is one I/O here; fio refuses it. */
-    add(list, "--bs=%" PRIu64, info->io.block_size < info->io_size ? info->io.block_size : info->io_size);
-    add(list, "--iodepth=%u", variant->one_per_job ? 1 : info->io.queue_depth);
-    add(list, "--allow_file_create=0");
-    add(list, "--fallocate=none");
-    add(list, "--scramble_buffers=0");
-    add(list, "--disable_slat=1");
-    add(list, "--disable_lat=1");
+    cli_words_add(list, "--bs=%" PRIu64, info->io.block_size < info->io_size ? info->io.block_size : info->io_size);
+    cli_words_add(list, "--iodepth=%u", variant->one_per_job ? 1 : info->io.queue_depth);
+    cli_words_add(list, "--allow_file_create=0");
+    cli_words_add(list, "--fallocate=none");
+    cli_words_add(list, "--scramble_buffers=0");
+    cli_words_add(list, "--disable_slat=1");
+    cli_words_add(list, "--disable_lat=1");
     if (write && job->values->sync)
-        add(list, "--end_fsync=1");
+        cli_words_add(list, "--end_fsync=1");
     if (info->processes == 1)
-        add(list, "--thread=1");
+        cli_words_add(list, "--thread=1");
 }
 
 /* Jobs that share a transfer: as many as there are workers here. */
@@ -154,7 +109,7 @@ static uint32_t jobs_per_transfer(const io_cell *cell)
     return cell->config->info.io.workers > 0 ? cell->config->info.io.workers : 1;
 }
 
-static void add_jobs(words *list, const io_job *job, const io_cell *cell)
+static void add_jobs(cli_words *list, const io_job *job, const io_cell *cell)
 {
     const pst_io_bench_info *info = &cell->config->info;
     uint64_t block = info->io.block_size, blocks = (info->io_size + block - 1) / block;
@@ -167,129 +122,13 @@ static void add_jobs(words *list, const io_job *job, const io_cell *cell)
             share = share < info->io_size - at ? share : info->io_size - at;
             if (share == 0)
                 break;
-            add(list, "--name=part%u-%" PRIu64, n, part);
+            cli_words_add(list, "--name=part%u-%" PRIu64, n, part);
             add_file(list, path);
-            add(list, "--offset=%" PRIu64, base + at);
-            add(list, "--size=%" PRIu64, share);
+            cli_words_add(list, "--offset=%" PRIu64, base + at);
+            cli_words_add(list, "--size=%" PRIu64, share);
             at += share;
         }
     }
-}
-
-/* ---- the process ---- */
-
-typedef struct stream {
-    int fd;
-    char *text;
-    size_t bytes;
-} stream;
-
-static void drain(stream *s)
-{
-    char chunk[65536];
-    ssize_t got = read(s->fd, chunk, sizeof chunk);
-    if (got < 0 && errno == EINTR)
-        return;
-    char *grown = got > 0 && s->bytes < MOST_OUTPUT ? pst_heap_realloc(s->text, s->bytes + (size_t)got + 1) : NULL;
-    if (grown == NULL) {
-        close(s->fd);
-        s->fd = -1;
-        return;
-    }
-    s->text = grown;
-    memcpy(grown + s->bytes, chunk, (size_t)got);
-    s->bytes += (size_t)got;
-    grown[s->bytes] = '\0';
-}
-
-/* Until both ends are closed. True when a signal came meanwhile. */
-static bool read_both(stream *out, stream *err_text)
-{
-    while (out->fd >= 0 || err_text->fd >= 0) {
-        struct pollfd polled[2] = {{.fd = out->fd, .events = POLLIN}, {.fd = err_text->fd, .events = POLLIN}};
-        int ready = poll(polled, 2, TICK_MS);
-        if (cli_interrupted() != 0)
-            return true;
-        if (ready <= 0)
-            continue;
-        if (polled[0].revents != 0)
-            drain(out);
-        if (polled[1].revents != 0)
-            drain(err_text);
-    }
-    return false;
-}
-
-/* posix_spawn and not fork: fork would copy every page of the buffers that are registered with an engine, and split
- * their huge pages. Returns 0 or -errno. */
-static int spawn(const words *list, const char *environment, const int *out, const int *err_ends, pid_t *pid)
-{
-    posix_spawn_file_actions_t actions;
-    posix_spawnattr_t attributes;
-    sigset_t restored;
-    size_t count = 0;
-    while (environ[count] != NULL)
-        count++;
-    char **variables = pst_heap_calloc(count + 2, sizeof *variables);
-    if (variables == NULL)
-        return -ENOMEM;
-    if (environment != NULL)
-        variables[0] = (char *)environment;
-    memcpy(variables + (environment != NULL), environ, count * sizeof *variables);
-    sigfillset(&restored);
-    posix_spawnattr_init(&attributes);
-    posix_spawnattr_setsigdefault(&attributes, &restored);
-    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-    posix_spawn_file_actions_adddup2(&actions, out[1], 1);
-    posix_spawn_file_actions_adddup2(&actions, err_ends[1], 2);
-    int status = -posix_spawn(pid, list->items[0], &actions, &attributes, list->items, variables);
-    posix_spawn_file_actions_destroy(&actions);
-    posix_spawnattr_destroy(&attributes);
-    pst_heap_free(variables);
-    return status;
-}
-
-typedef struct outcome {
-    stream out, err;
-    int state;
-    struct rusage usage;
-    bool interrupted;
-} outcome;
-
-static int run_process(const words *list, const char *environment, outcome *o, pst_error *err)
-{
-    int out[2], err_ends[2];
-    if (pipe2(out, O_CLOEXEC) != 0)
-        return pst_fail(err, -errno, NULL, "cannot make a pipe for fio: %s", strerror(errno));
-    if (pipe2(err_ends, O_CLOEXEC) != 0) {
-        int cause = errno;
-        close(out[0]);
-        close(out[1]);
-        return pst_fail(err, -cause, NULL, "cannot make a pipe for fio: %s", strerror(cause));
-    }
-    pid_t pid;
-    int status = spawn(list, environment, out, err_ends, &pid);
-    close(out[1]);
-    close(err_ends[1]);
-    o->out.fd = out[0];
-    o->err.fd = err_ends[0];
-    if (status < 0) {
-        close(out[0]);
-        close(err_ends[0]);
-        return pst_fail(err, status, NULL, "cannot start %s: %s", list->items[0], strerror(-status));
-    }
-    o->interrupted = read_both(&o->out, &o->err);
-    if (o->interrupted)
-        kill(pid, SIGKILL);
-    while (wait4(pid, &o->state, 0, &o->usage) < 0 && errno == EINTR) {
-    }
-    if (o->out.fd >= 0)
-        close(o->out.fd);
-    if (o->err.fd >= 0)
-        close(o->err.fd);
-    return 0;
 }
 
 /* ---- what it says ---- */
@@ -338,41 +177,25 @@ static int parse_result(const char *text, const char *op, io_fio_run *run, pst_e
     return 0;
 }
 
-/* The first line that it wrote on standard error. */
-static int fail_with_words(const outcome *o, pst_error *err)
-{
-    const char *text = o->err.text != NULL ? o->err.text : o->out.text != NULL ? o->out.text : "";
-    int length = (int)strcspn(text, "\n");
-    if (WIFSIGNALED(o->state))
-        return pst_fail(err, -EIO, NULL, "fio was ended by signal %d: %.*s", WTERMSIG(o->state), length, text);
-    return pst_fail(err, -EIO, NULL, "fio ended with status %d: %.*s", WEXITSTATUS(o->state), length, text);
-}
-
 static int run_variant(const io_job *job, const io_cell *cell, const fio_variant *variant, io_fio_run *out,
                        pst_error *err)
 {
-    words list = {0};
-    outcome o = {.out.fd = -1, .err.fd = -1};
+    cli_words list = {0};
+    cli_process o = {.out = NULL};
     add_common(&list, job, cell, variant);
     add_jobs(&list, job, cell);
-    int status = list.failed ? pst_fail_memory(err, "arguments of fio", list.count * sizeof(char *))
-                             : run_process(&list, variant->environment, &o, err);
+    int status = cli_process_run(&list, variant->environment, &o, err);
     io_fio_run run = {0};
-    if (status >= 0 && o.interrupted)
-        status = pst_fail(err, PST_E_CANCELLED, NULL, "cancelled");
-    else if (status >= 0 && !(WIFEXITED(o.state) && WEXITSTATUS(o.state) == 0))
-        status = fail_with_words(&o, err);
+    if (status >= 0 && !cli_process_succeeded(&o))
+        status = cli_process_fail(&o, "fio", false, err);
     else if (status >= 0)
-        status = parse_result(o.out.text, io_op_name(cell->op), &run, err);
+        status = parse_result(o.out, io_op_name(cell->op), &run, err);
     if (status >= 0) {
-        const struct timeval *user = &o.usage.ru_utime, *system = &o.usage.ru_stime;
-        run.process_cpu_seconds =
-            (double)(user->tv_sec + system->tv_sec) + 1e-6 * (double)(user->tv_usec + system->tv_usec);
+        run.process_cpu_seconds = cli_process_cpu_seconds(&o);
         *out = run;
     }
-    pst_heap_free(o.out.text);
-    pst_heap_free(o.err.text);
-    free_words(&list);
+    cli_process_free(&o);
+    cli_words_free(&list);
     return status;
 }
 
@@ -394,18 +217,17 @@ int io_fio_find(io_job *job, pst_error *err)
     }
     if (job->fio[0] == '\0')
         return pst_fail(err, -ENOENT, NULL, "--against fio: there is no program fio in $PATH");
-    words list = {0};
-    outcome o = {.out.fd = -1, .err.fd = -1};
-    add(&list, "%s", job->fio);
-    add(&list, "--version");
-    int status = list.failed ? pst_fail_memory(err, "arguments of fio", 64) : run_process(&list, NULL, &o, err);
-    if (status >= 0 && !(WIFEXITED(o.state) && WEXITSTATUS(o.state) == 0 && o.out.text != NULL))
-        status = fail_with_words(&o, err);
+    cli_words list = {0};
+    cli_process o = {.out = NULL};
+    cli_words_add(&list, "%s", job->fio);
+    cli_words_add(&list, "--version");
+    int status = cli_process_run(&list, NULL, &o, err);
+    if (status >= 0 && !(cli_process_succeeded(&o) && o.out != NULL))
+        status = cli_process_fail(&o, "fio", false, err);
     if (status >= 0)
-        snprintf(job->fio_version, sizeof job->fio_version, "%.*s", (int)strcspn(o.out.text, "\n"), o.out.text);
-    pst_heap_free(o.out.text);
-    pst_heap_free(o.err.text);
-    free_words(&list);
+        snprintf(job->fio_version, sizeof job->fio_version, "%.*s", (int)strcspn(o.out, "\n"), o.out);
+    cli_process_free(&o);
+    cli_words_free(&list);
     return status;
 }
 

@@ -1,118 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What bench io prints: a table, or one JSON document with every repetition and what they belong to. */
 #include <inttypes.h>
-#include <limits.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/utsname.h>
-#include <unistd.h>
 
 #include "base/stats.h"
 #include "cmd_bench_io.h"
+#include "machine.h"
 #include "output.h"
 
 /* ---- what the figures belong to ---- */
 
-typedef struct mount_info {
-    char type[64], source[256];
-} mount_info;
-
-/* "\040" of mountinfo is a space. In place. */
-static void unescape(char *text)
-{
-    char *to = text;
-    for (const char *from = text; *from != '\0';) {
-        if (from[0] == '\\' && strspn(from + 1, "01234567") >= 3) {
-            *to++ = (char)((from[1] - '0') * 64 + (from[2] - '0') * 8 + (from[3] - '0'));
-            from += 4;
-        } else {
-            *to++ = *from++;
-        }
-    }
-    *to = '\0';
-}
-
-static bool lies_in(const char *path, const char *mount)
-{
-    size_t length = strlen(mount);
-    if (strcmp(mount, "/") == 0)
-        return true;
-    return strncmp(path, mount, length) == 0 && (path[length] == '/' || path[length] == '\0');
-}
-
-/* The file system of the longest mount point above the path; of equals the last, which hides the others. */
-static void find_mount(const char *path, mount_info *out)
-{
-    *out = (mount_info){.type = ""};
-    char *real = realpath(path, NULL);
-    FILE *mounts = fopen("/proc/self/mountinfo", "re");
-    char *line = NULL;
-    size_t room = 0, longest = 0;
-    while (real != NULL && mounts != NULL && getline(&line, &room, mounts) > 0) {
-        char mount[PATH_MAX], type[64], source[256];
-        const char *rest = strstr(line, " - ");
-        if (rest == NULL || sscanf(line, "%*s %*s %*s %*s %4095s", mount) != 1 ||
-            sscanf(rest + 3, "%63s %255s", type, source) != 2)
-            continue;
-        unescape(mount);
-        unescape(source);
-        if (!lies_in(real, mount) || strlen(mount) < longest)
-            continue;
-        longest = strlen(mount);
-        snprintf(out->type, sizeof out->type, "%s", type);
-        snprintf(out->source, sizeof out->source, "%s", source);
-    }
-    free(line);
-    if (mounts != NULL)
-        fclose(mounts);
-    free(real);
-}
-
-/* The processor's name as the kernel has it. */
-static void find_processor(char *name, size_t name_bytes)
-{
-    FILE *from = fopen("/proc/cpuinfo", "re");
-    char line[256];
-    snprintf(name, name_bytes, "unknown");
-    while (from != NULL && fgets(line, sizeof line, from) != NULL) {
-        const char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) != 0 || colon == NULL)
-            continue;
-        colon += 1 + strspn(colon + 1, " ");
-        snprintf(name, name_bytes, "%.*s", (int)strcspn(colon, "\n"), colon);
-        break;
-    }
-    if (from != NULL)
-        fclose(from);
-}
-
-static json_t *machine_json(void)
-{
-    char processor[200];
-    find_processor(processor, sizeof processor);
-    cli_make_safe(processor, strlen(processor));
-    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
-    return json_pack("{s:s, s:I, s:I}", "processor", processor, "processors", (json_int_t)sysconf(_SC_NPROCESSORS_ONLN),
-                     "memory_bytes", (json_int_t)(pages > 0 && page > 0 ? (double)pages * (double)page : 0));
-}
-
-static json_t *text_json(const char *text)
-{
-    char copy[PATH_MAX];
-    snprintf(copy, sizeof copy, "%s", text);
-    size_t bytes = cli_make_safe(copy, strlen(copy));
-    return json_stringn(copy, bytes);
-}
-
 static json_t *folders_json(const io_job *job)
 {
     json_t *list = json_array();
-    for (uint32_t i = 0; list != NULL && i < job->folder_count; i++) {
-        mount_info mount;
-        find_mount(job->folders[i], &mount);
-        cli_json_append(list, json_pack("{s:o, s:o, s:o}", "path", text_json(job->folders[i]), "file_system",
-                                        text_json(mount.type), "device", text_json(mount.source)));
-    }
+    for (uint32_t i = 0; list != NULL && i < job->folder_count; i++)
+        cli_json_append(list, cli_folder_json(job->folders[i]));
     return list;
 }
 
@@ -246,7 +149,7 @@ static json_t *document_json(const io_job *job)
     }
     struct utsname system = {.release = "unknown"};
     uname(&system);
-    json_t *document = json_pack("{s:o, s:o, s:s, s:o, s:o, s:o}", "results", results, "machine", machine_json(),
+    json_t *document = json_pack("{s:o, s:o, s:s, s:o, s:o, s:o}", "results", results, "machine", cli_machine_json(),
                                  "kernel", system.release, "folders", folders_json(job), "settings", settings_json(job),
                                  "defaults", defaults_json(job));
     if (document != NULL && job->fio_version[0] != '\0')
@@ -268,14 +171,8 @@ static char *time_text(uint64_t ns, char *text, size_t text_bytes)
 static int print_heading(const io_job *job, pst_error *err)
 {
     const pst_io_bench_info *info = &job->cells[0].config->info;
-    for (uint32_t i = 0; i < job->folder_count; i++) {
-        mount_info mount;
-        find_mount(job->folders[i], &mount);
-        PST_TRY(cli_out_safe(job->folders[i], err));
-        PST_TRY(cli_out_printf(err, ": %s on ", mount.type[0] != '\0' ? mount.type : "unknown file system"));
-        PST_TRY(cli_out_safe(mount.source[0] != '\0' ? mount.source : "an unknown device", err));
-        PST_TRY(cli_out_text(strcmp(mount.type, "tmpfs") == 0 ? " (memory, no drive)\n" : "\n", err));
-    }
+    for (uint32_t i = 0; i < job->folder_count; i++)
+        PST_TRY(cli_print_mount(job->folders[i], err));
     bool locked = info->locked_bytes > 0, registered = info->registered_bytes > 0;
     return cli_out_printf(err, "%s I/O; %s%s memory; %zu repetition%s after %zu; %u process%s\n\n",
                           info->direct ? "direct" : "buffered (page cache)", locked ? "locked" : "unlocked",

@@ -12,10 +12,10 @@
 #include "interrupt.h"
 #include "output.h"
 
-const cli_command *const cli_commands[] = {&cli_command_generate, &cli_command_score,       &cli_command_tokenize,
-                                           &cli_command_synth,    &cli_command_convert,     &cli_command_verify,
-                                           &cli_command_inspect,  &cli_command_bench_infer, &cli_command_bench_io,
-                                           &cli_command_tune,     &cli_command_plan};
+const cli_command *const cli_commands[] = {&cli_command_generate,   &cli_command_score,       &cli_command_tokenize,
+                                           &cli_command_synth,      &cli_command_convert,     &cli_command_verify,
+                                           &cli_command_inspect,    &cli_command_bench_infer, &cli_command_bench_io,
+                                           &cli_command_bench_save, &cli_command_tune,        &cli_command_plan};
 const size_t cli_command_count = CLI_COUNT(cli_commands);
 
 /* A standard descriptor that the caller closed would be taken by the first file opened, and text would land in it.
@@ -64,9 +64,12 @@ static int unknown_command(int argc, char *const *argv, pst_error *err)
 {
     if (strcmp(argv[0], "bench") == 0) {
         if (argc > 1 && argv[1][0] != '-')
-            return cli_usage(
-                err, "\"bench %.40s\" is unknown; there are 'penstock bench infer' and 'penstock bench io'", argv[1]);
-        return cli_usage(err, "'penstock bench' needs to know what: 'penstock bench infer' or 'penstock bench io'");
+            return cli_usage(err,
+                             "\"bench %.40s\" is unknown; there are 'penstock bench infer', 'penstock bench io' and "
+                             "'penstock bench save'",
+                             argv[1]);
+        return cli_usage(err, "'penstock bench' needs to know what: 'penstock bench infer', 'penstock bench io' or "
+                              "'penstock bench save'");
     }
     const char *names[16];
     size_t count = 0;

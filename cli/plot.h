@@ -9,6 +9,8 @@
 #include <stdbool.h>
 #include <stdio.h>
 
+#include "penstock/types.h"
+
 typedef struct plot_point {
     size_t place; /* on the x axis */
     double y, low, high;
@@ -40,5 +42,11 @@ typedef struct plot {
 /* Texts may hold anything: they are escaped, and bytes that are no UTF-8 or forbidden in XML become '?'. What fails
  * while writing shows in ferror(to). */
 void plot_write(const plot *p, FILE *to);
+
+/* Whether a chart can be written there is found out before the work. */
+int plot_file_check(const char *path, pst_error *err);
+/* Writes what `draw` draws, under a name of its own first. */
+typedef int plot_draw(const void *user, FILE *to, pst_error *err);
+int plot_file_write(const char *path, plot_draw *draw, const void *user, pst_error *err);
 
 #endif

@@ -77,7 +77,7 @@ static void test_mistakes(void **state)
     EXPECT_ERROR(2, "unknown shape", "synth", "llama9", "out");
     EXPECT_ERROR(2, "needs SHAPE OUT", "synth", "tiny");
     EXPECT_ERROR(2, "penstock bench infer", "bench");
-    EXPECT_ERROR(2, "\"bench save\" is unknown", "bench", "save");
+    EXPECT_ERROR(2, "\"bench warp\" is unknown", "bench", "warp");
     EXPECT_ERROR(2, "no help on", "help", "nothing");
     EXPECT_ERROR(2, "not --text", "tokenize", MODEL, "--decode", "--text", "x");
     EXPECT_ERROR(2, "5000 is not a multiple of 4096", "generate", MODEL, "--prompt", "x", "--block-size", "5000");
