@@ -29,7 +29,6 @@ typedef struct pst_ckpt_layout {
     pst_ckpt_file *files;
     size_t file_count;
     uint64_t data_bytes, file_bytes; /* in all */
-    uint64_t fingerprint;
     uint32_t shares;
 } pst_ckpt_layout;
 
@@ -42,6 +41,9 @@ int pst_ckpt_layout_renew(pst_ckpt_layout *layout, const pst_ckpt_options *optio
                           pst_error *err);
 /* The first of these parts that ends behind `offset`; count when there is none. */
 size_t pst_ckpt_find_part(const pst_image_part *parts, size_t count, uint64_t offset);
+/* The same number where tensors (without their data) and options are the same. Reads all of the pickle. */
+uint64_t pst_ckpt_layout_fingerprint(const pst_ckpt_layout *layout, const pst_ckpt_options *options,
+                                     const pst_ckpt_tensor *tensors);
 /* The index of the shards, at a path. */
 int pst_ckpt_layout_write_index(const pst_ckpt_layout *layout, const pst_ckpt_tensor *tensors, const char *path,
                                 pst_error *err);

@@ -22,7 +22,7 @@ enum {
 };
 
 static const uint64_t watch_ns = 20000000;      /* between two looks at whether the save was cancelled */
-static const uint64_t first_pause_ns = 2000000; /* before trying again; ten times as long the next time */
+static const uint64_t first_pause_ns = 2000000; /* before trying again; four times as long the next time */
 
 typedef struct queue {
     pst_ckpt_buffer *first, *last;
@@ -201,7 +201,7 @@ static int reap(pst_ckpt_ring *ring, uint64_t timeout_ns, pst_error *err)
     if (keep_failed(ring, buffer) && status < 0 && ++buffer->tries < MOST_TRIES) {
         uint64_t pause = first_pause_ns;
         for (uint32_t i = 1; i < buffer->tries; i++)
-            pause *= 10;
+            pause *= 4;
         pst_sys->sleep_ns(pause);
         ring->figures.retried += buffer->op_count;
         status = submit(ring, buffer, err);

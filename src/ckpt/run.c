@@ -259,10 +259,12 @@ static int finish_files(run *r, pst_error *err)
 
 static int carry_out(run *r, pst_error *err)
 {
-    introduction mine = {.fingerprint = r->layout->fingerprint};
+    introduction mine = {0};
     int status = set_up(r, err);
     if (status >= 0)
         pst_ckpt_place_tell(&r->place, mine.suffix);
+    if (status >= 0 && r->layout->shares > 1)
+        mine.fingerprint = pst_ckpt_layout_fingerprint(r->layout, &r->job->options, r->job->tensors);
     PST_TRY(tell(r, status, &mine, sizeof mine, err));
     introduction first;
     PST_TRY(compare(r, &first, err));

@@ -14,8 +14,6 @@ enum {
     BLOCK_BYTES = PST_IMAGE_ALIGNMENT,
     /* Copied, then digested: source and copy stay in a processor's own cache meanwhile (512 KiB and more today). */
     PIECE_BYTES = 128 << 10,
-    /* Blocks of one file that are kept: beyond that, those whose literals are final by now are written in between. */
-    MOST_KEPT = 1024,
     NOT_KEPT = UINT32_MAX
 };
 
@@ -188,16 +186,6 @@ static void put_literals(pst_image *image, uint64_t begin, uint64_t end, char *m
     }
 }
 
-static bool literals_are_final(pst_image *image, uint64_t begin, uint64_t end)
-{
-    size_t count;
-    const pst_image_part *parts = pst_image_parts(image, &count);
-    for (size_t i = pst_ckpt_find_part(parts, count, begin); i < count && parts[i].offset < end; i++)
-        if (parts[i].tensor == PST_IMAGE_LITERAL && !pst_image_literal_is_final(image, i))
-            return false;
-    return true;
-}
-
 /* ---- what is to be written again ---- */
 
 static int note(pst_ckpt_output *output, uint64_t offset, uint64_t bytes, const char *block, pst_error *err)
@@ -300,9 +288,6 @@ static int write_buffer(pst_ckpt_stream *stream, pst_ckpt_output *output, cursor
     return status < 0 ? status : pst_ckpt_ring_move(stream->ring, err);
 }
 
-/* Writes again what is final now and drops it from the list; the rest stays. Nothing else of the file is under way. */
-static int rewrite_final(pst_ckpt_stream *stream, pst_ckpt_output *output, pst_error *err);
-
 int pst_ckpt_stream_write(pst_ckpt_stream *stream, pst_ckpt_output *output, pst_error *err)
 {
     pst_image *image = output->file->image;
@@ -314,15 +299,8 @@ int pst_ckpt_stream_write(pst_ckpt_stream *stream, pst_ckpt_output *output, pst_
         c.data_end--;
     stream->wrote = true;
     stream->cached = stream->cached || !pst_io_file_is_direct(output->to);
-    while (c.at < c.end) {
+    while (c.at < c.end)
         PST_TRY(write_buffer(stream, output, &c, err));
-        if (output->kept_count >= MOST_KEPT) {
-            /* The first write of a block must not come after the second. */
-            PST_TRY(pst_ckpt_ring_drain(stream->ring, err));
-            PST_TRY(rewrite_final(stream, output, err));
-            PST_TRY(pst_ckpt_ring_drain(stream->ring, err));
-        }
-    }
     return 0;
 }
 
@@ -370,22 +348,12 @@ static int64_t add_blocks(pst_ckpt_stream *stream, const pst_ckpt_output *output
     return (int64_t)bytes;
 }
 
-static int rewrite_final(pst_ckpt_stream *stream, pst_ckpt_output *output, pst_error *err)
+int pst_ckpt_stream_rewrite(pst_ckpt_stream *stream, pst_ckpt_output *output, pst_error *err)
 {
     gather g = {0};
-    size_t left = 0, kept_left = 0;
     for (size_t i = 0; i < output->again_count; i++) {
-        pst_ckpt_again *again = &output->again[i];
+        const pst_ckpt_again *again = &output->again[i];
         const char *block = again->kept != NOT_KEPT ? output->kept + again->kept * (size_t)BLOCK_BYTES : NULL;
-        if (!literals_are_final(output->file->image, again->offset, again->offset + again->bytes)) {
-            pst_ckpt_again stays = *again;
-            if (block != NULL) { /* blocks stand in the order of the list: none is overwritten before its turn */
-                memmove(output->kept + kept_left * (size_t)BLOCK_BYTES, block, BLOCK_BYTES);
-                stays.kept = (uint32_t)kept_left++;
-            }
-            output->again[left++] = stays;
-            continue;
-        }
         for (uint64_t done = 0; done < again->bytes;) {
             int64_t put = add_blocks(stream, output, &g, again->offset + done, again->bytes - done, block, err);
             if (put < 0) {
@@ -397,12 +365,5 @@ static int rewrite_final(pst_ckpt_stream *stream, pst_ckpt_output *output, pst_e
             done += (uint64_t)put;
         }
     }
-    output->again_count = left;
-    output->kept_count = kept_left;
     return send(stream, &g, err);
-}
-
-int pst_ckpt_stream_rewrite(pst_ckpt_stream *stream, pst_ckpt_output *output, pst_error *err)
-{
-    return rewrite_final(stream, output, err);
 }

@@ -5,8 +5,7 @@
  * PST_IMAGE_ALIGNMENT. Filled buffers may wait for their turn (pst_ckpt_hooks.pace) while further ones are filled, as far as
  * there are buffers.
  *
- * Literals are copied when a buffer leaves, and are mostly final then: a zip entry's header follows its tensor's sums as long
- * as both are in one buffer. Those that are not are noted, and written again when they are; of their blocks only those that
+ * Literals are copied when a buffer leaves, and are mostly final then: what a zip file says of a record comes behind its data. Those that are not are noted, and written again at the end; of their blocks only those that
  * hold data, too, are kept in memory.
  */
 #ifndef PST_CKPT_STREAM_H
