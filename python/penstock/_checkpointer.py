@@ -339,8 +339,8 @@ class Checkpointer:
             try:
                 self._carry_out(saving, talk)
             except BaseException as problem:
-                talk.fail(problem)
                 error = talk.explain(problem)
+                talk.fail(error)
                 log.error("step %d was not saved in %s: %s", saving.step, self.folder, error)
             with self._changed:
                 if error is not None:
