@@ -148,6 +148,8 @@ class PenstockCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
             return
         self._start(save)
         assert save.thread is not None
+        for begun, _ in list(save.begun):
+            begun.hurry()  # the training stands still
         save.thread.join()
 
     def _finish(self, save: _Save) -> None:
