@@ -92,6 +92,12 @@ int pst_file_open(const char *path, uint64_t *out_bytes, pst_error *err)
     return open_regular(path, out_bytes, err);
 }
 
+/* Not through the table of calls: it does nothing to the file, and may do nothing at all. */
+void pst_file_will_fetch(int fd, uint64_t offset, uint64_t bytes)
+{
+    posix_fadvise(fd, (off_t)offset, (off_t)bytes, POSIX_FADV_WILLNEED);
+}
+
 void pst_file_close(int fd)
 {
     pst_sys->close(fd);

@@ -20,6 +20,8 @@ int pst_file_size(const char *path, uint64_t *out, pst_error *err); /* of a regu
 int pst_file_open(const char *path, uint64_t *out_bytes, pst_error *err);
 /* Exactly `bytes` at `offset`, as pst_file_read_at. `path` is for messages. */
 int pst_file_fetch(int fd, const char *path, uint64_t offset, void *buffer, size_t bytes, pst_error *err);
+/* A hint that these bytes will be fetched: many such reads then go on at once. */
+void pst_file_will_fetch(int fd, uint64_t offset, uint64_t bytes);
 void pst_file_close(int fd);
 /* When its content last changed, nanoseconds since 1970; links are followed. */
 int pst_file_changed_ns(const char *path, int64_t *out, pst_error *err);

@@ -216,6 +216,12 @@ static int fetch(void *user, uint64_t offset, void *out, size_t bytes, pst_error
     return pst_file_fetch(file->fd, file->path, offset, out, bytes, err);
 }
 
+static void ahead(void *user, uint64_t offset, uint64_t bytes)
+{
+    const opened *file = user;
+    pst_file_will_fetch(file->fd, offset, bytes);
+}
+
 int pst_torch_file_is(const char *path, pst_error *err)
 {
     uint64_t file_bytes;
@@ -249,7 +255,7 @@ static int refuse_other(const opened *file, uint64_t file_bytes, pst_error *err)
 int pst_torch_file_read(const char *path, pst_torch_file *out, pst_error *err)
 {
     opened file = {.path = path};
-    pst_zip_source source = {.path = path, .fetch = fetch, .user = &file};
+    pst_zip_source source = {.path = path, .fetch = fetch, .ahead = ahead, .user = &file};
     file.fd = pst_file_open(path, &source.file_bytes, err);
     PST_TRY(file.fd);
     int status = refuse_other(&file, source.file_bytes, err);

@@ -11,10 +11,12 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/number.h"
 #include "store/safetensors.h"
 
 enum {
     LOCAL_BYTES = 30,
+    DESCRIPTOR_MAX_BYTES = 24,
     ENTRY_BYTES = 46,
     END_BYTES = 22,
     END64_BYTES = 56,
@@ -358,10 +360,22 @@ static int compare_names(const void *left, const void *right)
     return strcmp(*a, *b);
 }
 
+/* The headers lie all over the file: read one after the other, a drive would be waited for each time. */
+static void read_ahead(const zip *z)
+{
+    for (uint64_t i = 0; z->source->ahead != NULL && i < z->count; i++) {
+        const entry *e = &z->entries[i];
+        uint64_t before = pst_min(e->record.header_offset, DESCRIPTOR_MAX_BYTES); /* of the record in front */
+        if (e->record.header_offset < z->directory)
+            z->source->ahead(z->source->user, e->record.header_offset - before, before + LOCAL_BYTES + e->name_bytes);
+    }
+}
+
 static int check_records(const zip *z)
 {
     uint64_t end = 0;
     qsort(z->entries, (size_t)z->count, sizeof *z->entries, compare_places);
+    read_ahead(z);
     for (uint64_t i = 0; i < z->count; i++) {
         entry *e = &z->entries[i];
         if (e->record.header_offset < end)

@@ -15,6 +15,7 @@ typedef struct pst_zip_source {
     const char *path; /* for messages */
     uint64_t file_bytes;
     int (*fetch)(void *user, uint64_t offset, void *out, size_t bytes, pst_error *err);
+    void (*ahead)(void *user, uint64_t offset, uint64_t bytes); /* these will be fetched; may be NULL */
     void *user;
 } pst_zip_source;
 
