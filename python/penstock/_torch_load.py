@@ -127,8 +127,10 @@ def view(info: _ckpt.TensorInfo, storage: Any, path: str) -> Any:
     strides = info.strides
     out = torch.empty((0,), dtype=dtype, device=storage.device)
     size = out.element_size()
-    if strides is None or info.dtype == F4:
+    if strides is None:
         strides = tuple(torch.empty(shape, device="meta").stride())
+    elif info.dtype == F4:  # two to a byte, side by side in the last dimension
+        strides = (*(stride // 2 for stride in strides[:-1]), 1)
     last = -1 if 0 in shape else sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     fits = info.storage_begin % size == 0 and min(strides, default=0) >= 0
     if not fits or (last >= 0 and info.storage_begin + (last + 1) * size > storage.nbytes()):

@@ -169,9 +169,8 @@ static int fail_tensor(const pst_ckpt_part *part, const char *name, const char *
 /* Every element lies inside of the storage. */
 static int check_tensor(const pst_ckpt_part *part, const pst_torch_tensor *tensor, pst_error *err)
 {
-    uint64_t bytes, reach = 0, element = pst_dtype_bits(tensor->dtype) / 8;
-    bool fits = tensor->rank <= PST_MAX_RANK && pst_dtype_bits(tensor->dtype) % 8 == 0 && element > 0 &&
-                tensor->storage < part->torch.storage_count;
+    uint64_t bytes, reach = 0, bits = pst_dtype_bits(tensor->dtype); /* 4 of a float4_e2m1fn_x2 */
+    bool fits = tensor->rank <= PST_MAX_RANK && bits > 0 && tensor->storage < part->torch.storage_count;
     if (!fits || pst_tensor_shape_bytes(tensor->dtype, tensor->shape, tensor->rank, &bytes) < 0 ||
         bytes != tensor->bytes)
         return fail_tensor(part, tensor->name, "has a shape that makes no size", err);
@@ -184,8 +183,8 @@ static int check_tensor(const pst_ckpt_part *part, const pst_torch_tensor *tenso
                 !__builtin_mul_overflow(tensor->shape[d] - 1, (uint64_t)tensor->strides[d], &more) &&
                 !__builtin_add_overflow(reach, more, &reach));
     }
-    fits = fits && !__builtin_add_overflow(reach, 1, &reach) && !__builtin_mul_overflow(reach, element, &reach) &&
-           !__builtin_add_overflow(reach, tensor->begin, &reach) &&
+    fits = fits && !__builtin_add_overflow(reach, 1, &reach) && !__builtin_mul_overflow(reach, bits, &reach) &&
+           !__builtin_add_overflow(reach / 8 + (reach % 8 != 0), tensor->begin, &reach) &&
            reach <= part->torch.storages[tensor->storage].bytes;
     return fits ? 0 : fail_tensor(part, tensor->name, "reaches outside of its storage", err);
 }

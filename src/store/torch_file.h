@@ -38,7 +38,7 @@ typedef struct pst_torch_tensor {
     uint32_t rank;
     uint64_t shape[PST_MAX_RANK];
     int64_t strides[PST_MAX_RANK]; /* elements; never negative */
-    bool contiguous;               /* row-major without gaps */
+    bool contiguous;               /* strides are those of a new tensor of this shape: row-major without gaps */
     uint32_t storage;
     uint64_t begin; /* in the storage, bytes; without elements it may lie beyond its end */
     uint64_t bytes; /* of its elements */

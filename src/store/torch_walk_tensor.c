@@ -215,17 +215,17 @@ static bool is_inside(const pst_torch_tensor *tensor, uint64_t offset, uint64_t 
     return empty || bits / 8 + (bits % 8 != 0) <= storage_bytes;
 }
 
+/* Whether the strides are those that torch gives to a new tensor of this shape. Others can mean the same elements, where a
+ * dimension has one or the tensor none, but torch keeps them. */
 static bool is_contiguous(const pst_torch_tensor *tensor)
 {
     uint64_t wanted = 1;
-    bool contiguous = true;
     for (uint32_t i = tensor->rank; i > 0; i--) {
-        if (tensor->shape[i - 1] == 0)
-            return true;
-        contiguous = contiguous && (tensor->shape[i - 1] == 1 || (uint64_t)tensor->strides[i - 1] == wanted);
-        wanted *= tensor->shape[i - 1]; /* its product was checked */
+        if ((uint64_t)tensor->strides[i - 1] != wanted)
+            return false;
+        wanted *= tensor->shape[i - 1] > 0 ? tensor->shape[i - 1] : 1; /* may wrap in a tensor without elements */
     }
-    return contiguous;
+    return true;
 }
 
 int pst_walk_read_tensor(const pst_walk *walk, const pst_walk_node *node, pst_torch_tensor *out)

@@ -75,7 +75,7 @@ class Describer:
             "requires_grad": tensor.requires_grad,
             "conjugate": is_conj,
             "negative": is_neg,
-            "contiguous": tensor.is_contiguous(),
+            "contiguous": tensor.stride() == torch.empty(tensor.shape, device="meta").stride(),
             "data": raw.hex(),
         }
         if tensor.__dict__:

@@ -206,7 +206,7 @@ static const pickle_case values[] = {
     {TENSOR("K\0K\x04\x85K\x01\x85\x89"), sizeof TENSOR("K\0K\x04\x85K\x01\x85\x89") - 1, "< F32 4/1 @0+0=16>"},
     {TENSOR("K\x03))\x88"), sizeof TENSOR("K\x03))\x88") - 1, "< F32 @0+12=4 grad>"},
     {TENSOR("K\x01K\x02K\0\x86K\x05K\x07\x86\x89"), sizeof TENSOR("K\x01K\x02K\0\x86K\x05K\x07\x86\x89") - 1,
-     "< F32 2/5 0/7 @0+4=0>"},
+     "< F32 2/5 0/7 @0+4=0 strided>"},
     {TENSOR("M\0\x02K\0\x85K\x01\x85\x89"), sizeof TENSOR("M\0\x02K\0\x85K\x01\x85\x89") - 1, "< F32 0/1 @0+2048=0>"},
     {TENSOR("K\0K\x02K\x02\x86K\x01K\x02\x86\x89"), sizeof TENSOR("K\0K\x02K\x02\x86K\x01K\x02\x86\x89") - 1,
      "< F32 2/1 2/2 @0+0=16 strided>"},
