@@ -239,18 +239,20 @@ static int inspect(const void *all_values, const pst_options_found *found, pst_e
 }
 
 const cli_command cli_command_inspect = {
-    .spec = {.name = "inspect",
-             .operands = "PATH",
-             .min_operands = 1,
-             .max_operands = 1,
-             .summary = "the tensors of a file or a model",
-             .description =
-                 "Lists what a safetensors file, a file of torch.save, a model folder or org/name holds: its "
-                 "configuration, its files, and each tensor with its type, shape, place and size. Only headers are "
-                 "read, and all their checks are made; a pickle is never executed.",
-             .example = "  penstock inspect model.safetensors\n",
-             .groups = groups,
-             .group_count = CLI_COUNT(groups),
-             .values_bytes = sizeof(inspect_values)},
+    .spec =
+        {.name = "inspect",
+         .operands = "PATH",
+         .min_operands = 1,
+         .max_operands = 1,
+         .summary = "the tensors of a file or a model",
+         .description =
+             "Lists what a safetensors file, a file of torch.save, a model folder, a step's folder, a training folder "
+             "(its newest step) or org/name holds: its configuration, its files, and each tensor with its type, shape, "
+             "place and size. Only headers are "
+             "read, and all their checks are made; a pickle is never executed.",
+         .example = "  penstock inspect model.safetensors\n",
+         .groups = groups,
+         .group_count = CLI_COUNT(groups),
+         .values_bytes = sizeof(inspect_values)},
     .run = inspect,
 };

@@ -230,8 +230,8 @@ typedef struct pst_inspect_config {
     uint64_t layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, context;
 } pst_inspect_config;
 
-/* path: a safetensors file, a file of torch.save (whose pickle is not executed), a folder, or "org/name" looked up in `cache`
- * (a Hugging Face hub folder, may be NULL). Reads and checks headers only. The caller owns *out; everything that it hands out lives as
+/* path: a safetensors file, a file of torch.save (whose pickle is not executed), a folder, a step's folder, a training folder
+ * (its newest complete step), or "org/name" looked up in `cache` (a Hugging Face hub folder, may be NULL). Reads and checks headers only. The caller owns *out; everything that it hands out lives as
  * long as it does. Any thread. */
 PST_API int pst_inspect(const char *path, const char *cache, pst_inspection **out, pst_error *err);
 PST_API void pst_inspection_close(pst_inspection *inspection);

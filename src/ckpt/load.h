@@ -89,8 +89,14 @@ struct pst_ckpt {
 typedef enum pst_ckpt_folder { PST_CKPT_FOLDER_PLAIN, PST_CKPT_FOLDER_STEP, PST_CKPT_FOLDER_TRAINING } pst_ckpt_folder;
 int pst_ckpt_folder_kind(const char *folder, pst_error *err);
 
+/* The parts of what is at a path, and nothing that reads them: for those who want the tables alone. pst_ckpt_close. */
+int pst_ckpt_open_parts(const char *path, pst_ckpt **out, pst_error *err);
+
 /* ---- parts ---- */
 
+size_t pst_ckpt_part_files(const pst_ckpt_part *part);
+size_t pst_ckpt_part_tensors(const pst_ckpt_part *part);
+size_t pst_ckpt_part_storages(const pst_ckpt_part *part);
 /* Adds what is at `path` (a file, or a folder of safetensors files) to the parts. */
 int pst_ckpt_add_part(pst_ckpt *ckpt, const char *path, pst_error *err);
 /* Whether a file is one of tensors: safetensors by its name, torch's by its content too. 1, 0 or negative. */

@@ -113,16 +113,36 @@ static int make_lanes(pst_ckpt *ckpt, uint64_t ring_bytes, pst_error *err)
     return 0;
 }
 
-static int open_path(pst_ckpt *ckpt, const pst_ckpt_open_options *options, pst_error *err)
+static int list_parts(pst_ckpt *ckpt, const char *path, pst_error *err)
 {
-    int found = pst_file_find(options->path, err);
+    int found = pst_file_find(path, err);
     PST_TRY(found);
     if (found == 0)
-        return pst_fail(err, -ENOENT, options->path, "cannot open: %s", pst_strerror(-ENOENT));
-    ckpt->path = pst_heap_strdup(options->path);
+        return pst_fail(err, -ENOENT, path, "cannot open: %s", pst_strerror(-ENOENT));
+    ckpt->path = pst_heap_strdup(path);
     if (ckpt->path == NULL)
-        return pst_fail_memory(err, "a path", strlen(options->path));
-    PST_TRY(pst_file_is_folder(ckpt->path) ? add_folder(ckpt, err) : pst_ckpt_add_part(ckpt, ckpt->path, err));
+        return pst_fail_memory(err, "a path", strlen(path));
+    return pst_file_is_folder(path) ? add_folder(ckpt, err) : pst_ckpt_add_part(ckpt, ckpt->path, err);
+}
+
+int pst_ckpt_open_parts(const char *path, pst_ckpt **out, pst_error *err)
+{
+    pst_ckpt *ckpt = pst_heap_calloc(1, sizeof *ckpt);
+    if (ckpt == NULL)
+        return pst_fail_memory(err, "a checkpoint", sizeof *ckpt);
+    pthread_mutex_init(&ckpt->lock, NULL);
+    pthread_cond_init(&ckpt->freed, NULL);
+    int status = list_parts(ckpt, path, err);
+    if (status < 0) {
+        pst_ckpt_close(ckpt);
+        return status;
+    }
+    *out = ckpt;
+    return 0;
+}
+
+static int open_files(pst_ckpt *ckpt, const pst_ckpt_open_options *options, pst_error *err)
+{
     pst_io_options io = {0};
     if (options->io.struct_size > 0)
         io = options->io;
@@ -145,12 +165,9 @@ int pst_ckpt_open(const pst_ckpt_open_options *options, pst_ckpt **out, pst_erro
     memcpy(&known, options, pst_min(options->struct_size, sizeof known));
     if (known.path == NULL)
         return pst_fail(err, PST_E_USAGE, NULL, "opening a checkpoint needs a path");
-    pst_ckpt *ckpt = pst_heap_calloc(1, sizeof *ckpt);
-    if (ckpt == NULL)
-        return pst_fail_memory(err, "a checkpoint", sizeof *ckpt);
-    pthread_mutex_init(&ckpt->lock, NULL);
-    pthread_cond_init(&ckpt->freed, NULL);
-    int status = open_path(ckpt, &known, err);
+    pst_ckpt *ckpt;
+    PST_TRY(pst_ckpt_open_parts(known.path, &ckpt, err));
+    int status = open_files(ckpt, &known, err);
     if (status < 0) {
         pst_ckpt_close(ckpt);
         return status;

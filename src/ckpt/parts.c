@@ -66,17 +66,17 @@ int pst_ckpt_add_part(pst_ckpt *ckpt, const char *path, pst_error *err)
 
 /* ---- files ---- */
 
-static size_t files_of(const pst_ckpt_part *part)
+size_t pst_ckpt_part_files(const pst_ckpt_part *part)
 {
     return part->store != NULL ? pst_store_file_count(part->store) : 1;
 }
 
-static size_t tensors_of(const pst_ckpt_part *part)
+size_t pst_ckpt_part_tensors(const pst_ckpt_part *part)
 {
     return part->store != NULL ? pst_store_tensor_count(part->store) : part->torch.tensor_count;
 }
 
-static size_t storages_of(const pst_ckpt_part *part)
+size_t pst_ckpt_part_storages(const pst_ckpt_part *part)
 {
     return part->store != NULL ? pst_store_tensor_count(part->store) : part->torch.storage_count;
 }
@@ -114,7 +114,7 @@ static int open_files(pst_ckpt *ckpt, pst_error *err)
     size_t count = 0;
     for (size_t p = 0; p < ckpt->part_count; p++) {
         ckpt->parts[p].first_file = (uint32_t)count;
-        count += files_of(&ckpt->parts[p]);
+        count += pst_ckpt_part_files(&ckpt->parts[p]);
     }
     if (count > UINT32_MAX)
         return pst_fail(err, PST_E_UNSUPPORTED, ckpt->path, "too many files");
@@ -123,7 +123,7 @@ static int open_files(pst_ckpt *ckpt, pst_error *err)
         return pst_fail_memory(err, "a list of files", count * sizeof *ckpt->files);
     for (size_t p = 0; p < ckpt->part_count; p++) {
         const pst_ckpt_part *part = &ckpt->parts[p];
-        for (size_t f = 0; f < files_of(part); f++) {
+        for (size_t f = 0; f < pst_ckpt_part_files(part); f++) {
             pst_ckpt_file *file = &ckpt->files[ckpt->file_count++];
             PST_TRY(part->store != NULL ? open_store_file(ckpt, part, (uint32_t)f, file, err)
                                         : open_torch_file(ckpt, part, file, err));
@@ -138,7 +138,7 @@ static void add_store(pst_ckpt *ckpt, uint32_t number)
 {
     const pst_ckpt_part *part = &ckpt->parts[number];
     size_t first = 0; /* of the tensor's file, whose digests are in the order of its tensors */
-    for (size_t i = 0; i < tensors_of(part); i++) {
+    for (size_t i = 0; i < pst_ckpt_part_tensors(part); i++) {
         const pst_tensor *tensor = pst_store_tensor_at(part->store, i);
         if (i > 0 && tensor->file != pst_store_tensor_at(part->store, i - 1)->file)
             first = i;
@@ -278,8 +278,8 @@ int pst_ckpt_join_parts(pst_ckpt *ckpt, pst_error *err)
     size_t tensors = 0, storages = 0;
     for (size_t p = 0; p < ckpt->part_count; p++) {
         ckpt->parts[p].first_tensor = tensors;
-        tensors += tensors_of(&ckpt->parts[p]);
-        storages += storages_of(&ckpt->parts[p]);
+        tensors += pst_ckpt_part_tensors(&ckpt->parts[p]);
+        storages += pst_ckpt_part_storages(&ckpt->parts[p]);
     }
     if (storages > UINT32_MAX || ckpt->part_count > UINT32_MAX)
         return pst_fail(err, PST_E_UNSUPPORTED, ckpt->path, "too many tensors");
@@ -330,7 +330,7 @@ int pst_ckpt_check_files(pst_ckpt *ckpt, pst_error *err)
 {
     for (size_t p = 0; p < ckpt->part_count; p++) {
         const pst_ckpt_part *part = &ckpt->parts[p];
-        for (uint32_t f = 0; f < files_of(part); f++) {
+        for (uint32_t f = 0; f < pst_ckpt_part_files(part); f++) {
             const pst_ckpt_file *file = &ckpt->files[part->first_file + f];
             const pst_manifest_file *named = in_manifest(ckpt, file->path);
             char digits[PST_DIGEST_DIGITS];

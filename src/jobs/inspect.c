@@ -5,17 +5,15 @@
 #include "base/error.h"
 #include "base/heap.h"
 #include "base/json.h"
+#include "ckpt/load.h"
 #include "os/file.h"
 #include "penstock/jobs.h"
-#include "store/store.h"
-#include "store/torch_file.h"
 
 enum { MAX_CONFIG_BYTES = 16 << 20 };
 
 struct pst_inspection {
     char *path;
-    pst_store *store; /* NULL: it is a file of torch.save, and this is what it holds: */
-    pst_torch_file torch;
+    pst_ckpt *found; /* its parts alone */
     char *config_path;
     json_t *config_json; /* NULL: there is none */
     pst_inspect_config config;
@@ -101,15 +99,16 @@ static int open_config(pst_inspection *inspection, pst_error *err)
     return 0;
 }
 
+/* The newest step of a training folder, for one. */
 static int open_tensors(pst_inspection *inspection, pst_error *err)
 {
-    if (!pst_file_is_folder(inspection->path)) {
-        int is_torch = pst_torch_file_is(inspection->path, err);
-        PST_TRY(is_torch);
-        if (is_torch)
-            return pst_torch_file_read(inspection->path, &inspection->torch, err);
-    }
-    return pst_store_open(inspection->path, &inspection->store, err);
+    PST_TRY(pst_ckpt_open_parts(inspection->path, &inspection->found, err));
+    char *path = pst_heap_strdup(inspection->found->path);
+    if (path == NULL)
+        return pst_fail_memory(err, "a path", strlen(inspection->path));
+    pst_heap_free(inspection->path);
+    inspection->path = path;
+    return 0;
 }
 
 int pst_inspect(const char *path, const char *cache, pst_inspection **out, pst_error *err)
@@ -134,8 +133,7 @@ void pst_inspection_close(pst_inspection *inspection)
     if (inspection == NULL)
         return;
     json_decref(inspection->config_json);
-    pst_store_close(inspection->store);
-    pst_torch_file_free(&inspection->torch);
+    pst_ckpt_close(inspection->found);
     pst_heap_free(inspection->config_path);
     pst_heap_free(inspection->path);
     pst_heap_free(inspection);
@@ -148,20 +146,37 @@ const char *pst_inspection_path(const pst_inspection *inspection)
 
 size_t pst_inspection_file_count(const pst_inspection *inspection)
 {
-    return inspection->store != NULL ? pst_store_file_count(inspection->store) : 1;
+    size_t count = 0;
+    for (size_t p = 0; p < inspection->found->part_count; p++)
+        count += pst_ckpt_part_files(&inspection->found->parts[p]);
+    return count;
 }
 
 size_t pst_inspection_tensor_count(const pst_inspection *inspection)
 {
-    return inspection->store != NULL ? pst_store_tensor_count(inspection->store) : inspection->torch.tensor_count;
+    size_t count = 0;
+    for (size_t p = 0; p < inspection->found->part_count; p++)
+        count += pst_ckpt_part_tensors(&inspection->found->parts[p]);
+    return count;
+}
+
+/* The part that the file is in, *index is then its number there; NULL: there is none. */
+static const pst_ckpt_part *part_of_file(const pst_inspection *inspection, size_t *index)
+{
+    for (size_t p = 0; p < inspection->found->part_count; p++) {
+        const pst_ckpt_part *part = &inspection->found->parts[p];
+        if (*index < pst_ckpt_part_files(part))
+            return part;
+        *index -= pst_ckpt_part_files(part);
+    }
+    return NULL;
 }
 
 /* What is no storage's data counts as its header: records' headers, the pickle, the directory. */
-static void torch_file_info(const pst_inspection *inspection, pst_inspect_file *out)
+static void torch_file_info(const pst_ckpt_part *part, pst_inspect_file *out)
 {
-    const pst_torch_file *torch = &inspection->torch;
-    *out =
-        (pst_inspect_file){.path = inspection->path, .file_bytes = torch->file_bytes, .tensors = torch->tensor_count};
+    const pst_torch_file *torch = &part->torch;
+    *out = (pst_inspect_file){.path = part->path, .file_bytes = torch->file_bytes, .tensors = torch->tensor_count};
     for (size_t i = 0; i < torch->storage_count; i++)
         out->data_bytes += torch->storages[i].bytes;
     out->header_bytes = out->file_bytes - out->data_bytes;
@@ -169,14 +184,15 @@ static void torch_file_info(const pst_inspection *inspection, pst_inspect_file *
 
 int pst_inspection_file(const pst_inspection *inspection, size_t index, pst_inspect_file *out)
 {
-    if (index >= pst_inspection_file_count(inspection))
+    const pst_ckpt_part *part = part_of_file(inspection, &index);
+    if (part == NULL)
         return PST_E_USAGE;
-    if (inspection->store == NULL) {
-        torch_file_info(inspection, out);
+    if (part->store == NULL) {
+        torch_file_info(part, out);
         return 0;
     }
     pst_store_file_info info;
-    pst_store_get_file(inspection->store, (uint32_t)index, &info);
+    pst_store_get_file(part->store, (uint32_t)index, &info);
     *out = (pst_inspect_file){.path = info.path,
                               .file_bytes = info.header_bytes + info.data_bytes,
                               .header_bytes = info.header_bytes,
@@ -201,15 +217,9 @@ static void torch_tensor_info(const pst_torch_file *torch, size_t index, pst_ins
                              .storage = tensor->storage};
 }
 
-int pst_inspection_tensor(const pst_inspection *inspection, size_t index, pst_inspect_tensor *out)
+static void store_tensor_info(const pst_store *store, size_t index, pst_inspect_tensor *out)
 {
-    if (index >= pst_inspection_tensor_count(inspection))
-        return PST_E_USAGE;
-    if (inspection->store == NULL) {
-        torch_tensor_info(&inspection->torch, index, out);
-        return 0;
-    }
-    const pst_tensor *tensor = pst_store_tensor_at(inspection->store, index);
+    const pst_tensor *tensor = pst_store_tensor_at(store, index);
     *out = (pst_inspect_tensor){.name = tensor->name,
                                 .dtype = tensor->dtype,
                                 .rank = tensor->rank,
@@ -219,19 +229,41 @@ int pst_inspection_tensor(const pst_inspection *inspection, size_t index, pst_in
                                 .bytes = tensor->bytes,
                                 .elements = element_count(tensor->shape, tensor->rank),
                                 .storage = index};
-    return 0;
+}
+
+int pst_inspection_tensor(const pst_inspection *inspection, size_t index, pst_inspect_tensor *out)
+{
+    uint32_t files = 0;
+    size_t storages = 0; /* of the parts before */
+    for (size_t p = 0; p < inspection->found->part_count; p++) {
+        const pst_ckpt_part *part = &inspection->found->parts[p];
+        if (index < pst_ckpt_part_tensors(part)) {
+            if (part->store != NULL)
+                store_tensor_info(part->store, index, out);
+            else
+                torch_tensor_info(&part->torch, index, out);
+            out->file += files;
+            out->storage += storages;
+            return 0;
+        }
+        index -= pst_ckpt_part_tensors(part);
+        files += (uint32_t)pst_ckpt_part_files(part);
+        storages += pst_ckpt_part_storages(part);
+    }
+    return PST_E_USAGE;
 }
 
 int pst_inspection_metadata(const pst_inspection *inspection, size_t file, size_t index, const char **key,
                             const char **value)
 {
+    const pst_ckpt_part *part = part_of_file(inspection, &file);
     pst_store_file_info info;
-    if (inspection->store == NULL || file >= pst_store_file_count(inspection->store))
+    if (part == NULL || part->store == NULL)
         return PST_E_USAGE;
-    pst_store_get_file(inspection->store, (uint32_t)file, &info);
+    pst_store_get_file(part->store, (uint32_t)file, &info);
     if (index >= info.metadata)
         return PST_E_USAGE;
-    pst_store_metadata_at(inspection->store, (uint32_t)file, index, key, value);
+    pst_store_metadata_at(part->store, (uint32_t)file, index, key, value);
     return 0;
 }
 

@@ -7,13 +7,17 @@
 #include "penstock/ckpt.h"
 #include "program.h"
 
-static void save_at(const char *path)
+/* Names begin with `prefix`, as those of a step's files must differ. */
+static void save_at(const char *path, const char *prefix)
 {
     static const float weight[300] = {1, 2, 3};
     static const uint64_t shape[] = {30, 10}, short_shape[] = {4};
+    char names[2][32];
+    snprintf(names[0], sizeof names[0], "%s.weight", prefix);
+    snprintf(names[1], sizeof names[1], "%s.bias", prefix);
     const pst_ckpt_tensor tensors[] = {
-        {.name = "layer.weight", .dtype = PST_F32, .rank = 2, .shape = shape, .data = weight},
-        {.name = "layer.bias", .dtype = PST_F32, .rank = 1, .shape = short_shape, .data = weight}};
+        {.name = names[0], .dtype = PST_F32, .rank = 2, .shape = shape, .data = weight},
+        {.name = names[1], .dtype = PST_F32, .rank = 1, .shape = short_shape, .data = weight}};
     const pst_ckpt_options options = {.struct_size = sizeof options, .path = path};
     pst_error err = {0};
     if (pst_ckpt_save(&options, tensors, 2, NULL, &err) < 0)
@@ -43,7 +47,7 @@ static void test_files(void **state)
     static const char *const names[] = {"model.safetensors", "model.pt"};
     for (int i = 0; i < 2; i++) {
         const char *path = scratch_path(names[i]);
-        save_at(path);
+        save_at(path, "layer");
         program_result good = PENSTOCK("verify", path);
         assert_int_equal(good.status, 0);
         assert_non_null(strstr(good.out, "2 of 2 tensors checked, 0 damaged; "));
@@ -82,9 +86,9 @@ static void test_steps(void **state)
         pst_error err = {0};
         assert_int_equal(pst_ckpt_step_begin(run, number, NULL, &step, &err), 0);
         snprintf(path, sizeof path, "%s/model.safetensors", pst_ckpt_step_path(step));
-        save_at(path);
+        save_at(path, "layer");
         snprintf(path, sizeof path, "%s/optimizer.pt", pst_ckpt_step_path(step));
-        save_at(path);
+        save_at(path, "moment");
         assert_int_equal(pst_ckpt_step_commit(step, NULL, &err), 0);
         pst_ckpt_step_end(step);
     }
@@ -93,11 +97,17 @@ static void test_steps(void **state)
     assert_true(number(report, "files") == 4 && number(report, "checked") == 8);
     assert_true(number(report, "damaged") == 0 && number(report, "broken") == 0);
     json_decref(good);
+    json_t *inspected = expect_json(PENSTOCK("inspect", run, "--json")); /* the newest step */
+    const json_t *tensors = json_object_get(inspected, "tensors");
+    assert_int_equal(json_array_size(tensors), 4);
+    assert_string_equal(text(json_array_get(tensors, 3), "name"), "moment.bias");
+    assert_int_equal(json_array_size(json_object_get(inspected, "files")), 2);
+    json_decref(inspected);
     snprintf(path, sizeof path, "%s/step-000001/model.safetensors", run);
     size_t bytes;
-    char *text = read_file(path, &bytes);
-    write_file(path, text, bytes - 1);
-    free(text);
+    char *content = read_file(path, &bytes);
+    write_file(path, content, bytes - 1);
+    free(content);
     program_result bad = PENSTOCK("verify", run, "--json");
     assert_int_equal(bad.status, 1);
     json_t *found = json_loads(bad.out, 0, NULL);
