@@ -37,17 +37,32 @@ class _Pickler(pickle.Pickler):
         self.storages: list[Any] = []
         self._keys: dict[int, str] = {}  # by the C++ object of a storage
         self._types: dict[int, Any] = {}  # by its memory: the dtype of its first mention
+        self._kinds: dict[Any, tuple[Any, int]] = {}  # by dtype: the class that stands for it, bytes of an element
+        self._is_storage: dict[type, bool] = {}  # by type: asked for every object, most of which are none
 
     def persistent_id(self, obj: Any) -> Any:
+        try:
+            if not self._is_storage[type(obj)]:
+                return None
+        except KeyError:
+            torch = self._torch
+            found = isinstance(obj, torch.storage.TypedStorage) or torch.is_storage(obj)
+            self._is_storage[type(obj)] = found
+            if not found:
+                return None
+        return self._storage_id(obj)
+
+    def _storage_id(self, obj: Any) -> Any:
         torch = self._torch
         if isinstance(obj, torch.storage.TypedStorage):
             storage, dtype = obj._untyped_storage, obj.dtype
-            kind, count = getattr(torch, obj._pickle_storage_type()), obj._size()
-        elif torch.is_storage(obj):
+            if dtype not in self._kinds:
+                self._kinds[dtype] = getattr(torch, obj._pickle_storage_type()), obj._element_size()
+            kind, size = self._kinds[dtype]
+            count = storage.nbytes() // size
+        else:
             storage, dtype = obj, torch.uint8
             kind, count = getattr(torch, type(obj).__name__), obj.nbytes()
-        else:
-            return None
         if storage.device.type == "meta":
             raise UnsupportedError("a storage on the meta device has no data to save")
         address = storage.data_ptr()
