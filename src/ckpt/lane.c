@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A lane: a reader with its part of the ring, and what turns its spans into the caller's bytes. A long reading is shared by
- * several lanes, each with a thread, where copying and digesting would be slower than the drive. Lanes take works in the
- * order of the files, so that what lies near each other is read together.
+ * A lane: a reader with its part of the ring, and what turns its spans into the caller's bytes. A long reading is
+ * shared by several lanes, each with a thread, where copying and digesting would be slower than the drive. Lanes take
+ * works in the order of the files, so that what lies near each other is read together.
  */
 #include <inttypes.h>
 #include <stdio.h>

@@ -101,7 +101,8 @@ size_t pst_ckpt_part_storages(const pst_ckpt_part *part);
 int pst_ckpt_add_part(pst_ckpt *ckpt, const char *path, pst_error *err);
 /* Whether a file is one of tensors: safetensors by its name, torch's by its content too. 1, 0 or negative. */
 int pst_ckpt_is_part(const char *path, pst_error *err);
-/* Whether it is one of torch's: by what it begins with, or by its name, so that the reader of that format tells what is wrong. */
+/* Whether it is one of torch's: by what it begins with, or by its name, so that the reader of that format tells what is
+ * wrong. */
 int pst_ckpt_is_torch(const char *path, pst_error *err);
 /* With ckpt->io and all parts: the tables, and the files opened. */
 int pst_ckpt_join_parts(pst_ckpt *ckpt, pst_error *err);

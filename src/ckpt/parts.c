@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the files of a checkpoint hold, as one table. A number from a file is checked by the reader of its format; here once
- * more is what reading relies on: every element of a tensor lies inside of its storage, every storage inside of its file.
+ * What the files of a checkpoint hold, as one table. A number from a file is checked by the reader of its format;
+ * here once more is what reading relies on: every element of a tensor lies inside of its storage, every storage
+ * inside of its file.
  */
 #include <errno.h>
 #include <inttypes.h>

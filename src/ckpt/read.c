@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reading: every operation is checked before anything is read, sorted by its place in the files, and worked off by one lane
- * or several. What is long and has no digest is cut, so that lanes share it.
+ * Reading: every operation is checked before anything is read, sorted by its place in the files, and worked off by
+ * one lane or several. What is long and has no digest is cut, so that lanes share it.
  */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Slices. A tensor (Y, X) in rows, of which columns are wanted: one loop over rows, steps of X elements in the file, a run of
- * the columns' bytes. Its transpose: the loops change places, runs are single elements, and a span of the file that holds
- * many of them is read at once and scattered.
+ * Slices. A tensor (Y, X) in rows, of which columns are wanted: one loop over rows, steps of X elements in the file,
+ * a run of the columns' bytes. Its transpose: the loops change places, runs are single elements, and a span of the
+ * file that holds many of them is read at once and scattered.
  */
 #include "ckpt/slice.h"
 
@@ -14,9 +14,8 @@
 #include "store/span_reader.h"
 
 enum {
-    TILE =
-        64 /* elements: what of a transposed tensor is copied before the next row, so that lines of memory are hit again */
-};
+    TILE = 64
+}; /* elements of a transposed tensor that are copied before the next row: lines of memory are hit again */
 
 /* ---- boxes ---- */
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A slice of a tensor as loops over a file: which bytes go where. The loops are put in the order of the file, whatever the
- * order of the tensor's dimensions; what is contiguous on both sides is one run. A walk cuts the box into spans that a
- * reader can hold, so that a slice of any size is described in a few hundred bytes.
+ * A slice of a tensor as loops over a file: which bytes go where. The loops are put in the order of the file,
+ * whatever the order of the tensor's dimensions; what is contiguous on both sides is one run. A walk cuts the box
+ * into spans that a reader can hold, so that a slice of any size is described in a few hundred bytes.
  *
  * Pure: no I/O, no memory of its own.
  */

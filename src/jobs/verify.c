@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * verify: every digest and every CRC computed again, and what does not fit told by file, tensor and place. Files without
- * digests have had their structure checked by opening them, and are named.
+ * verify: every digest and every CRC computed again, and what does not fit told by file, tensor and place. Files
+ * without digests have had their structure checked by opening them, and are named.
  */
 #include <inttypes.h>
 #include <stddef.h>

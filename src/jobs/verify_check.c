@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The threads of verify. Each takes some items that follow each other in a file, reads them through a ring of its own, and
- * computes their sums as the bytes arrive.
+ * The threads of verify. Each takes some items that follow each other in a file, reads them through a ring of its
+ * own, and computes their sums as the bytes arrive.
  */
 #include <string.h>
 

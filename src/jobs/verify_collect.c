@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What there is to check. A path that is one file, or a folder of safetensors files, must open; in a step's folder what does
- * not open, or is not what the manifest says, is one finding among others.
+ * What there is to check. A path that is one file, or a folder of safetensors files, must open; in a step's folder
+ * what does not open, or is not what the manifest says, is one finding among others.
  */
 #include <errno.h>
 #include <inttypes.h>

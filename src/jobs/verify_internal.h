@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * verify, inside: what there is to check, as a list of items (verify_collect.c), the threads that check them (verify_check.c),
- * and what is told of it (verify.c).
+ * verify, inside: what there is to check, as a list of items (verify_collect.c), the threads that check them
+ * (verify_check.c), and what is told of it (verify.c).
  */
 #ifndef PST_JOBS_VERIFY_INTERNAL_H
 #define PST_JOBS_VERIFY_INTERNAL_H

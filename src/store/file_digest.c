@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Digests of files, found and computed again. What is found is checked for its form only: whether it is right is told by
- * computing it again.
+ * Digests of files, found and computed again. What is found is checked for its form only: whether it is right is told
+ * by computing it again.
  */
 #include "store/file_digest.h"
 
@@ -314,8 +314,8 @@ void pst_range_digest_end(pst_range_digest *digest, char *digits)
 
 /* ---- files ---- */
 
-/* Where the digits of the file's own digest are in the text of a header: the one place where the key is a whole string with
- * a string after it. Inside of another string its quotes would have backslashes. */
+/* Where the digits of the file's own digest are in the text of a header: the one place where the key is a whole string
+ * with a string after it. Inside of another string its quotes would have backslashes. */
 static char *find_own(char *text, size_t bytes)
 {
     static const char key[] = "\"" PST_FILE_DIGEST_KEY "\"";

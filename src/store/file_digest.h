@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a checkpoint file says of its own bytes, read and computed again (the places of it all are at image.h). The file is a
- * row of ranges (tensors of safetensors, storages of torch) with other bytes around them: each range has a digest, and all
- * the other bytes have one together, the file's own. So every byte is covered once.
+ * What a checkpoint file says of its own bytes, read and computed again (the places of it all are at image.h). The
+ * file is a row of ranges (tensors of safetensors, storages of torch) with other bytes around them: each range has a
+ * digest, and all the other bytes have one together, the file's own. So every byte is covered once.
  */
 #ifndef PST_STORE_FILE_DIGEST_H
 #define PST_STORE_FILE_DIGEST_H
@@ -25,8 +25,8 @@ typedef struct pst_file_digests {
     const char *own; /* PST_DIGEST_DIGITS characters; NULL: there is none */
 } pst_file_digests;
 
-/* Those of one of a store's files, in its __metadata__. A key that looks like a damaged PST_FILE_DIGEST_KEY is refused: else
- * a file could lose its own digest by one byte, and nobody would notice. */
+/* Those of one of a store's files, in its __metadata__. A key that looks like a damaged PST_FILE_DIGEST_KEY is
+ * refused: else a file could lose its own digest by one byte, and nobody would notice. */
 int pst_file_digests_of_store(const pst_store *store, uint32_t file, pst_file_digests *out, pst_error *err);
 /* Those of a torch file, in its record, if it has one. */
 int pst_file_digests_of_torch(const pst_torch_file *torch, const char *path, pst_file_digests *out, pst_error *err);
@@ -44,8 +44,8 @@ void pst_range_digest_add(pst_range_digest *digest, const void *data, uint64_t b
 /* PST_DIGEST_DIGITS characters, not terminated. */
 void pst_range_digest_end(pst_range_digest *digest, char *digits);
 
-/* The file's own digest, computed again from its bytes: PST_DIGEST_DIGITS characters, not terminated. Only for files that have
- * one (`digests->own`). */
+/* The file's own digest, computed again from its bytes: PST_DIGEST_DIGITS characters, not terminated. Only for files
+ * that have one (`digests->own`). */
 int pst_file_own_digest_safetensors(pst_io *io, pst_io_file *file, uint64_t data_begin, char *digits, pst_error *err);
 int pst_file_own_digest_torch(pst_span_reader *reader, pst_io_file *file, const pst_torch_file *torch,
                               const pst_file_digests *digests, char *digits, pst_error *err);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A slot of the ring is one batch: reads through the slot's own memory, each for one or several spans, and reads straight
- * into the caller's. Slots are filled, submitted and handed over in turn, so that spans arrive in order whatever the drive
- * does first.
+ * A slot of the ring is one batch: reads through the slot's own memory, each for one or several spans, and reads
+ * straight into the caller's. Slots are filled, submitted and handed over in turn, so that spans arrive in order
+ * whatever the drive does first.
  */
 #include "store/span_reader.h"
 

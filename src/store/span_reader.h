@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reads any number of spans of files as fast as the drive gives them, through a bounded ring of memory or straight into the
- * caller's, and hands each over in the order in which it was asked for.
+ * Reads any number of spans of files as fast as the drive gives them, through a bounded ring of memory or straight
+ * into the caller's, and hands each over in the order in which it was asked for.
  *
  * Spans that lie near each other are read as one (a small gap costs less to read than another transfer), far ones are
- * packed, several reads to a slot of the ring. All slots but the one that is being handed over are in flight. Nothing is
- * allocated while it runs.
+ * packed, several reads to a slot of the ring. All slots but the one that is being handed over are in flight. Nothing
+ * is allocated while it runs.
  *
  * One thread at a time.
  */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* penstock verify on checkpoints: files of both formats, a step's folder, a training folder; what it prints of damage. */
+/* penstock verify on checkpoints: files of both formats, a step's folder, a training folder; how damage is told. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What was saved is loaded by others: a checkpoint that N ranks wrote is read as the shares of M, cut along any dimension;
- * and views of all kinds (transposed, with gaps, expanded, overlapping) are read out of the storages of a .pt file, whole and
- * in slices, against a loop over their elements.
+ * What was saved is loaded by others: a checkpoint that N ranks wrote is read as the shares of M, cut along any
+ * dimension; and views of all kinds (transposed, with gaps, expanded, overlapping) are read out of the storages of a
+ * .pt file, whole and in slices, against a loop over their elements.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -53,7 +53,7 @@ static void read_ops(pst_ckpt *ckpt, const pst_ckpt_read_op *ops, size_t count)
         fail_msg("%s: %s", err.path, err.message);
 }
 
-/* The elements [start, stop) of a tensor with these strides (elements), one after the other; the bytes that they have. */
+/* The elements [start, stop) of a tensor with these strides (elements), one after the other; how many bytes. */
 static uint64_t copy_elements(const unsigned char *data, uint64_t element, uint32_t rank, const int64_t *strides,
                               const uint64_t *start, const uint64_t *stop, unsigned char *out)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Loading safetensors files that the test itself writes: random tensors, random slices, any engine, any alignment of the
- * caller's memory, with and without digests (with cuts), under faults, without memory, from several threads.
+ * Loading safetensors files that the test itself writes: random tensors, random slices, any engine, any alignment of
+ * the caller's memory, with and without digests (with cuts), under faults, without memory, from several threads.
  */
 #include "unit/store/files.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Slices of random tensors against a loop over their elements: any strides (none, overlapping, a transpose), any limits of
- * what a span may have. Around what is copied lie bytes that must stay.
+ * Slices of random tensors against a loop over their elements: any strides (none, overlapping, a transpose), any
+ * limits of what a span may have. Around what is copied lie bytes that must stay.
  */
 #include <setjmp.h>
 #include <stdarg.h>

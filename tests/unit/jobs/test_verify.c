@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * verify of checkpoints: every byte of what pst_ckpt_save wrote is flipped in turn, in both formats, and every one must be
- * found; so must every byte of a step's manifest, and files that are missing, exchanged or of another length.
+ * verify of checkpoints: every byte of what pst_ckpt_save wrote is flipped in turn, in both formats, and every one
+ * must be found; so must every byte of a step's manifest, and files that are missing, exchanged or of another length.
  */
 #include "unit/store/files.h"
 
