@@ -118,7 +118,8 @@ static int append_segment(tree *t, const frame *f, uint32_t index)
     if (key != NULL && key->kind == PST_CKPT_TEXT) {
         size_t begin = t->path_bytes;
         PST_TRY(append_path(t, key->text.at, key->text.bytes));
-        clean(t->path + begin, key->text.bytes);
+        if (key->text.bytes > 0) /* else there may be no path yet */
+            clean(t->path + begin, key->text.bytes);
         return 0;
     }
     if (key != NULL && key->kind == PST_CKPT_NONE)
@@ -141,7 +142,8 @@ static bool whole(const pst_walk_node *node, int64_t *out)
         *out = node->integer;
         return true;
     }
-    if (node->kind != PST_CKPT_FLOAT || !(node->number[0] >= -0x1p63 && node->number[0] < 0x1p63) ||
+    if (node->kind != PST_CKPT_FLOAT ||
+        !(node->number[0] >= -9223372036854775808.0 && node->number[0] < 9223372036854775808.0) ||
         (double)(int64_t)node->number[0] != node->number[0])
         return false;
     *out = (int64_t)node->number[0];

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Makes tests/reference/torch: small files of torch.save, each with what it holds as JSON (torch_values.py), and the seeds of the
-fuzzers that read such files. `--check` makes all of it again and compares."""
+"""Makes tests/reference/torch: small files of torch.save, each with what it holds as JSON (torch_values.py), and the
+seeds of the fuzzers that read such files. `--check` makes all of it again and compares."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def values() -> dict:
         "bytearray": [bytearray(), bytearray(b"\0\xff")],
         "tuples": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)],
         "sets": [set(), {1}, frozenset(), frozenset((2,))],
-        "dicts": [{}, {1: "int", None: "none", True: "", 2.5: "float", (1, "t"): "tuple", b"b": "bytes"}],
+        "dicts": [{}, {2: "int", None: "none", True: "", 2.5: "float", (1, "t"): "tuple", b"b": "bytes"}],
         "ordered": collections.OrderedDict(b=1, a=2),
         "counter": collections.Counter("abca"),
         "shared": [shared, shared],

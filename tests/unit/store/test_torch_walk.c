@@ -233,6 +233,8 @@ static const pickle_case values[] = {
     CASE("}(X\x01\0\0\0a](" V2 "(" F32 "K\0))\x89" HOOKS "tRq\x01h\x01\x65X\x02\0\0\0b\0" V2 "(" F32 "K\x01))\x89" HOOKS
          "tRu.",
          "{'a':[<a.0 F32 @0+0=4>,<a.0 F32 @0+0=4>],'b\\00':<b? F32 @0+4=4>}"),
+    CASE("}U\0]s.", "{'':[]}"),
+    CASE("}U\0](N\x65s.", "{'':[None]}"),
     CASE("}(N}(\x88}(J\xff\xff\xff\xff" V2 "(" STORAGE("torch\nIntStorage", "7", "\x01", "\x04") "K\0))\x89" HOOKS
                                                                                                  "tRuuu.",
          "{None:{True:{-1:<None.True.-1 I32 @0+0=4>}}}"),
