@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Union
 
 from penstock import _ckpt, _steps, errors
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Path = Union[str, "os.PathLike[str]"]
 
 log = logging.getLogger("penstock")
+
+_LOOK_SECONDS = 0.5
 
 
 class Saving:
@@ -377,14 +379,20 @@ class Checkpointer:
             )
             try:
                 saving._attach(begun)
-                begun.copied()
+                self._until(begun, begun.copied)
                 saving._set_copied()
-                begun.durable()
+                self._until(begun, begun.durable)
                 saving.report = begun.report()
             finally:
                 saving._attach(None)
                 begun.end()
             step.commit(self.keep_last, saving._commit["replace"], saving._commit["metadata"])
+
+    def _until(self, begun: Begun, reached: Callable[[float], bool]) -> None:
+        while not reached(_LOOK_SECONDS):
+            # The interpreter ends, and waits for this thread.
+            if self._bytes_per_second is None and not threading.main_thread().is_alive():
+                begun.hurry()
 
     def _rate(self) -> int:
         if self._bytes_per_second is not None:

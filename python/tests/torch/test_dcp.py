@@ -240,6 +240,24 @@ dist.destroy_process_group()
     run_ranks(1, load, str(tmp_path))
 
 
+def test_ranks_by_themselves(tmp_path: Path) -> None:
+    """Without collectives each rank has metadata of its own, and leaves the others' files alone."""
+    code = """
+import torch.distributed.checkpoint as dcp
+from penstock.dcp import PenstockReader, PenstockWriter
+for seed in (1, 2):
+    state = {"x": torch.full((5,), 10.0 * seed + rank), "step": seed}
+    dcp.save(state, storage_writer=PenstockWriter(folder), use_collectives=False)
+    dist.barrier()
+    into = {"x": torch.zeros(5), "step": 0}
+    dcp.load(into, storage_reader=PenstockReader(folder))
+    assert bool((into["x"] == 10 * seed + rank).all()) and into["step"] == seed, into
+    dist.barrier()
+assert len(os.listdir(folder)) == 3 * count, os.listdir(folder)
+"""
+    run_ranks(2, code, str(tmp_path))
+
+
 def test_fsdp(tmp_path: Path) -> None:
     """A model under FSDP2 and its optimizer, saved by two processes, go on in one."""
     code = """
