@@ -310,6 +310,72 @@ static void test_crash(void **unused)
     scene_free(&small);
 }
 
+/* The same around a whole step: saved in the background, committed, and the older one removed. */
+static int make_step(const char *where, uint64_t number, pst_error *err)
+{
+    const pst_ckpt_commit_options o = {.struct_size = sizeof o, .keep_last = 1};
+    char path[512];
+    pst_ckpt_step *step;
+    pst_ckpt_saving *saving;
+    int status = pst_ckpt_step_begin(where, number, NULL, &step, err);
+    if (status < 0)
+        return status;
+    snprintf(path, sizeof path, "%s/x.pt", pst_ckpt_step_path(step));
+    const pst_ckpt_options options = {
+        .struct_size = sizeof options, .path = path, .ring_bytes = 2 * MIB, .io = {.engine = "threads", .workers = 1}};
+    status = pst_ckpt_begin(&options, small.tensors, small.count, &saving, err);
+    if (status >= 0) {
+        status = pst_ckpt_wait(saving, PST_CKPT_DURABLE, UINT64_MAX, err);
+        pst_ckpt_end(saving);
+    }
+    if (status >= 0)
+        status = pst_ckpt_step_commit(step, &o, err);
+    pst_ckpt_step_end(step);
+    return status;
+}
+
+static void prepare_step(const char *where, void *context)
+{
+    (void)context;
+    pst_error err = {0};
+    assert_ok(make_step(where, 1, &err), &err);
+}
+
+static int act_step(const char *where, void *context, pst_error *err)
+{
+    (void)context;
+    return make_step(where, 2, err);
+}
+
+static bool check_step(const char *where, bool done, void *context)
+{
+    (void)context;
+    for (int swept = 0; swept < 2; swept++) {
+        uint64_t step = 0;
+        char *path = NULL;
+        pst_error err = {0};
+        if (pst_ckpt_latest(where, &step, &path, &err) < 0)
+            return false;
+        const pst_ckpt_options options = {.path = test_path(path, "x.pt")};
+        bool whole = scene_is_saved(&options, options.path, &small);
+        pst_ckpt_free_path(path);
+        if (!whole || !(step == 2 || (step == 1 && !done)) || pst_ckpt_sweep(where, NULL, &err) < 0)
+            return false;
+    }
+    return scene_count_entries(where) <= 3; /* the newer one, the older one if it is still there, latest */
+}
+
+static void test_step_crash(void **unused)
+{
+    (void)unused;
+    scene_add(&small, "t", PST_U8, 1, (const uint64_t[]){20001}, 9, false);
+    const crash_trial trial = {.prepare = prepare_step, .act = act_step, .check = check_step, .seeds = 4};
+    crash_count count = crash_try_all(&trial, true);
+    assert_int_equal(count.bad, 0);
+    assert_true(count.steps > 25);
+    scene_free(&small);
+}
+
 int main(void)
 {
     if (access("/dev/shm", W_OK) == 0)
@@ -317,7 +383,7 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         TEST(test_several), TEST(test_snapshot), TEST(test_failure_and_retry), TEST(test_cancel), TEST(test_begin),
-        TEST(test_step),    TEST(test_crash),
+        TEST(test_step),    TEST(test_crash),    TEST(test_step_crash),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
