@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Union
 
 from penstock import _ckpt, _steps, errors
-from penstock._background import ENDINGS, FORMATS, UNLIMITED, Begun, Image
+from penstock._background import ENDINGS, FORMATS, UNLIMITED, Begun, Image, make_folders
 from penstock._ranks import Talk, World, pack, unpack
 
 if TYPE_CHECKING:
@@ -130,7 +130,6 @@ class Saving:
                 raise errors.UsageError(f"step {self.step} did not fail")
             if [_version(tensor) for tensor in self._tensors] != self._versions:
                 raise errors.UsageError(f"step {self.step} cannot be retried: its tensors have changed since")
-            self._told = True
             self._attempt += 1
             self._copied = self._done = self._cancelled = self._hurried = False
             self._error = None
@@ -155,6 +154,7 @@ class Saving:
     def _end(self, error: BaseException | None) -> None:
         with self._changed:
             self._error = error
+            self._told = self._cancelled and isinstance(error, errors.CancelledError)
             self._done = True
             self._begun = None
             if error is None and self._image is not None:
@@ -227,7 +227,7 @@ class Checkpointer:
         self._talks: dict[str, int] = {}
         self._swept = False
         self._closed = False
-        os.makedirs(self.folder, exist_ok=True)
+        make_folders(self.folder)
 
     # ---- saving ----
 
@@ -254,8 +254,12 @@ class Checkpointer:
         return saving
 
     def _wait_for_room(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._unfinished) < self._in_flight)
+        while True:
+            with self._changed:
+                if len(self._unfinished) < self._in_flight:
+                    return
+                oldest = self._unfinished[0]
+            oldest._wait(None, for_copy=False)
 
     def _enqueue(self, saving: Saving) -> None:
         with self._changed:
