@@ -7,6 +7,7 @@
 #include "cmd_bench_ckpt.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
@@ -43,7 +44,6 @@ const pst_option ckpt_work_rows[CKPT_WORK_ROWS] = {
      .help = "torch's zip file, or safetensors"},
     CLI_NUMBER_ROW(ckpt_values, tensors, "tensors", NULL, 1, 10000000,
                    "of how many tensors; without it one for each 32 MiB"),
-    {.name = "no-digests", .type = PST_OPTION_FLAG, AT(no_digests), .help = "without digests of the tensors"},
     CLI_NUMBER_ROW(ckpt_values, loops, "loops", "3", 1, 100000,
                    "repetitions; the median is reported, with the lowest and the highest"),
     {.name = "warmup-loops",
@@ -90,9 +90,18 @@ const pst_option ckpt_report_rows[CKPT_REPORT_ROWS] = {
 
 /* ---- what is asked for ---- */
 
+static bool is_torch(const ckpt_job *job, ckpt_side side)
+{
+    return side == CKPT_PENSTOCK || side == CKPT_FIO ? job->format == PST_CKPT_TORCH : side != CKPT_SAFETENSORS;
+}
+
 static int parse_sizes(ckpt_job *job, pst_error *err)
 {
     char text[512];
+    if (job->given || job->values->from != NULL) { /* it has the size that it has */
+        job->sizes[job->size_count++] = 0;
+        return 0;
+    }
     if (strlen(job->values->sizes) >= sizeof text)
         return cli_usage(err, "--size: the list is too long");
     strcpy(text, job->values->sizes);
@@ -127,6 +136,9 @@ static int parse_sides(ckpt_job *job, pst_error *err)
         for (size_t i = 0; i < job->side_count; i++)
             if (job->sides[i] == side)
                 return cli_usage(err, "--against: %s stands there twice", one);
+        if (job->given && is_torch(job, (ckpt_side)side) != is_torch(job, CKPT_PENSTOCK))
+            return cli_usage(err, "--against: %s does not load %s files", one,
+                             job->format == PST_CKPT_TORCH ? "torch's" : "safetensors");
         job->sides[job->side_count++] = (ckpt_side)side;
     }
     return 0;
@@ -185,18 +197,20 @@ static void remove_folder(ckpt_job *job)
     rmdir(job->folder);
 }
 
+/* What a side saves, or loads: of what is loaded, this library made it, in the side's format. */
 static void file_of(const ckpt_job *job, ckpt_side side, char path[PATH_MAX + 64])
 {
-    bool torch = side == CKPT_PENSTOCK ? job->format == PST_CKPT_TORCH : side != CKPT_SAFETENSORS;
-    snprintf(path, PATH_MAX + 64, "%s/%s.%s", job->folder, ckpt_side_names[side],
-             side == CKPT_FIO ? "bin"
-             : torch          ? "pt"
-                              : "safetensors");
+    const char *name = job->load ? "penstock" : ckpt_side_names[side];
+    snprintf(path, PATH_MAX + 64, "%s/%s.%s", job->folder, name, is_torch(job, side) ? "pt" : "safetensors");
 }
 
-/* One checkpoint is there at a time, and what surrounds its data. */
+/* One checkpoint is there at a time (loaded ones in each format), and what surrounds its data. */
 static int check_space(const ckpt_job *job, uint64_t bytes, pst_error *err)
 {
+    bool both = false;
+    for (size_t i = 1; job->load && i < job->side_count; i++)
+        both = both || is_torch(job, job->sides[i]) != is_torch(job, CKPT_PENSTOCK);
+    bytes *= both ? 2 : 1;
     struct statvfs space;
     if (statvfs(job->place, &space) != 0)
         return pst_fail(err, -errno, job->place, "cannot be asked for its free space: %s", strerror(errno));
@@ -231,46 +245,74 @@ static double cpu_seconds(void)
     return seconds;
 }
 
-static int save_once(ckpt_job *job, ckpt_round *round, const ckpt_set *set, const char *path, ckpt_run *out,
-                     pst_error *err)
+static int save_to(const ckpt_job *job, const ckpt_set *set, const char *path, bool torch, pst_ckpt_report *report,
+                   pst_error *err)
 {
     const ckpt_values *values = job->values;
     pst_ckpt_options options = {
         .struct_size = sizeof options,
         .path = path,
-        .format = job->format,
+        .format = torch ? PST_CKPT_TORCH : PST_CKPT_SAFETENSORS,
         .no_digests = values->no_digests,
-        .ring_bytes = values->ring,
+        .ring_bytes = job->load ? 0 : values->ring,
         .bytes_per_second = PST_CKPT_UNLIMITED,
         .io = job->io.io,
     };
     options.io.struct_size = sizeof options.io;
-    double cpu = cpu_seconds(), started = now();
     if (values->ranks > 1)
-        PST_TRY(ckpt_save_ranks(&options, set, (uint32_t)values->ranks, &round->report, err));
-    else
-        PST_TRY(pst_ckpt_save(&options, set->tensors, set->count, &round->report, err));
-    *out = (ckpt_run){.bytes = set->bytes, .seconds = now() - started, .cpu_seconds = cpu_seconds() - cpu};
-    unlink(path);
+        return ckpt_save_ranks(&options, set, (uint32_t)values->ranks, report, err);
+    return pst_ckpt_save(&options, set->tensors, set->count, report, err);
+}
+
+/* The page cache does not take part in a cold load. */
+static void drop_pages(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    fsync(fd);
+    posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    close(fd);
+}
+
+typedef struct ckpt_work {
+    ckpt_set set;
+    ckpt_target target;
+} ckpt_work;
+
+static int run_own(ckpt_job *job, ckpt_round *round, const ckpt_work *work, const char *path, ckpt_run *out,
+                   pst_error *err)
+{
+    if (job->load && work->target.file[0] != '\0')
+        drop_pages(work->target.file);
+    double cpu = cpu_seconds(), started = now();
+    PST_TRY(job->load ? ckpt_load_once(job, path, &work->target, err)
+                      : save_to(job, &work->set, path, is_torch(job, CKPT_PENSTOCK), &round->report, err));
+    *out = (ckpt_run){.bytes = round->bytes, .seconds = now() - started, .cpu_seconds = cpu_seconds() - cpu};
+    if (!job->load)
+        unlink(path);
     return 0;
 }
 
 /* ---- the measurement ---- */
 
-static int run_side(ckpt_job *job, ckpt_round *round, size_t number, const ckpt_set *set, ckpt_run *out, pst_error *err)
+static int run_side(ckpt_job *job, ckpt_round *round, size_t number, const ckpt_work *work, ckpt_run *out,
+                    pst_error *err)
 {
     char path[PATH_MAX + 64];
     ckpt_cell *cell = &round->cells[number];
     file_of(job, cell->side, path);
+    if (job->given) /* the others load files, not folders */
+        snprintf(path, sizeof path, "%s", cell->side == CKPT_PENSTOCK ? job->place : work->target.file);
     switch (cell->side) {
-    case CKPT_PENSTOCK: PST_TRY(save_once(job, round, set, path, out, err)); break;
-    case CKPT_FIO: PST_TRY(ckpt_fio_run(job, path, set->bytes, cell, out, err)); break;
+    case CKPT_PENSTOCK: PST_TRY(run_own(job, round, work, path, out, err)); break;
+    case CKPT_FIO: PST_TRY(ckpt_fio_run(job, path, round->bytes, cell, out, err)); break;
     default: PST_TRY(ckpt_peer_run(job, path, cell, out, err));
     }
     return cli_interrupted() != 0 ? pst_fail(err, PST_E_CANCELLED, NULL, "cancelled") : 0;
 }
 
-static int run_loops(ckpt_job *job, ckpt_round *round, const ckpt_set *set, pst_error *err)
+static int run_loops(ckpt_job *job, ckpt_round *round, const ckpt_work *work, pst_error *err)
 {
     const ckpt_values *values = job->values;
     uint64_t total = values->loops + values->warmup_loops, done = 0;
@@ -280,7 +322,7 @@ static int run_loops(ckpt_job *job, ckpt_round *round, const ckpt_set *set, pst_
             size_t number = (size_t)((i + loop) % round->cell_count);
             ckpt_cell *cell = &round->cells[number];
             ckpt_run run;
-            PST_TRY(run_side(job, round, number, set, &run, err));
+            PST_TRY(run_side(job, round, number, work, &run, err));
             if (loop >= values->warmup_loops)
                 cell->runs[cell->count++] = run;
             cli_progress_update(++done);
@@ -290,31 +332,77 @@ static int run_loops(ckpt_job *job, ckpt_round *round, const ckpt_set *set, pst_
     return 0;
 }
 
+/* The files that are loaded: in this library's format, and in those of the others. */
+static int make_files(ckpt_job *job, const ckpt_set *set, pst_error *err)
+{
+    char path[PATH_MAX + 64];
+    pst_ckpt_report report = {.struct_size = sizeof report};
+    for (size_t i = 0; i < job->side_count; i++) {
+        file_of(job, job->sides[i], path);
+        if (access(path, F_OK) != 0)
+            PST_TRY(save_to(job, set, path, is_torch(job, job->sides[i]), &report, err));
+    }
+    return 0;
+}
+
+static void remove_files(const ckpt_job *job)
+{
+    char path[PATH_MAX + 64];
+    for (size_t i = 0; i < job->side_count; i++) {
+        file_of(job, job->sides[i], path);
+        unlink(path);
+    }
+}
+
+/* Tensors for saving; for loading, files and memory. */
+static int prepare(ckpt_job *job, ckpt_round *round, uint64_t bytes, ckpt_work *work, pst_error *err)
+{
+    char path[PATH_MAX + 64];
+    file_of(job, CKPT_PENSTOCK, path);
+    if (!job->given) {
+        PST_TRY(check_space(job, bytes, err));
+        PST_TRY(ckpt_set_make(job->values, bytes, &work->set, err));
+        PST_TRY(check_space(job, work->set.bytes, err)); /* --from says how many there are */
+        round->bytes = work->set.bytes;
+        round->tensors = work->set.count;
+    }
+    if (!job->load)
+        return job->side_count > 1 ? ckpt_set_describe(&work->set, job->table, err) : 0;
+    if (!job->given)
+        PST_TRY(make_files(job, &work->set, err));
+    ckpt_set_free(&work->set);
+    PST_TRY(ckpt_target_make(job, job->given ? job->place : path, &work->target, err));
+    round->bytes = work->target.bytes;
+    round->tensors = work->target.count;
+    if (job->side_count > 1 && work->target.file[0] == '\0')
+        return pst_fail(err, PST_E_UNSUPPORTED, job->place, "--against: only a checkpoint of one file is compared");
+    return 0;
+}
+
 static int run_round(ckpt_job *job, size_t number, pst_error *err)
 {
     ckpt_round *round = &job->rounds[number];
-    ckpt_set set = {.memory = NULL};
+    ckpt_work work = {.set = {.memory = NULL}};
     char path[PATH_MAX + 64];
-    int status;
-    PST_TRY_GOTO(done, check_space(job, job->sizes[number], err));
-    PST_TRY_GOTO(done, ckpt_set_make(job->values, job->sizes[number], &set, err));
-    round->bytes = set.bytes;
-    round->tensors = set.count;
-    if (job->side_count > 1)
-        PST_TRY_GOTO(done, ckpt_set_describe(&set, job->table, err));
-    file_of(job, CKPT_FIO, path);
-    if (job->fio_version[0] != '\0')
-        PST_TRY_GOTO(done, ckpt_fio_choose(job, path, set.bytes, err));
-    status = run_loops(job, round, &set, err);
-done:
-    ckpt_set_free(&set);
+    int status = prepare(job, round, job->sizes[number], &work, err);
+    if (status >= 0 && job->fio_version[0] != '\0') {
+        file_of(job, CKPT_FIO, path);
+        status = ckpt_fio_choose(job, job->load ? work.target.file : path, round->bytes, err);
+    }
+    if (status >= 0)
+        status = run_loops(job, round, &work, err);
+    ckpt_set_free(&work.set);
+    ckpt_target_free(&work.target);
+    if (!job->given)
+        remove_files(job);
     return status;
 }
 
 static int measure(ckpt_job *job, pst_error *err)
 {
-    PST_TRY(make_folder(job, err));
-    PST_TRY(cli_io_choose(&job->values->io, (const char *const[]){job->folder}, 1, &job->io, err));
+    if (!job->given)
+        PST_TRY(make_folder(job, err));
+    PST_TRY(cli_io_choose(&job->values->io, &job->place, 1, &job->io, err));
     PST_TRY(check_sides(job, err));
     for (size_t r = 0; r < job->size_count; r++)
         PST_TRY(run_round(job, r, err));
@@ -325,7 +413,8 @@ int ckpt_measure(ckpt_job *job, pst_error *err)
 {
     const ckpt_values *values = job->values;
     cli_notes_start(&values->report);
-    job->format = strcmp(values->format, "pt") == 0 ? PST_CKPT_TORCH : PST_CKPT_SAFETENSORS;
+    if (!job->given)
+        job->format = strcmp(values->format, "pt") == 0 ? PST_CKPT_TORCH : PST_CKPT_SAFETENSORS;
     int status;
     PST_TRY_GOTO(done, parse_sizes(job, err));
     PST_TRY_GOTO(done, parse_sides(job, err));

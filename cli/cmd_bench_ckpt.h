@@ -19,7 +19,7 @@ typedef struct ckpt_values {
     cli_io_options io;
     const char *sizes, *format, *from, *against, *python, *drivers, *plot;
     uint64_t tensors, ring, loops, warmup_loops, ranks, seed;
-    bool no_digests, verify;
+    bool no_digests, verify, huge_pages;
 } ckpt_values;
 
 /* Tensors with their data, in memory that every page of has been written. */
@@ -27,10 +27,20 @@ typedef struct ckpt_set {
     pst_ckpt_tensor *tensors;
     char (*names)[48];
     uint64_t (*shapes)[8];
+    pst_ckpt *like; /* whose names and shapes they have; NULL: their own */
     size_t count;
     void *memory;
     uint64_t bytes, mapped_bytes;
 } ckpt_set;
+
+/* Where a checkpoint is loaded to: memory of every tensor, made once. */
+typedef struct ckpt_target {
+    pst_ckpt_read_op *ops;
+    size_t count;
+    void *memory;
+    uint64_t bytes, mapped_bytes; /* of tensors; with what lies between them */
+    char file[4096];              /* the one file that it is; "": several */
+} ckpt_target;
 
 typedef struct ckpt_run {
     uint64_t bytes;
@@ -56,6 +66,7 @@ typedef struct ckpt_job {
     const ckpt_values *values;
     bool load;
     const char *place; /* DIR, or what is loaded */
+    bool given;        /* that is a checkpoint, and none is made */
     pst_ckpt_format format;
     ckpt_side sides[CKPT_SIDES];
     size_t side_count;
@@ -73,17 +84,26 @@ typedef struct ckpt_job {
 extern const char *const ckpt_side_names[CKPT_SIDES];
 
 /* cmd_bench_ckpt.c: what both commands share */
-enum { CKPT_WORK_ROWS = 7, CKPT_REPORT_ROWS = 4 };
+enum { CKPT_WORK_ROWS = 6, CKPT_REPORT_ROWS = 4 };
 extern const pst_option ckpt_work_rows[CKPT_WORK_ROWS], ckpt_report_rows[CKPT_REPORT_ROWS];
 /* The whole measurement, report included. */
 int ckpt_measure(ckpt_job *job, pst_error *err);
 
 /* cmd_bench_ckpt_set.c */
-/* values->tensors of them, so many bytes in all. *out: ckpt_set_free, also on failure. */
+/* values->tensors of them, so many bytes in all; or as those of values->from. *out: ckpt_set_free, also on failure. */
 int ckpt_set_make(const ckpt_values *values, uint64_t bytes, ckpt_set *out, pst_error *err);
 void ckpt_set_free(ckpt_set *set);
 /* Names, types and shapes as JSON for the other libraries. */
 int ckpt_set_describe(const ckpt_set *set, const char *path, pst_error *err);
+
+/* cmd_bench_ckpt_load.c */
+/* *out: ckpt_target_free, also on failure. */
+int ckpt_target_make(const ckpt_job *job, const char *path, ckpt_target *out, pst_error *err);
+void ckpt_target_free(ckpt_target *target);
+/* Opens and reads all of it. */
+int ckpt_load_once(const ckpt_job *job, const char *path, const ckpt_target *target, pst_error *err);
+/* Whether there is a checkpoint, and of which format. */
+int ckpt_find_format(const char *path, pst_ckpt_format *out, pst_error *err);
 
 /* cmd_bench_ckpt_peers.c */
 int ckpt_fio_find(ckpt_job *job, pst_error *err);

@@ -72,6 +72,12 @@ static const ckpt_cell *find_cell(const ckpt_round *round, ckpt_side side)
     return NULL;
 }
 
+static const char *digests_text(const ckpt_job *job)
+{
+    bool digests = job->load ? job->values->verify : !job->values->no_digests;
+    return job->load ? digests ? "digests checked" : "digests not checked" : digests ? "digests" : "no digests";
+}
+
 /* ---- JSON ---- */
 
 static json_t *repetitions_json(const ckpt_cell *cell)
@@ -116,7 +122,7 @@ static json_t *cell_json(const ckpt_job *job, const ckpt_round *round, const ckp
         json_object_set_new(object, "share_of_fio", json_real(s.ratio));
     if (object != NULL && cell != ours)
         json_object_set_new(object, "penstock_ratio", json_real(summarize(ours, cell).ratio));
-    if (object != NULL && cell == ours)
+    if (object != NULL && cell == ours && !job->load)
         json_object_update_new(object, own_settings_json(job, round));
     return object;
 }
@@ -135,11 +141,11 @@ static json_t *document_json(const ckpt_job *job)
     cli_json_append(folders, cli_folder_json(job->place));
     struct utsname system = {.release = "unknown"};
     uname(&system);
-    json_t *document =
-        json_pack("{s:o, s:o, s:s, s:o, s:{s:I, s:I, s:I, s:I, s:b}}", "results", results, "machine",
-                  cli_machine_json(), "kernel", system.release, "folders", folders, "settings", "loops",
-                  (json_int_t)v->loops, "warmup_loops", (json_int_t)v->warmup_loops, "seed", (json_int_t)v->seed,
-                  "processes", (json_int_t)(v->ranks > 0 ? v->ranks : 1), "digests", !v->no_digests);
+    json_t *document = json_pack("{s:o, s:o, s:s, s:o, s:{s:I, s:I, s:I, s:I, s:b}}", "results", results, "machine",
+                                 cli_machine_json(), "kernel", system.release, "folders", folders, "settings", "loops",
+                                 (json_int_t)v->loops, "warmup_loops", (json_int_t)v->warmup_loops, "seed",
+                                 (json_int_t)v->seed, "processes", (json_int_t)(v->ranks > 0 ? v->ranks : 1), "digests",
+                                 job->load ? v->verify : !v->no_digests);
     if (document != NULL && job->fio_version[0] != '\0')
         json_object_set_new(document, "fio_version", json_string(job->fio_version));
     return document;
@@ -173,7 +179,10 @@ static int print_text(const ckpt_job *job, pst_error *err)
         PST_TRY(cli_out_printf(
             err, "\n%s %s in %zu tensors, %s, %s; %" PRIu64 " process%s; %" PRIu64 " repetitions after %" PRIu64 "\n",
             job->load ? "load" : "save", pst_format_bytes((double)round->bytes, size, sizeof size), round->tensors,
-            v->no_digests ? "no digests" : "digests", round->report.direct ? "direct" : "through the page cache",
+            digests_text(job),
+            job->load              ? "cold"
+            : round->report.direct ? "direct"
+                                   : "through the page cache",
             v->ranks > 0 ? v->ranks : 1, v->ranks > 1 ? "es" : "", v->loops, v->warmup_loops));
         PST_TRY(cli_out_printf(err, "%-12s %-12s %9s %24s %8s %9s %9s  %s\n", "", "format", "seconds", "GB/s (min-max)",
                                "of fio", "penstock", "CPU s/GB", "with"));
@@ -236,8 +245,7 @@ static int draw(const void *user, FILE *to, pst_error *err)
             fill_line(job, i, places, &lines[i], points + i * places);
         char subtitle[160];
         snprintf(subtitle, sizeof subtitle, "as %s, %s, %" PRIu64 " repetitions, seconds include the syncs",
-                 format_name(job, CKPT_PENSTOCK), job->values->no_digests ? "no digests" : "digests",
-                 job->values->loops);
+                 format_name(job, CKPT_PENSTOCK), digests_text(job), job->values->loops);
         const plot_panel panel = {.title = job->load ? "load" : "save", .lines = lines, .count = job->side_count};
         plot p = {.title = job->load ? "penstock bench load" : "penstock bench save",
                   .subtitle = subtitle,

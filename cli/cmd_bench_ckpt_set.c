@@ -47,19 +47,56 @@ static void add(ckpt_set *set, uint64_t bytes, uint64_t *offset)
     *offset += bytes;
 }
 
+static int take_tables(ckpt_set *set, uint64_t count, pst_error *err)
+{
+    set->tensors = pst_heap_calloc(count, sizeof *set->tensors);
+    set->names = pst_heap_calloc(count, sizeof *set->names);
+    set->shapes = pst_heap_calloc(count, sizeof *set->shapes);
+    if (set->tensors == NULL || set->names == NULL || set->shapes == NULL)
+        return pst_fail_memory(err, "a table of tensors", count * sizeof *set->tensors);
+    return 0;
+}
+
+/* Names, types and shapes of another checkpoint's tensors, with contents of our own. */
+static int make_like(const ckpt_values *values, ckpt_set *set, pst_error *err)
+{
+    const pst_ckpt_open_options options = {.struct_size = sizeof options, .path = values->from};
+    pst_ckpt_tensor_info info;
+    PST_TRY(pst_ckpt_open(&options, &set->like, err));
+    size_t count = pst_ckpt_tensor_count(set->like);
+    for (size_t i = 0; i < count; i++) {
+        pst_ckpt_tensor_at(set->like, i, &info);
+        set->bytes += info.bytes;
+    }
+    if (set->bytes == 0)
+        return pst_fail(err, PST_E_USAGE, values->from, "its tensors have no bytes");
+    PST_TRY(take_tables(set, count, err));
+    PST_TRY(take_memory(set, values->seed, err));
+    uint64_t offset = 0;
+    for (set->count = 0; set->count < count; set->count++) {
+        pst_ckpt_tensor_at(set->like, set->count, &info);
+        set->tensors[set->count] = (pst_ckpt_tensor){.name = info.name,
+                                                     .dtype = info.dtype,
+                                                     .rank = info.rank,
+                                                     .shape = info.shape,
+                                                     .data = (char *)set->memory + offset};
+        offset += info.bytes;
+    }
+    return 0;
+}
+
 int ckpt_set_make(const ckpt_values *values, uint64_t bytes, ckpt_set *out, pst_error *err)
 {
     uint64_t count = values->tensors;
+    *out = (ckpt_set){.memory = NULL};
+    if (values->from != NULL)
+        return make_like(values, out, err);
     bytes = pst_max(bytes / ITEM_BYTES * ITEM_BYTES, ITEM_BYTES);
     if (count == 0)
         count = pst_max(bytes / USUAL_TENSOR_BYTES, 1);
     count = pst_min(count, bytes / ITEM_BYTES);
-    *out = (ckpt_set){.bytes = bytes};
-    out->tensors = pst_heap_calloc(count, sizeof *out->tensors);
-    out->names = pst_heap_calloc(count, sizeof *out->names);
-    out->shapes = pst_heap_calloc(count, sizeof *out->shapes);
-    if (out->tensors == NULL || out->names == NULL || out->shapes == NULL)
-        return pst_fail_memory(err, "a table of tensors", count * sizeof *out->tensors);
+    out->bytes = bytes;
+    PST_TRY(take_tables(out, count, err));
     PST_TRY(take_memory(out, values->seed, err));
     uint64_t each = bytes / count / ITEM_BYTES * ITEM_BYTES, offset = 0;
     if (each > COLUMNS * ITEM_BYTES) /* whole rows; the last one has the rest */
@@ -77,23 +114,22 @@ void ckpt_set_free(ckpt_set *set)
     pst_heap_free(set->tensors);
     pst_heap_free(set->names);
     pst_heap_free(set->shapes);
+    pst_ckpt_close(set->like);
     *set = (ckpt_set){.memory = NULL};
 }
 
 int ckpt_set_describe(const ckpt_set *set, const char *path, pst_error *err)
 {
-    FILE *to = fopen(path, "we");
-    if (to == NULL)
-        return pst_fail(err, -errno, path, "cannot create: %s", strerror(errno));
-    for (size_t i = 0; i < set->count; i++) {
-        fprintf(to, "%s[\"%s\",\"%s\",[", i ? ",\n" : "[", set->names[i], pst_dtype_name(set->tensors[i].dtype));
-        for (uint32_t d = 0; d < set->tensors[i].rank; d++)
-            fprintf(to, d ? ",%" PRIu64 : "%" PRIu64, set->shapes[i][d]);
-        fputs("]]", to);
+    json_t *table = json_array();
+    for (size_t i = 0; table != NULL && i < set->count; i++) {
+        const pst_ckpt_tensor *t = &set->tensors[i];
+        json_t *shape = json_array();
+        for (uint32_t d = 0; shape != NULL && d < t->rank; d++)
+            json_array_append_new(shape, json_integer((json_int_t)t->shape[d]));
+        json_array_append_new(table, json_pack("[s, s, o]", t->name, pst_dtype_name(t->dtype), shape));
     }
-    fputs("]\n", to);
-    bool failed = ferror(to) != 0;
-    if (fclose(to) != 0 || failed)
-        return pst_fail(err, -EIO, path, "cannot write");
-    return 0;
+    int failed =
+        table == NULL || json_array_size(table) != set->count || json_dump_file(table, path, JSON_COMPACT) != 0;
+    json_decref(table);
+    return failed ? pst_fail(err, -EIO, path, "cannot be written") : 0;
 }

@@ -5,6 +5,14 @@
 #define AT(member) .offset = offsetof(ckpt_values, member)
 
 static const pst_option how_rows[] = {
+    {.name = "from",
+     .type = PST_OPTION_STRING,
+     AT(from),
+     .metavar = "PATH",
+     .help =
+         "tensors of the names, types and shapes of this checkpoint's, instead of --size and --tensors; its data is "
+         "not read"},
+    {.name = "no-digests", .type = PST_OPTION_FLAG, AT(no_digests), .help = "without digests of the tensors"},
     {.name = "ring",
      .type = PST_OPTION_SIZE,
      AT(ring),

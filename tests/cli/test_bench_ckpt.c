@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * penstock bench save: its figures and their arithmetic, what it refuses, the chart, the comparisons (with stand-ins for fio and
+ * penstock bench save and bench load: their figures and their arithmetic, what it refuses, the chart, the comparisons (with stand-ins for fio and
  * Python, whose figures are known), and that no file is left behind.
  */
 #include <stdio.h>
@@ -109,6 +109,40 @@ static void test_ranks(void **state)
     expect_empty(dir);
 }
 
+/* Made and loaded; what is given is loaded and stays. */
+static void test_load(void **state)
+{
+    (void)state;
+    const char *dir = folder("load");
+    static const char *const formats[] = {"pt", "safetensors"};
+    for (int i = 0; i < 2; i++) {
+        json_t *document =
+            expect_json(PENSTOCK("bench", "load", dir, "--size", "3M,1M", "--format", formats[i], "--tensors", "4",
+                                 "--loops", "2", "--verify", "--huge-pages", "--json", "--io-profile", "none"));
+        const json_t *results = json_object_get(document, "results");
+        assert_int_equal(json_array_size(results), 2);
+        check_result(json_array_get(results, 0), "load", "penstock", 3000000, 2);
+        check_result(json_array_get(results, 1), "load", "penstock", 1000000, 2);
+        assert_string_equal(text(json_array_get(results, 0), "format"), formats[i]);
+        json_decref(document);
+    }
+    expect_empty(dir);
+    program_result shown = PENSTOCK("bench", "load", MODEL, "--loops", "2", "--io-profile", "none");
+    assert_int_equal(shown.status, 0);
+    assert_non_null(strstr(shown.out, "digests not checked, cold"));
+    program_free(&shown);
+    json_t *document = expect_json(SAVE(folder("like"), "--from", MODEL, "--format", "pt", "--loops", "1", "--json"));
+    const json_t *saved = json_array_get(json_object_get(document, "results"), 0);
+    assert_true(number(saved, "tensors") > 10 && number(saved, "bytes") > 1e6);
+    json_decref(document);
+    expect_empty(scratch_path("like"));
+    EXPECT_ERROR(2, "does not load safetensors", "bench", "load", MODEL, "--against", "torch");
+    EXPECT_ERROR(2, "deepspeed", "bench", "load", folder("load"), "--against", "deepspeed");
+    EXPECT_ERROR(1, "not-there", "bench", "load", scratch_path("not-there"));
+    write_text(scratch_path("no-checkpoint"), "x");
+    EXPECT_ERROR(1, "no-checkpoint", "bench", "load", scratch_path("no-checkpoint"));
+}
+
 /* A program whose answers are known; it notes its arguments beside itself. */
 static void make_program(const char *path, const char *body)
 {
@@ -192,8 +226,8 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_json),        cmocka_unit_test(test_text_and_chart), cmocka_unit_test(test_ranks),
-        cmocka_unit_test(test_comparisons), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_json), cmocka_unit_test(test_text_and_chart), cmocka_unit_test(test_ranks),
+        cmocka_unit_test(test_load), cmocka_unit_test(test_comparisons),    cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests_name("cli/bench_ckpt", tests, NULL, NULL);
 }
