@@ -141,8 +141,30 @@ def widen(source: Path, target: Path) -> None:
             wide = struct.pack("<HHQQ", 1, 16, count, count)
             head = struct.pack("<IHHHHHIIIHH", 0x04034B50, 45, 0, 0, 0, 0, crc, ones, ones, len(name), len(wide))
             widest = struct.pack("<HHQQQ", 1, 24, count, count, len(data))
-            directory += struct.pack("<IHHHHHHIIIHHHHHII", 0x02014B50, 45, 45, 0, 0, 0, 0, crc, ones, ones, len(name),
-                                     len(widest), 0, 0, 0, 0, ones) + name + widest
+            directory += (
+                struct.pack(
+                    "<IHHHHHHIIIHHHHHII",
+                    0x02014B50,
+                    45,
+                    45,
+                    0,
+                    0,
+                    0,
+                    0,
+                    crc,
+                    ones,
+                    ones,
+                    len(name),
+                    len(widest),
+                    0,
+                    0,
+                    0,
+                    0,
+                    ones,
+                )
+                + name
+                + widest
+            )
             data += head + name + wide + content
         records = len(old.namelist())
     end = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, records, records, len(directory), len(data))
@@ -202,8 +224,11 @@ def main() -> int:
             stored |= {f"{folder}/{path.name}": path for path in (SEEDS / folder).iterdir()}
         again = {path.name: path for path in made.iterdir()}
         again |= {f"{path.parent.name}/{path.name}": path for path in seeds.glob("*/*")}
-        different = [name for name in sorted(stored | again) if name not in stored or name not in again
-                     or stored[name].read_bytes() != again[name].read_bytes()]
+        different = [
+            name
+            for name in sorted(stored | again)
+            if name not in stored or name not in again or stored[name].read_bytes() != again[name].read_bytes()
+        ]
     if different:
         print("differs from what is stored: " + ", ".join(different), file=sys.stderr)
     return 1 if different else 0
