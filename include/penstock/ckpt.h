@@ -158,7 +158,7 @@ typedef struct pst_ckpt_open_options {
     const char *path;
     bool verify; /* pst_ckpt_read checks the digest of every tensor that is read whole and has one */
     pst_io_options io;
-    uint64_t ring_bytes; /* memory for slices that are not contiguous in the file, and for digests; default 64 MiB */
+    uint64_t ring_bytes; /* memory for slices that are not contiguous in the file, and for digests; default 128 MiB */
 } pst_ckpt_open_options;
 
 /* Reads and checks what is there, and no tensor's data. */

@@ -180,7 +180,7 @@ typedef struct pst_verify_options {
     uint64_t block_size;
     uint32_t queue_depth, io_workers;
     bool io_single_submit;
-    uint32_t threads; /* that read and digest, each with about 8 MiB; default: all processors */
+    uint32_t threads; /* that read and digest, with about 128 MiB together; default: all processors */
 } pst_verify_options;
 
 typedef struct pst_verify_report {

@@ -18,7 +18,8 @@
 #include "ckpt/steps.h"
 #include "os/file.h"
 
-#define DEFAULT_RING_BYTES (UINT64_C(64) << 20)
+/* What the I/O library keeps in flight by default. */
+#define DEFAULT_RING_BYTES ((uint64_t)PST_IO_DEFAULT_DEPTH * PST_IO_DEFAULT_BLOCK_BYTES)
 
 /* ---- what a path is ---- */
 

@@ -12,8 +12,9 @@
 #include "store/crc32.h"
 
 enum {
-    RING_BYTES = 8 << 20, /* of a thread */
-    TAKE_ITEMS = 256      /* at once */
+    RING_BYTES = 8 << 20, /* of a thread, at least */
+    ALL_RINGS_BYTES = PST_IO_DEFAULT_DEPTH * PST_IO_DEFAULT_BLOCK_BYTES,
+    TAKE_ITEMS = 256 /* at once */
 };
 
 typedef struct verify_reader {
@@ -168,7 +169,7 @@ static int make_readers(verifying *v, pst_error *err)
     for (uint32_t i = 0; i < threads; i++) {
         verify_reader *r = &v->readers[v->reader_count++];
         r->v = v;
-        PST_TRY(pst_span_reader_create(v->io, RING_BYTES, &r->spans, err));
+        PST_TRY(pst_span_reader_create(v->io, pst_max(RING_BYTES, ALL_RINGS_BYTES / threads), &r->spans, err));
         PST_TRY(pst_range_digest_create(&r->digest, err));
     }
     return 0;

@@ -18,7 +18,8 @@ enum {
     SLOTS = 8,
     OPS = 64,    /* reads of a slot */
     SPANS = 512, /* spans of a slot */
-    MAX_SLOT_BYTES = 4 << 20
+    MAX_SLOT_BYTES = 16 << 20,
+    MAX_SPAN_BYTES = 2 << 20 /* what is copied and then digested is still in the cache */
 };
 
 typedef struct placed {
@@ -90,7 +91,7 @@ void pst_span_reader_destroy(pst_span_reader *reader)
 
 uint64_t pst_span_reader_most(const pst_span_reader *reader)
 {
-    return reader->slot_bytes - 2 * PST_SPAN_ALIGNMENT;
+    return pst_min(reader->slot_bytes - 2 * PST_SPAN_ALIGNMENT, MAX_SPAN_BYTES);
 }
 
 uint64_t pst_span_cut(uint64_t offset, uint64_t left, uint64_t most)

@@ -18,7 +18,8 @@ enum {
     PST_SPAN_ALIGNMENT = 4096, /* of what is read through the ring, and where long stretches are best cut */
     PST_SPAN_GAP_BYTES =
         16 * 1024, /* up to so many bytes between two spans are read too, rather than two transfers made */
-    PST_SPAN_STRAIGHT_BYTES = 8 << 20 /* the most that a span with memory of its own should have */
+    PST_SPAN_STRAIGHT_BYTES =
+        24 << 20 /* the most that a span with memory of its own should have; several are in flight */
 };
 
 typedef struct pst_span {
