@@ -42,7 +42,8 @@ typedef struct pst_walk_text {
 
 typedef struct pst_walk_node {
     uint8_t kind, flags;
-    uint16_t global; /* of GLOBAL and NAMED: its index; of a TENSOR: the function that rebuilds it */
+    uint16_t
+        global; /* of GLOBAL and NAMED: its index; of a TENSOR: the function that rebuilds it; of a STORAGE: its type */
     uint32_t attributes;
     union {
         int64_t integer;                 /* BOOL, INT */

@@ -82,7 +82,7 @@ static int find_storage(pst_walk *walk, const char *key, pst_dtype dtype, uint64
         PST_TRY(pst_walk_grow(walk, &walk->storages, walk->storage_count, &walk->storage_capacity, sizeof storage));
         walk->storages[walk->storage_count++] = storage;
         *slot = (uint32_t)walk->storage_count;
-    } else if (walk->storages[*slot - 1].dtype != dtype) {
+    } else if (walk->storages[*slot - 1].dtype != dtype && storage.bytes > 0) { /* torch lets empty ones pass */
         return pst_fail(walk->err, PST_E_FORMAT, walk->path, "the storage \"%s\" is of the two types %s and %s", quoted,
                         pst_dtype_name(walk->storages[*slot - 1].dtype), pst_dtype_name(dtype));
     }
@@ -113,7 +113,8 @@ int pst_walk_persistent(pst_walk *walk)
     name[key->text.bytes] = '\0';
     PST_TRY(find_storage(walk, name, (pst_dtype)pst_walk_global_at(type->global)->dtype, (uint64_t)elements->integer,
                          &number));
-    pst_walk_node node = {.kind = PST_WALK_STORAGE, .attributes = PST_WALK_NO_NODE, .arguments = number};
+    pst_walk_node node = {
+        .kind = PST_WALK_STORAGE, .global = type->global, .attributes = PST_WALK_NO_NODE, .arguments = number};
     return pst_walk_push_node(walk, &node);
 }
 
@@ -140,10 +141,10 @@ static int read_numbers(const pst_walk *walk, uint32_t tuple, uint64_t *out, uin
 }
 
 /* The dtype: the storage's, or the one that is named where the storage is of bytes. */
-static int read_dtype(const pst_walk *walk, const uint32_t *given, bool is_v3, uint32_t storage, pst_dtype *out)
+static int read_dtype(const pst_walk *walk, const uint32_t *given, bool is_v3, pst_dtype *out)
 {
     if (!is_v3) {
-        *out = walk->storages[storage].dtype;
+        *out = (pst_dtype)pst_walk_global_at(walk->nodes[given[0]].global)->dtype;
         return 0;
     }
     const pst_walk_node *node = &walk->nodes[given[6]];
@@ -248,7 +249,7 @@ int pst_walk_read_tensor(const pst_walk *walk, const pst_walk_node *node, pst_to
         return pst_walk_malformed(walk, "a tensor with more or fewer strides than dimensions");
     for (uint32_t i = 0; i < strides; i++)
         tensor.strides[i] = (int64_t)numbers[i];
-    PST_TRY(read_dtype(walk, given, is_v3, tensor.storage, &tensor.dtype));
+    PST_TRY(read_dtype(walk, given, is_v3, &tensor.dtype));
     if (tensor.dtype == PST_F4)
         PST_TRY(double_last(walk, &tensor, &offset));
     if (pst_tensor_shape_bytes(tensor.dtype, tensor.shape, tensor.rank, &tensor.bytes) < 0)
