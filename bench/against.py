@@ -8,14 +8,17 @@
 Both sides get the same folder, batch (unless --peer-batch-size says otherwise), lengths, threads and memory limit, and make
 exactly --gen-len tokens for each prompt; times exclude start and loading. Each run is a process of its own. As root each runs in
 a control group whose limit counts the page cache, too, and the page cache is dropped before; else the limits are only what each
-side was told, and the report says so. Every repetition is in the document.
+side was told, and the report says so. --drive-rate puts the model, and what the other side writes, onto a drive of that steady
+rate: a loop device that the control group limits. Every repetition is in the document.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,6 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import drives
 import measuring
 
 DRIVERS = {"accelerate": "accelerate_offload.py", "deepspeed": "deepspeed_zero.py", "llamacpp": "llama_cpp_mmap.py"}
@@ -32,7 +36,7 @@ MISSING = 3  # exit status of a driver without its library
 def run(command: list[str], arguments: argparse.Namespace, limited: bool = True) -> dict:
     """One run, in the memory limit where that can be enforced."""
     if limited and arguments.enforced:
-        record = measuring.run_limited(command, arguments.memory, arguments.timeout)
+        record = measuring.run_limited(command, arguments.memory, arguments.timeout, arguments.drives, arguments.drive_rate)
     else:
         started = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.timeout)
@@ -64,6 +68,7 @@ def driver_command(a: argparse.Namespace, **more) -> list[str]:
         "offload_dir": a.offload_dir,
         "llama_bench": a.llama_bench,
         "gguf": a.gguf,
+        "llama_ubatch": a.llama_ubatch,
     }
     driver = Path(__file__).resolve().parent / "peers" / DRIVERS[a.against]
     return [a.python, str(driver), json.dumps(settings | more)]
@@ -115,7 +120,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--offload-dir", default="", help="where the other side may write; a temporary folder unless given")
     parser.add_argument("--llama-bench", default="", help="llama.cpp's llama-batched-bench")
+    parser.add_argument("--llama-ubatch", type=int, default=512, help="rows that llama.cpp computes at once")
     parser.add_argument("--gguf", default="", help="the same model for llama.cpp; written from its weights unless given")
+    parser.add_argument("--drive-rate", type=measuring.size_bytes, default=0,
+                        help="bytes per second of a drive made for this, which gets a copy of the model; needs root")
+    parser.add_argument("--backing", type=Path, default=Path("/var/tmp"), help="folder for that drive's backing file")
     parser.add_argument("--timeout", type=float, default=7200, help="seconds for one run")
     parser.add_argument("--json", action="store_true", help="print the document")
     parser.add_argument("--output", type=Path)
@@ -126,7 +135,7 @@ def parse() -> argparse.Namespace:
 
 
 def compare(a: argparse.Namespace) -> dict:
-    hidden = ("json", "output", "python", "options", "offload_dir")
+    hidden = ("json", "output", "python", "options", "offload_dir", "drives", "backing", "gguf", "llama_bench")
     settings = {k: v for k, v in vars(a).items() if k not in hidden} | {"penstock_options": a.options}
     settings["model"], settings["penstock"] = Path(a.model).name, Path(a.penstock).name
     report: dict = {"machine": measuring.machine(), "settings": settings, "memory_enforced": a.enforced, "pairs": []}
@@ -149,9 +158,29 @@ def compare(a: argparse.Namespace) -> dict:
     return report
 
 
+@contextlib.contextmanager
+def steady_drive(a: argparse.Namespace):
+    """Moves the model to a drive of the wanted rate while it lasts, and what the other side writes."""
+    drives.own_mounts()
+    files = [f for f in Path(a.model).iterdir() if f.is_file()]
+    room = sum(f.stat().st_size for f in files) * (1 if a.against == "accelerate" else 2)
+    with tempfile.TemporaryDirectory(prefix="penstock-against-", dir=a.backing) as folder:
+        drive = drives.Drive(Path(folder), 0, room * 11 // 10 + 2**28)
+        try:
+            model = drive.mount / Path(a.model).name
+            model.mkdir()
+            for file in files:
+                shutil.copyfile(file, model / file.name)
+            os.sync()
+            a.model, a.offload_dir, a.drives = str(model), str(drive.mount), [drive.number]
+            yield
+        finally:
+            drive.close()
+
+
 def main() -> int:
     a = parse()
-    a.enforced = os.geteuid() == 0
+    a.enforced, a.drives = os.geteuid() == 0, []
     if a.enforced:
         try:
             measuring.MemoryGroup(a.memory).remove()
@@ -159,8 +188,12 @@ def main() -> int:
             a.enforced = False
     if not a.enforced:
         print("no control group can be made here: each side is only told its limit", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="penstock-against-") as temporary:
-        a.offload_dir = a.offload_dir or temporary
+    if a.drive_rate and not a.enforced:
+        sys.exit("--drive-rate needs root and control groups")
+    with contextlib.ExitStack() as stack:
+        if a.drive_rate:
+            stack.enter_context(steady_drive(a))
+        a.offload_dir = a.offload_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-against-"))
         report = compare(a)
     if a.json:
         print(json.dumps(report))

@@ -44,12 +44,35 @@ def drop_page_cache() -> bool:
 
 
 class MemoryGroup:
-    """A control group whose memory limit counts the page cache too, made and removed here; needs root."""
+    """A control group whose memory limit counts the page cache too, made and removed here; needs root.
 
-    def __init__(self, limit_bytes: int) -> None:
+    `drives`: "major:minor" of block devices that its members read and write at `rate` bytes per second at most.
+    """
+
+    def __init__(self, limit_bytes: int, drives: Iterable[str] = (), rate: int = 0) -> None:
         self.version, parent = self._parent()
-        self.folder = parent / f"penstock-bench-{os.getpid()}-{time.monotonic_ns()}"
+        name = f"penstock-bench-{os.getpid()}-{time.monotonic_ns()}"
+        self.folder = parent / name
         self.folder.mkdir()
+        self.folders = [self.folder]
+        self._limit_memory(limit_bytes)
+        if rate > 0:
+            self._limit_drives(name, drives, rate)
+
+    def _limit_drives(self, name: str, drives: Iterable[str], rate: int) -> None:
+        if self.version == 2:
+            (self.folder.parent / "cgroup.subtree_control").write_text("+io")
+            for drive in drives:
+                (self.folder / "io.max").write_text(f"{drive} rbps={rate} wbps={rate}")
+            return
+        folder = Path("/sys/fs/cgroup/blkio") / name
+        folder.mkdir()
+        self.folders.append(folder)
+        for drive in drives:
+            for way in ("read", "write"):
+                (folder / f"blkio.throttle.{way}_bps_device").write_text(f"{drive} {rate}")
+
+    def _limit_memory(self, limit_bytes: int) -> None:
         if self.version == 2:
             (self.folder / "memory.max").write_text(str(limit_bytes))
             swap = self.folder / "memory.swap.max"
@@ -74,7 +97,8 @@ class MemoryGroup:
 
     def enter(self) -> None:
         """Moves the calling process in; for preexec_fn."""
-        (self.folder / "cgroup.procs").write_text(str(os.getpid()))
+        for folder in self.folders:
+            (folder / "cgroup.procs").write_text(str(os.getpid()))
 
     def peak_bytes(self) -> int:
         """The most that was used, page cache included."""
@@ -84,16 +108,19 @@ class MemoryGroup:
     def remove(self) -> None:
         for _ in range(50):
             try:
-                self.folder.rmdir()
+                while self.folders:
+                    self.folders[-1].rmdir()
+                    self.folders.pop()
                 return
             except OSError:
                 time.sleep(0.1)
 
 
-def run_limited(command: list[str], limit_bytes: int, timeout: float | None = None) -> dict:
+def run_limited(command: list[str], limit_bytes: int, timeout: float | None = None, drives: Iterable[str] = (),
+                rate: int = 0) -> dict:
     """Runs a command in a fresh memory group after the page cache was dropped: exit status, wall seconds, peak, output."""
     drop_page_cache()
-    group = MemoryGroup(limit_bytes)
+    group = MemoryGroup(limit_bytes, drives, rate)
     try:
         started = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, preexec_fn=group.enter)

@@ -15,7 +15,6 @@ Needs root and room for the checkpoint in the backing folder. Nothing stays behi
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
@@ -24,6 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import drives
 import measuring
 import stripe_scaling
 
@@ -83,11 +83,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("needs root: loop devices, mounts, control groups", file=sys.stderr)
         return 2
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(stripe_scaling.CLONE_NEWNS) != 0:
-        print(f"no mount namespace: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
-        return 1
-    stripe_scaling.run("mount", "--make-rprivate", "/")
+    drives.own_mounts()
     layers = ["--layers", str(options.layers)] if options.layers else []
     report: dict = {"benchmark": "plan_accuracy", "machine": measuring.machine(),
                     "settings": {k: str(v) for k, v in vars(options).items() if k not in ("penstock", "out", "backing")}}
@@ -96,7 +92,7 @@ def main() -> int:
         written = subprocess.run([options.penstock, "synth", options.shape, str(sparse), *layers, "--sparse", "--json"],
                                  capture_output=True, text=True, check=True)
         room = json.loads(written.stdout)["results"][0]["file_bytes"]
-        drive = stripe_scaling.Drive(Path(folder), 0, room * 11 // 10 + (256 << 20))
+        drive = drives.Drive(Path(folder), 0, room * 11 // 10 + (256 << 20))
         group = None
         try:
             model = drive.mount / "model"

@@ -17,7 +17,6 @@ when their last user is gone, and mounts are made in a mount namespace of its ow
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import platform
@@ -28,7 +27,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-CLONE_NEWNS = 0x00020000
+from drives import Drive, own_mounts, run
+
 V1 = Path("/sys/fs/cgroup/blkio")
 V2 = Path("/sys/fs/cgroup")
 
@@ -39,34 +39,6 @@ def size(text: str) -> int:
         if text.endswith(unit):
             return int(float(text[: -len(unit)]) * units[unit])
     return int(text)
-
-
-def run(*command: str) -> str:
-    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
-    return done.stdout.strip()
-
-
-class Drive:
-    """A loop device with a mounted file system."""
-
-    def __init__(self, folder: Path, index: int, room: int) -> None:
-        self.backing = folder / f"drive{index}"
-        with open(self.backing, "wb") as file:
-            file.truncate(room)
-        self.device = run("losetup", "--find", "--show", "--direct-io=on", str(self.backing))
-        self.fd = os.open(self.device, os.O_RDONLY)
-        run("losetup", "-d", self.device)  # takes effect when nothing uses it any more
-        run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-m", "0", self.device)
-        self.mount = folder / f"mount{index}"
-        self.mount.mkdir()
-        run("mount", self.device, str(self.mount))
-        os.close(self.fd)
-        number = os.stat(self.device).st_rdev
-        self.number = f"{os.major(number)}:{os.minor(number)}"
-
-    def close(self) -> None:
-        run("umount", str(self.mount))
-        self.backing.unlink()
 
 
 class Group:
@@ -146,11 +118,7 @@ def main() -> int:
     if os.geteuid() != 0 or not program.exists():
         print("needs root, and stripe_io in the build folder", file=sys.stderr)
         return 2
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNS) != 0:
-        print(f"no mount namespace: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
-        return 1
-    run("mount", "--make-rprivate", "/")
+    own_mounts()
     drives: list[Drive] = []
     with tempfile.TemporaryDirectory(prefix="penstock-stripe-", dir=options.backing) as folder:
         try:

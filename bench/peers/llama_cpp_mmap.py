@@ -30,7 +30,8 @@ def run_program(s: dict, gguf: Path) -> dict:
     """llama-batched-bench: prompts of all sequences, then one row of each at a time."""
     tokens = s["batch_size"] * (s["prompt_len"] + s["gen_len"])
     command = [s["llama_bench"], "-m", str(gguf), "-npp", str(s["prompt_len"]), "-ntg", str(s["gen_len"])]
-    command += ["-npl", str(s["batch_size"]), "-c", str((tokens + 255) // 256 * 256), "-kvu", "-b", "2048", "-ub", "512", "-t", str(s["threads"])]
+    command += ["-npl", str(s["batch_size"]), "-c", str((tokens + 255) // 256 * 256), "-kvu", "-t", str(s["threads"])]
+    command += ["-b", str(max(2048, s["llama_ubatch"])), "-ub", str(s["llama_ubatch"])]
     command += ["--output-format", "jsonl"]
     loops = []
     for _ in range(s["loops"]):
@@ -58,9 +59,9 @@ def run_module(s: dict, gguf: Path) -> dict:
         raise SystemExit(f"llama.cpp cannot load {gguf}")
     c = llama_cpp.llama_context_default_params()
     batch_size, prompt, made = s["batch_size"], s["prompt_len"], s["gen_len"]
-    most = 2048
+    most = max(2048, s["llama_ubatch"])
     c.n_ctx = batch_size * (prompt + made)
-    c.n_batch, c.n_ubatch, c.n_seq_max = most, 512, batch_size
+    c.n_batch, c.n_ubatch, c.n_seq_max = most, s["llama_ubatch"], batch_size
     c.kv_unified = True
     c.n_threads = c.n_threads_batch = s["threads"]
     context = llama_cpp.llama_init_from_model(model, c)
