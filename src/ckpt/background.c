@@ -7,8 +7,8 @@
  * `line` is what all saves of the process share: who comes before whom. A save's own lock guards how far it is. The job
  * belongs to its thread until that has ended, then to whoever holds the save.
  *
- * When the process exits, saves under way end with it. A child of fork has the memory of saves, but not their threads; if it
- * was forked while the line was locked, which takes less than a microsecond at a time, it could not begin any of its own.
+ * When the process exits, saves under way end with it. A child of fork has the memory of saves, but not their threads: it
+ * begins with an empty line, or its own saves would wait behind its parent's for ever.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -49,8 +49,34 @@ static struct {
     pst_ckpt_saving *first;
 } line = {.lock = PTHREAD_MUTEX_INITIALIZER, .moved = PTHREAD_COND_INITIALIZER};
 
+/* fork waits until nobody changes the line. */
+static void line_before_fork(void)
+{
+    pthread_mutex_lock(&line.lock);
+}
+
+static void line_after_fork(void)
+{
+    pthread_mutex_unlock(&line.lock);
+}
+
+/* Anew: what waited for `moved` in the parent has left its traces in it. */
+static void line_in_child(void)
+{
+    pthread_mutex_init(&line.lock, NULL);
+    pthread_cond_init(&line.moved, NULL);
+    line.first = NULL;
+}
+
+static void line_watch_forks(void)
+{
+    pthread_atfork(line_before_fork, line_after_fork, line_in_child); /* without memory for it, forks go unnoticed */
+}
+
 static void line_join(pst_ckpt_saving *saving)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, line_watch_forks);
     saving->next = NULL;
     pthread_mutex_lock(&line.lock);
     pst_ckpt_saving **end = &line.first;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -398,6 +399,45 @@ static void test_share(void **unused)
     assert_true((double)(end_ns - start_ns) < 2 * 10 * 1000.0 * (1 << 20) * 1.01);
 }
 
+/* The parent's saves are not in a child's line. Returns only in the parent. */
+static int save_in_child(void)
+{
+    pthread_mutex_lock(&lock);
+    pid_t child = fork();
+    if (child == 0)
+        pthread_cond_init(&changed, NULL); /* nobody waits here */
+    pthread_mutex_unlock(&lock);
+    if (child == 0) {
+        script other = {.number = 2};
+        const pst_ckpt_options o = {.struct_size = sizeof o, .path = "the/file", .ring_bytes = (uintptr_t)&other};
+        pst_ckpt_saving *saving = NULL;
+        bool done = pst_ckpt_begin(&o, NULL, 0, &saving, NULL) == 0 &&
+                    pst_ckpt_wait(saving, PST_CKPT_DURABLE, UINT64_C(20) * 1000 * MS, NULL) == 0;
+        _exit(done ? 0 : 1);
+    }
+    int ended = -1;
+    assert_true(child > 0);
+    assert_int_equal(waitpid(child, &ended, 0), child);
+    return ended;
+}
+
+static void test_fork(void **unused)
+{
+    (void)unused;
+#ifdef __SANITIZE_THREAD__
+    skip(); /* its child of a process with threads may not have any */
+#endif
+    script held = {.number = 1, .hold_end = true}, waiting = {.number = 3};
+    pst_ckpt_saving *first = begin(&held, NULL), *second = begin(&waiting, NULL);
+    wait_for_run(&held, 1);
+    assert_int_equal(save_in_child(), 0);
+    release(&held.hold_end);
+    assert_int_equal(wait_ended(first), 0);
+    assert_int_equal(wait_ended(second), 0);
+    pst_ckpt_end(first);
+    pst_ckpt_end(second);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup(name, set_up)
@@ -409,6 +449,7 @@ int main(void)
         TEST(test_cancel_among_ranks),
         TEST(test_hurry),
         TEST(test_end_waits),
+        TEST(test_fork),
         TEST(test_refusals),
         TEST(test_rate),
         TEST(test_share),
