@@ -335,9 +335,10 @@ int pst_ckpt_check_files(pst_ckpt *ckpt, pst_error *err)
             const pst_ckpt_file *file = &ckpt->files[part->first_file + f];
             const pst_manifest_file *named = in_manifest(ckpt, file->path);
             char digits[PST_DIGEST_DIGITS];
-            if (file->digests.own == NULL)
+            bool is_named = named != NULL && named->covers_header;
+            if (file->digests.own == NULL && !is_named)
                 continue;
-            if (named != NULL && named->covers_header && memcmp(named->digest, file->digests.own, sizeof digits) != 0)
+            if (is_named && (file->digests.own == NULL || memcmp(named->digest, file->digests.own, sizeof digits) != 0))
                 return pst_fail(err, PST_E_FORMAT, file->path,
                                 "is not the file that the manifest names: its digest "
                                 "is another one");

@@ -447,6 +447,18 @@ static void make_step(const char *run, uint64_t number, const char *second)
     pst_ckpt_step_end(step);
 }
 
+/* A whole file of the same length under the name, but not the one that was committed: it has no digest of its own. */
+static void exchange_file(const char *path)
+{
+    static const char record[] = ".penstock/digests";
+    uint64_t bytes;
+    uint8_t *text = test_read_file(path, &bytes), *at = text;
+    for (size_t length = sizeof record - 1; (at = memmem(at, bytes - (size_t)(at - text), record, length)) != NULL;)
+        at[length - 1] = 'z';
+    test_write_file(path, text, bytes);
+    free(text);
+}
+
 static void test_steps(void **state)
 {
     (void)state;
@@ -470,16 +482,21 @@ static void test_steps(void **state)
             assert_int_equal(value.integer, pst_ckpt_find(ckpt, "exp_avg"));
         pst_ckpt_close(ckpt);
     }
-    /* A name in two files; a file of another length. */
+    /* Another file; a name in two files; a file of another length. */
     pst_ckpt *ckpt;
     pst_error err = {0};
-    pst_ckpt_open_options options = {.struct_size = sizeof options, .path = run};
+    pst_ckpt_open_options options = {.struct_size = sizeof options, .path = path, .verify = true};
+    char model[700];
+    snprintf(model, sizeof model, "%s/optimizer.pt", path);
+    exchange_file(model);
+    assert_int_equal(pst_ckpt_open(&options, &ckpt, &err), PST_E_FORMAT);
+    assert_string_equal(err.path, model);
+    options = (pst_ckpt_open_options){.struct_size = sizeof options, .path = run};
     make_step(run, 11, "weight");
     assert_int_equal(pst_ckpt_open(&options, &ckpt, &err), PST_E_FORMAT);
     assert_non_null(strstr(err.message, "\"weight\""));
     snprintf(path, sizeof path, "%s/step-000010", run);
     options.path = path;
-    char model[700];
     snprintf(model, sizeof model, "%s/model.safetensors", path);
     assert_int_equal(truncate(model, 100), 0);
     assert_int_equal(pst_ckpt_open(&options, &ckpt, &err), PST_E_FORMAT);
