@@ -19,9 +19,11 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/number.h"
 #include "ckpt/governor.h"
 #include "ckpt/job.h"
 #include "os/clock.h"
+#include "os/file.h"
 #include "os/sys.h"
 
 struct pst_ckpt_saving {
@@ -205,6 +207,23 @@ static void destroy(pst_ckpt_saving *saving)
     pst_heap_free(saving);
 }
 
+/* The path is the one from here, also when the program goes elsewhere meanwhile. */
+static int create_job(const pst_ckpt_options *options, const pst_ckpt_tensor *tensors, size_t count, pst_ckpt_job **out,
+                      pst_error *err)
+{
+    pst_ckpt_options known = {0};
+    char *path = NULL;
+    memcpy(&known, options, options->struct_size == 0 ? sizeof known : pst_min(options->struct_size, sizeof known));
+    if (known.path != NULL && known.path[0] != '\0' && known.path[0] != '/') {
+        PST_TRY(pst_file_from_root(known.path, &path, err));
+        known.path = path;
+    }
+    known.struct_size = sizeof known;
+    int status = pst_ckpt_job_create(&known, tensors, count, out, err);
+    pst_heap_free(path);
+    return status;
+}
+
 int pst_ckpt_begin(const pst_ckpt_options *options, const pst_ckpt_tensor *tensors, size_t count, pst_ckpt_saving **out,
                    pst_error *err)
 {
@@ -219,7 +238,7 @@ int pst_ckpt_begin(const pst_ckpt_options *options, const pst_ckpt_tensor *tenso
     pthread_cond_init(&saving->changed, &clock);
     pthread_condattr_destroy(&clock);
     saving->begin_ns = begin_ns;
-    int status = pst_ckpt_job_create(options, tensors, count, &saving->job, err);
+    int status = create_job(options, tensors, count, &saving->job, err);
     if (status >= 0)
         status = start(saving, err);
     if (status < 0) {

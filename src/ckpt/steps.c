@@ -98,13 +98,11 @@ static int make(pst_ckpt_step *step, const char *folder, pst_error *err)
         status = pst_fail(err, PST_E_USAGE, NULL, "a step needs a training folder");
     else if (step->step > INT64_MAX)
         status = pst_fail(err, PST_E_USAGE, folder, "a step of that number cannot be");
-    if (status >= 0) {
-        step->folder = pst_heap_strdup(folder);
-        status = step->folder != NULL ? 0 : pst_fail_memory(err, "a path", strlen(folder));
-    }
+    if (status >= 0)
+        status = pst_file_from_root(folder, &step->folder, err);
     if (status >= 0) {
         pst_steps_name(step->step, name);
-        status = pst_steps_join(folder, name, &step->final, err);
+        status = pst_steps_join(step->folder, name, &step->final, err);
     }
     bool first = pst_ckpt_agree_rank(step->agree) == 0;
     if (status >= 0 && first)

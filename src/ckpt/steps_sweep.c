@@ -143,7 +143,10 @@ static int sweep_entry(const char *folder, const char *name, int publishing, pst
     int status = 0;
     PST_TRY(pst_steps_join(folder, name, &path, err));
     bool is_folder = pst_file_is_folder(path);
-    if (strncmp(name, PST_STEPS_LATEST, strlen(PST_STEPS_LATEST)) != 0) {
+    if (pst_file_is_link(path)) { /* of a step that lies elsewhere, and was to go: what it leads to is not ours */
+        status = pst_file_remove(path, err);
+        status = status < 0 ? status : 1;
+    } else if (strncmp(name, PST_STEPS_LATEST, strlen(PST_STEPS_LATEST)) != 0) {
         status = is_folder ? sweep_folder(path, err) : 0; /* a file of such a name is not ours */
     } else if (!is_folder && publishing == 0) {
         status = pst_file_remove(path, err);

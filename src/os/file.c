@@ -164,6 +164,19 @@ int pst_file_absolute(const char *path, char **out, pst_error *err)
     return 0;
 }
 
+int pst_file_from_root(const char *path, char **out, pst_error *err)
+{
+    char *here = NULL;
+    if (path[0] != '/')
+        PST_TRY(pst_file_absolute(".", &here, err));
+    char *whole = here != NULL ? pst_heap_printf("%s/%s", here, path) : pst_heap_strdup(path);
+    pst_heap_free(here);
+    if (whole == NULL)
+        return pst_fail_memory(err, path, strlen(path));
+    *out = whole;
+    return 0;
+}
+
 /* Where the link at `path` leads to. *out: pst_heap_free. */
 static int follow_once(const char *path, char **out)
 {
@@ -222,6 +235,12 @@ bool pst_file_is_folder(const char *path)
 {
     struct statx info;
     return stat_path(path, &info) >= 0 && S_ISDIR(info.stx_mode);
+}
+
+bool pst_file_is_link(const char *path)
+{
+    struct statx info;
+    return pst_sys->statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_TYPE, &info) >= 0 && S_ISLNK(info.stx_mode);
 }
 
 char *pst_file_parent(const char *path)

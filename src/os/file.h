@@ -27,6 +27,9 @@ void pst_file_close(int fd);
 int pst_file_changed_ns(const char *path, int64_t *out, pst_error *err);
 /* The path of what is there from the root on, without links; pst_heap_free. */
 int pst_file_absolute(const char *path, char **out, pst_error *err);
+/* `path`, which need not exist, as it is seen from "/", so that it means the same after a chdir. Nothing is resolved.
+ * *out: pst_heap_free. */
+int pst_file_from_root(const char *path, char **out, pst_error *err);
 /* The path that opening `path` for writing would lead to: symbolic links at its end are followed, also one that leads to
  * nothing (yet). Those before its last name stay in it. pst_heap_free. */
 int pst_file_follow(const char *path, char **out, pst_error *err);
@@ -38,6 +41,7 @@ int pst_file_find(const char *path, pst_error *err);
 /* The same where "cannot be told" may count as nothing. */
 bool pst_file_exists(const char *path);
 bool pst_file_is_folder(const char *path);
+bool pst_file_is_link(const char *path); /* a symbolic one, wherever it leads */
 /* Free bytes for an unprivileged writer on the file system that holds path. */
 int pst_file_free_space(const char *path, uint64_t *out, pst_error *err);
 

@@ -85,6 +85,8 @@ static int remove_one(void *context, const char *name, pst_tree_kind kind, uint6
 
 int pst_tree_remove(const char *folder, pst_error *err)
 {
+    if (pst_file_is_link(folder))
+        return pst_file_remove(folder, err);
     if (!pst_file_is_folder(folder) && pst_file_find(folder, NULL) == 0)
         return 0;
     /* `each` gets the folder back as its context: it only reads it. */

@@ -14,7 +14,7 @@ enum { PST_TREE_MAX_DEPTH = 64 };
 
 /* Every entry once, in order of names; a folder after all that is in it. What vanishes meanwhile is passed over. */
 int pst_tree_walk(const char *folder, pst_tree_each *each, void *context, pst_error *err);
-/* The folder too. What is not there is fine. */
+/* The folder too. What is not there is fine. Of a link to a folder only the link goes. */
 int pst_tree_remove(const char *folder, pst_error *err);
 
 #endif

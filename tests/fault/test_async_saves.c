@@ -95,6 +95,27 @@ static void test_several(void **unused)
     assert_int_equal(scene_count_entries(folder), 3);
 }
 
+/* A path is the one from where the program was at begin. */
+static void test_elsewhere(void **unused)
+{
+    (void)unused;
+    char here[4096];
+    pst_ckpt_options slow = plain("a.pt"), relative = plain("b.pt");
+    slow.bytes_per_second = 20 * MIB;
+    relative.path = "b.pt";
+    assert_non_null(getcwd(here, sizeof here));
+    assert_int_equal(chdir(folder), 0);
+    pst_ckpt_saving *first = begin(&slow, &new), *second = begin(&relative, &old);
+    assert_int_equal(chdir(here), 0);
+    pst_ckpt_hurry(first);
+    assert_durable(first);
+    assert_durable(second);
+    pst_ckpt_end(first);
+    pst_ckpt_end(second);
+    assert_true(scene_is_saved(&relative, test_path(folder, "b.pt"), &old));
+    assert_int_equal(scene_count_entries(folder), 2);
+}
+
 /* ---- a drive that is slow, or fails for a while ---- */
 
 static pst_io_engine *make_engine(const pst_io_fault_options *faults)
@@ -382,8 +403,8 @@ int main(void)
         setenv("TMPDIR", "/dev/shm", 0);
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(test_several), TEST(test_snapshot), TEST(test_failure_and_retry), TEST(test_cancel), TEST(test_begin),
-        TEST(test_step),    TEST(test_crash),    TEST(test_step_crash),
+        TEST(test_several), TEST(test_elsewhere), TEST(test_snapshot), TEST(test_failure_and_retry), TEST(test_cancel),
+        TEST(test_begin),   TEST(test_step),      TEST(test_crash),    TEST(test_step_crash),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

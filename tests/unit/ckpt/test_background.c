@@ -86,12 +86,12 @@ int pst_ckpt_job_run(pst_ckpt_job *job, const pst_ckpt_hooks *hooks, pst_error *
         wait_while(&s->hold_end);
         pthread_mutex_unlock(&lock);
     } else {
-        status = pst_fail_at(err, -EIO, "the/file", 4096, "run %d failed", s->runs);
+        status = pst_fail_at(err, -EIO, "/the/file", 4096, "run %d failed", s->runs);
     }
     while (s->until_cancel && !atomic_load(hooks->cancelled))
         usleep(1000);
     if (status >= 0 && atomic_load(hooks->cancelled))
-        status = pst_fail(err, PST_E_CANCELLED, "the/file", "cancelled");
+        status = pst_fail(err, PST_E_CANCELLED, "/the/file", "cancelled");
     pthread_mutex_lock(&lock);
     running--;
     pthread_mutex_unlock(&lock);
@@ -144,7 +144,7 @@ static void wait_for_run(const script *s, int run)
 static pst_ckpt_saving *begin(script *s, const pst_ckpt_ranks *ranks)
 {
     const pst_ckpt_options o = {
-        .struct_size = sizeof o, .path = "the/file", .ring_bytes = (uintptr_t)s, .ranks = ranks};
+        .struct_size = sizeof o, .path = "/the/file", .ring_bytes = (uintptr_t)s, .ranks = ranks};
     pst_ckpt_saving *saving = NULL;
     pst_error err = {0};
     assert_ok(pst_ckpt_begin(&o, NULL, 0, &saving, &err), &err);
@@ -224,7 +224,7 @@ static void assert_failed(pst_ckpt_saving *saving, pst_ckpt_stage stage, const c
     assert_int_equal(pst_ckpt_wait(saving, stage, UINT64_MAX, &err), -EIO);
     assert_int_equal(err.code, -EIO);
     assert_string_equal(err.message, message);
-    assert_string_equal(err.path, "the/file");
+    assert_string_equal(err.path, "/the/file");
     assert_true(err.offset == 4096);
 }
 
@@ -256,7 +256,7 @@ static void test_cancel(void **unused)
     wait_for_run(&going, 1);
     pst_ckpt_cancel(b); /* before its turn: at once */
     assert_int_equal(pst_ckpt_wait(b, PST_CKPT_DURABLE, UINT64_MAX, &err), PST_E_CANCELLED);
-    assert_string_equal(err.path, "the/file");
+    assert_string_equal(err.path, "/the/file");
     assert_int_equal(waiting.runs, 0);
     assert_int_equal(pst_ckpt_wait(a, PST_CKPT_DURABLE, 0, NULL), 1);
     pst_ckpt_cancel(a);
@@ -331,7 +331,7 @@ static void test_refusals(void **unused)
     (void)unused;
     const pst_ckpt_options nothing = {.struct_size = sizeof nothing};
     script s = {.number = 1};
-    const pst_ckpt_options good = {.struct_size = sizeof good, .path = "the/file", .ring_bytes = (uintptr_t)&s};
+    const pst_ckpt_options good = {.struct_size = sizeof good, .path = "/the/file", .ring_bytes = (uintptr_t)&s};
     pst_ckpt_saving *saving = (pst_ckpt_saving *)0x1;
     pst_error err = {0};
     test_footprint before = test_measure_footprint();
@@ -409,7 +409,7 @@ static int save_in_child(void)
     pthread_mutex_unlock(&lock);
     if (child == 0) {
         script other = {.number = 2};
-        const pst_ckpt_options o = {.struct_size = sizeof o, .path = "the/file", .ring_bytes = (uintptr_t)&other};
+        const pst_ckpt_options o = {.struct_size = sizeof o, .path = "/the/file", .ring_bytes = (uintptr_t)&other};
         pst_ckpt_saving *saving = NULL;
         bool done = pst_ckpt_begin(&o, NULL, 0, &saving, NULL) == 0 &&
                     pst_ckpt_wait(saving, PST_CKPT_DURABLE, UINT64_C(20) * 1000 * MS, NULL) == 0;

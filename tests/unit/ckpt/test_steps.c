@@ -346,6 +346,47 @@ static void test_sweep_beside_a_commit(void **unused)
     assert_int_equal(sweep(), 1);
 }
 
+/* A step that somebody has moved to another drive and linked: the link goes, and not what it leads to. */
+static void test_links(void **unused)
+{
+    (void)unused;
+    const pst_ckpt_commit_options again = {.struct_size = sizeof again, .replace = true};
+    pst_error err = {0};
+    assert_int_equal(mkdir(in("elsewhere"), 0777), 0);
+    for (uint64_t i = 1; i <= 2; i++) {
+        const char *name = i == 1 ? "step-000001" : "step-000002", *place = i == 1 ? "elsewhere/1" : "elsewhere/2";
+        commit(i, 0);
+        assert_int_equal(rename(in(name), in(place)), 0);
+        assert_int_equal(symlink(place, in(name)), 0);
+    }
+    assert_ok(make_step(2, &again, "new", &err), &err);
+    commit(3, 2);
+    STEPS(2, 3);
+    assert_int_equal(symlink("elsewhere/1", in("step-000001.tmp-abcdefghijkl")), 0);
+    assert_int_equal(sweep(), 1);
+    assert_int_equal(count_entries(folder), 4); /* elsewhere, 2, 3, latest */
+    assert_true(is_there("elsewhere/1/state.json") && is_there("elsewhere/2/sub/more"));
+    assert_false(is_there("elsewhere/1/" PST_STEPS_LOCK));
+}
+
+/* The folder is the one from where the program was when it began. */
+static void test_elsewhere(void **unused)
+{
+    (void)unused;
+    char here[4096];
+    pst_ckpt_step *step = NULL;
+    pst_error err = {0};
+    assert_non_null(getcwd(here, sizeof here));
+    assert_int_equal(chdir(folder), 0);
+    int status = pst_ckpt_step_begin("run 1/steps", 1, NULL, &step, &err);
+    assert_int_equal(chdir(here), 0);
+    assert_ok(status, &err);
+    put(pst_ckpt_step_path(step), "file", "x");
+    assert_ok(pst_ckpt_step_commit(step, NULL, &err), &err);
+    pst_ckpt_step_end(step);
+    assert_true(is_there("run 1/steps/step-000001/file") && is_there("run 1/steps/latest"));
+}
+
 static void test_strange_files(void **unused)
 {
     (void)unused;
@@ -568,6 +609,8 @@ int main(void)
         TEST(test_abandoned),
         TEST(test_sweep),
         TEST(test_sweep_beside_a_commit),
+        TEST(test_links),
+        TEST(test_elsewhere),
         TEST(test_strange_files),
         TEST(test_own_digest),
         TEST(test_ranks),
