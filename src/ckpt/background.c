@@ -161,7 +161,6 @@ static void *run(void *argument)
     } else {
         status = pst_fail(&err, PST_E_CANCELLED, pst_ckpt_job_options(saving->job)->path, "cancelled before it began");
     }
-    line_leave(saving);
     pthread_mutex_lock(&saving->lock);
     saving->status = status < 0 ? status : 0;
     saving->err = err;
@@ -169,6 +168,7 @@ static void *run(void *argument)
     saving->ended_ns = pst_clock_ns();
     pthread_cond_broadcast(&saving->changed);
     pthread_mutex_unlock(&saving->lock);
+    line_leave(saving); /* so none behind it ends before it has; the owner joins before it frees anything */
     return NULL;
 }
 
