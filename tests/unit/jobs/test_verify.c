@@ -13,6 +13,7 @@
 #include "penstock/jobs.h"
 #include "store/image.h"
 #include "store/manifest.h"
+#include "support/ckpt_scene.h"
 #include "support/random.h"
 #include "unit/io/io_test.h"
 
@@ -148,6 +149,34 @@ static void test_flipped_torch(void **state)
     const char *path = files_path("flipped.pt");
     save(path, (pst_ckpt_options){.format = PST_CKPT_TORCH});
     flip_all(path, path);
+}
+
+/* Written by three, so that tensors are cut inside: their digests are of another kind. */
+static void test_flipped_shares(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"shares.safetensors", "shares.pt"};
+    for (int i = 0; i < 2; i++) {
+        const char *path = files_path("%s", names[i]);
+        const uint64_t shape[] = {9000}, shape_small[] = {3};
+        scene s = {0};
+        scene_add(&s, "long", PST_F32, 1, shape, 1, false);
+        scene_add(&s, "short", PST_U8, 1, shape_small, 2, false);
+        const pst_ckpt_options options = {.struct_size = sizeof options, .path = path};
+        pst_error errors[3] = {0};
+        if (scene_save_by_ranks(&options, &s, 3, NULL, errors, NULL) < 0)
+            fail_msg("%s", errors[0].message);
+        uint64_t bytes;
+        unsigned char *text = test_read_file(path, &bytes);
+        assert_non_null(memmem(text, bytes, PST_CUTS_KEY, strlen(PST_CUTS_KEY)));
+        free(text);
+        int fd = open_for_flips(path, &bytes);
+        assert_true(is_good(path));
+        for (uint64_t at = random_below(30); at < bytes; at += 1 + random_below(60))
+            assert_found(fd, path, path, at, (unsigned char)(1 + random_below(255)));
+        close(fd);
+        scene_free(&s);
+    }
 }
 
 /* Where it is, and in which tensor. */
@@ -297,9 +326,13 @@ static int set_up(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_flipped_safetensors), cmocka_unit_test(test_flipped_key),
-        cmocka_unit_test(test_flipped_torch),       cmocka_unit_test(test_places),
-        cmocka_unit_test(test_without_digests),     cmocka_unit_test(test_step),
+        cmocka_unit_test(test_flipped_safetensors),
+        cmocka_unit_test(test_flipped_key),
+        cmocka_unit_test(test_flipped_torch),
+        cmocka_unit_test(test_flipped_shares),
+        cmocka_unit_test(test_places),
+        cmocka_unit_test(test_without_digests),
+        cmocka_unit_test(test_step),
         cmocka_unit_test(test_allocations),
     };
     return cmocka_run_group_tests_name("verify", tests, set_up, files_remove);

@@ -7,4 +7,5 @@ pst_test(test_bench_io SOURCES ${PST_TEST_DIR}/test_bench_io.c LABELS unit)
 pst_test(test_convert SOURCES ${PST_TEST_DIR}/test_convert.c LABELS unit LIBRARIES PkgConfig::JANSSON m)
 pst_test(test_batch_line SOURCES ${PST_TEST_DIR}/test_batch_line.c LABELS unit)
 pst_test(test_batch_resume SOURCES ${PST_TEST_DIR}/test_batch_resume.c LABELS unit)
-pst_test(test_verify SOURCES ${PST_TEST_DIR}/test_verify.c ${PROJECT_SOURCE_DIR}/tests/unit/io/io_test.c LABELS unit TIMEOUT 300)
+pst_test(test_verify SOURCES ${PST_TEST_DIR}/test_verify.c ${PROJECT_SOURCE_DIR}/tests/support/ckpt_scene.c
+    ${PROJECT_SOURCE_DIR}/tests/unit/io/io_test.c LABELS unit TIMEOUT 300)
