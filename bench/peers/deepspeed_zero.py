@@ -14,8 +14,11 @@ for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_A
     os.environ.setdefault(name, value)
 
 
-def configuration(s: dict, hidden: int, offload: str, dtype: str) -> dict:
-    """Buffers for two layers, as its examples have them."""
+def configuration(s: dict, config, offload: str, dtype: str) -> dict:
+    """Every buffer holds the largest parameter; as many as fit the memory beside what Python and torch take."""
+    hidden = config.hidden_size
+    largest = hidden * max(config.vocab_size, getattr(config, "intermediate_size", 0), 4 * hidden)
+    buffers = max(3, min(6, (s["memory"] - 2**30) // (2 * largest)))
     return {
         "bf16": {"enabled": dtype == "torch.bfloat16"},
         "fp16": {"enabled": dtype == "torch.float16"},
@@ -24,8 +27,8 @@ def configuration(s: dict, hidden: int, offload: str, dtype: str) -> dict:
             "stage3_prefetch_bucket_size": 2 * hidden * hidden,
             "stage3_param_persistence_threshold": hidden,
             "stage3_max_live_parameters": 2 * hidden * hidden,
-            "offload_param": {"device": "nvme", "nvme_path": offload, "pin_memory": False, "buffer_count": 6,
-                              "buffer_size": s.get("buffer_elements", 2**29)},
+            "offload_param": {"device": "nvme", "nvme_path": offload, "pin_memory": False,
+                              "buffer_count": buffers, "buffer_size": largest},
         },
         "aio": {"block_size": 1048576, "queue_depth": 32, "intra_op_parallelism": 1, "single_submit": False,
                 "overlap_events": True},
@@ -49,7 +52,7 @@ def main() -> None:
     config = transformers.AutoConfig.from_pretrained(s["model"])
     dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.bfloat16
     with tempfile.TemporaryDirectory(prefix="penstock-bench-zero-", dir=s["offload_dir"]) as offload:
-        zero = configuration(s, config.hidden_size, offload, str(dtype))
+        zero = configuration(s, config, offload, str(dtype))
         keep = HfDeepSpeedConfig(zero)  # from_pretrained looks for a live one
         model = transformers.AutoModelForCausalLM.from_pretrained(s["model"], dtype=dtype)
         engine = deepspeed.initialize(model=model, config=zero)[0]
