@@ -48,6 +48,7 @@ class Saving:
         self._image: Image | None = image  # holds the memory that is saved
         self._tensors = tensors
         self._versions = [_version(tensor) for tensor in tensors]
+        self._places: list[tuple[Any, torch.Tensor]] = []  # where they are, if ranks have to agree in that
         self._commit = commit
         self._attempt = 0
         self._changed = threading.Condition()
@@ -161,6 +162,7 @@ class Saving:
                 self._image.release()
                 self._image = None
                 self._tensors = []
+                self._places = []
             self._changed.notify_all()
 
 
@@ -248,6 +250,8 @@ class Checkpointer:
         commit = {"metadata": dict(metadata or {}), "replace": replace}
         image = Image.of(obj, self.format, self.folder)
         saving = Saving(self, step, image, list(_tensors_of(obj)), commit)
+        if self.replicated and self._world.count > 1 and image.pickle is not None:
+            saving._places = list(_places_of(obj))
         self._enqueue(saving)
         if not self.asynchronous:
             saving.wait()
@@ -417,13 +421,15 @@ class Checkpointer:
 
     def _agree(self, saving: Saving, image: Image, talk: Talk) -> None:
         """All ranks save the same step in the same way; of replicated states the tensors fit, and the first rank's
-        pickle is taken where they differ (a time, a path)."""
+        pickle is taken where they differ (a time, a path). It names storages by numbers, in the order in which the
+        rank's own state has them: so all must have them in one order."""
         if self._world.count == 1:
             return
         way = f"step {saving.step} {self.format} {self.replicated} {saving._commit}".encode()
         table = image.description() if self.replicated else b""
         values = image.pickle or b"" if self.replicated else b""
-        mine = pack(way, hashlib.sha256(table).digest(), hashlib.sha256(values).digest())
+        order = _describe(saving._places, len(image.tensors)) if image.pickle is not None else b"names"
+        mine = pack(way, hashlib.sha256(table).digest(), hashlib.sha256(values).digest(), order)
         ranks = [unpack(message) for message in talk.all_gather(mine)]
         if any(message[0] != ranks[0][0] for message in ranks):
             raise errors.UsageError("the ranks do not save the same step in the same way")
@@ -431,8 +437,19 @@ class Checkpointer:
             raise errors.UsageError(
                 "the ranks' states have other tensors, so they are no replicas: replicated=False saves each"
             )
-        if any(message[2] != ranks[0][2] for message in ranks):
-            image.pickle = talk.share(bytes(values))
+        if all(message[2] == ranks[0][2] for message in ranks):
+            return
+        if any(message[3] != ranks[0][3] for message in ranks):
+            raise errors.UsageError(
+                "the ranks' states have their tensors at other places or in another order (a dict made from a set?), "
+                "so they are no replicas: replicated=False saves each"
+            )
+        if not order:
+            raise errors.UsageError(
+                "the ranks' states differ, and have tensors inside of other objects than dicts, lists and tuples, so "
+                "they cannot be taken for replicas: replicated=False saves each"
+            )
+        image.pickle = talk.share(bytes(values))
 
     # ---- finding ----
 
@@ -531,3 +548,29 @@ def _tensors_of(obj: Any, depth: int = 0) -> Iterable[torch.Tensor]:
             return
         for one in obj:
             yield from _tensors_of(one, depth + 1)
+
+
+def _places_of(obj: Any, where: Any = None, depth: int = 0) -> Iterable[tuple[Any, torch.Tensor]]:
+    """The tensors in dicts, lists and tuples, which have an order, with the keys that lead there."""
+    import torch
+
+    if isinstance(obj, torch.Tensor):
+        yield where, obj
+    elif depth < 100 and isinstance(obj, (Mapping, list, tuple)):
+        for key, one in obj.items() if isinstance(obj, Mapping) else enumerate(obj):
+            plain = isinstance(key, (str, int, float, bool, tuple, type(None)))
+            yield from _places_of(one, (where, key if plain else type(key).__name__), depth + 1)
+
+
+def _describe(places: list[tuple[Any, torch.Tensor]], storages: int) -> bytes:
+    """What must be the same for storages to have the same numbers; nothing where some are not at these places."""
+    numbers: dict[int, int] = {}
+    digest = hashlib.sha256()
+    for where, tensor in places:
+        try:
+            number = numbers.setdefault(tensor.untyped_storage()._cdata, len(numbers))
+            seen = (where, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), number)
+        except (RuntimeError, NotImplementedError):  # not of one storage
+            return b""
+        digest.update(repr(seen).encode())
+    return digest.digest() if len(numbers) == storages else b""

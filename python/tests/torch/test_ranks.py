@@ -62,6 +62,35 @@ for format in ("pt", "safetensors"):
     run_ranks(1, code, str(tmp_path))
 
 
+def test_tensors_in_another_order(tmp_path: Path) -> None:
+    """Storages are numbered by their order: those of ranks that have another one must not be mixed up."""
+    code = (
+        CHECKPOINTER
+        + """
+zeros, ones = torch.zeros(4000), torch.ones(4000)
+class Holder:
+    pass
+holder = Holder()
+holder.tensors = [zeros, ones] if rank == 0 else [ones, zeros]
+with Checkpointer(folder, timeout=60) as checkpoints:
+    for other, word in (
+        ({"b": ones, "a": zeros}, "order"),
+        ({"a": zeros.reshape(40, 100).t(), "b": ones}, "order"),
+        ({"when": rank, "set": {zeros, ones}}, "inside"),
+        ({"when": rank, "holder": holder}, "inside"),
+    ):
+        mine = {"a": zeros, "b": ones} if rank == 0 and word == "order" else other
+        error = checkpoints.save(1, mine).exception(60)
+        assert error is not None and word in str(error), error
+    assert checkpoints.steps() == []
+    checkpoints.save(1, {"when": rank, "a": zeros, "b": [ones, zeros[1:]], "c": torch.tensor(1)}).wait()
+    number, found = checkpoints.restore()
+    assert number == 1 and found["when"] == 0 and same({"a": found["a"], "b": found["b"][0]}, {"a": zeros, "b": ones})
+"""
+    )
+    run_ranks(2, code, str(tmp_path))
+
+
 def test_states_of_their_own(tmp_path: Path) -> None:
     code = (
         CHECKPOINTER
