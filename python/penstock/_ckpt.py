@@ -141,6 +141,8 @@ class ReportRecord(Structure):
         ("io_workers", c_uint32),
         ("direct", c_bool),
         ("retried", c_uint64),
+        ("ring_bytes", c_uint64),
+        ("buffers_in_flight", c_uint32),
     ]
 
 
@@ -330,6 +332,8 @@ class Report:
     io_workers: int
     direct: bool
     retried: int
+    ring_bytes: int
+    buffers_in_flight: int
 
     @classmethod
     def of(cls, record: ReportRecord) -> Report:

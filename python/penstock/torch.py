@@ -15,6 +15,7 @@ single tensors and slices.
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -314,8 +315,8 @@ def _bounds(index: Any, shape: tuple[int, ...]) -> tuple[list[int], list[int], l
             starts.append(start)
             stops.append(max(start, stop))
             result.append(max(0, stop - start))
-        elif hasattr(part, "__index__") and not isinstance(part, bool):
-            place = part.__index__()
+        elif isinstance(part, numbers.Integral) and not isinstance(part, bool):
+            place = int(part)
             if not -size <= place < size:
                 raise IndexError(f"index {place} of a dimension of {size}")
             starts.append(place % size)
