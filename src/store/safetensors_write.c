@@ -19,7 +19,7 @@
 #include "os/memory.h"
 #include "store/json_text.h"
 
-/* Eight buffers on their way keep the default queue (64 writes of 1 MiB) full while the ninth is made. */
+/* Eight buffers are 64 writes of 1 MiB on their way, while the ninth is made. */
 enum { SLOTS = PST_SAFETENSORS_BUFFERS };
 
 typedef struct write_slot {

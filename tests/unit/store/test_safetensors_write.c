@@ -299,7 +299,10 @@ static void test_keeps_queue_full(void **state)
                                          .wake = hold_wake};
     pst_error err = {0};
     assert_int_equal(pst_io_engine_register(&engine, &err), 0);
-    pst_io *io = open_io("hold");
+    const pst_io_options options = {
+        .struct_size = sizeof options, .engine = "hold", .block_size = 1 << 20, .queue_depth = HOLD_MAX};
+    pst_io *io;
+    assert_int_equal(pst_io_open(&options, &io, &err), 0);
     pst_tensor tensor = {.name = "t", .dtype = PST_U8, .rank = 1, .shape = {100 << 20}};
     pst_safetensors_writer *writer;
     assert_int_equal(pst_safetensors_writer_open(io, files_path("t.safetensors"), &tensor, 1, NULL, 0, &writer, &err),
