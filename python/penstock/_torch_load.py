@@ -17,7 +17,7 @@ from typing import Any
 from penstock import _ckpt
 from penstock import _native as native
 from penstock._native import lib
-from penstock._torch_save import F4, TORCH_NAMES, torch_module
+from penstock._torch_save import F4, TORCH_NAMES, on_host, torch_module
 from penstock.errors import E_UNSUPPORTED, FormatError, UnsupportedError, UsageError
 
 STAGING_BYTES = 512 << 20  # host memory for tensors on their way to a device, unless one storage alone is larger
@@ -84,7 +84,7 @@ class Storages:
     def fill(self) -> None:
         if self._device.type == "meta":
             return
-        if self._device.type == "cpu":
+        if on_host(self._device):
             self._read([(read, nbytes, storage) for read, nbytes, storage in self._made])
             return
         for group in self._groups():

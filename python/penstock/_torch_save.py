@@ -101,6 +101,11 @@ def archive_name(path: str) -> str:
     return stem if stem and stem.isascii() and stem.isprintable() else "archive"
 
 
+def on_host(device: Any) -> bool:
+    """Whether memory there is the host's."""
+    return bool(device.type == "cpu")
+
+
 def device_source(flat: Any) -> _ckpt.Source:
     """Copies bytes of a flat byte tensor on a device."""
     torch = torch_module()
@@ -127,7 +132,7 @@ def add_storages(tensors: _ckpt.Tensors, storages: list[Any]) -> None:
     devices = set()
     for key, storage in enumerate(storages):
         size = storage.nbytes()
-        if storage.device.type == "cpu":
+        if on_host(storage.device):
             tensors.add(str(key), _ckpt.U8, (size,), storage.data_ptr(), storage)
         else:
             devices.add(storage.device)
@@ -229,7 +234,7 @@ def add_tensors(out: _ckpt.Tensors, tensors: Mapping[str, Any]) -> None:
         elif numbers[name] == F4:
             raise UsageError(f"tensor {name!r} has two values and no dimension to tell")
         plain = tensor.detach()
-        if tensor.device.type == "cpu":
+        if on_host(tensor.device):
             out.add(name, numbers[name], shape, tensor.data_ptr(), plain)
         else:
             devices.add(tensor.device)

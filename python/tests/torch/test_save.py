@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import penstock
 import penstock.torch
 import pytest
 import torch
@@ -288,6 +289,37 @@ def test_nested_too_deeply(tmp_path: Path) -> None:
         nested = [nested]
     with pytest.raises(PickleError, match="recursion"):
         penstock.torch.save(nested, tmp_path / "a.pt")
+
+
+def test_memory_that_is_not_the_host_s(tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of tensors on a device, without one."""
+    from penstock import _torch_load, _torch_save
+
+    for module in (_torch_save, _torch_load):
+        monkeypatch.setattr(module, "on_host", lambda device: False)
+    monkeypatch.setattr(_torch_save, "synchronize", lambda devices: None)
+    monkeypatch.setattr(_torch_load, "STAGING_BYTES", 100_000)
+    for _ in range(10):
+        obj = [Maker(rng).anything(depth=4), torch.randn(rng.randrange(300_000))]
+        penstock.torch.save(obj, tmp_path / "a.pt")
+        assert_same(obj, torch.load(tmp_path / "a.pt", weights_only=True))
+        assert_same(obj, penstock.torch.load(tmp_path / "a.pt", verify=True))
+    plain = {"a": torch.randn(300_000), "b": torch.randn(3, 4).bfloat16(), "c": torch.tensor(1), "d": torch.empty(0, 3)}
+    penstock.torch.save_file(plain, tmp_path / "a.safetensors")
+    back = penstock.torch.load_file(tmp_path / "a.safetensors")
+    assert_same(plain, {name: back[name] for name in plain})
+
+    def broken(flat: Any) -> Any:
+        def copy(offset: int, size: int, address: int) -> None:
+            raise RuntimeError("the device fell off the bus")
+
+        return copy
+
+    monkeypatch.setattr(_torch_save, "device_source", broken)
+    with pytest.raises(penstock.Error, match="fell off the bus") as caught:
+        penstock.torch.save({"a": torch.zeros(3)}, tmp_path / "a.pt")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert_same(obj, torch.load(tmp_path / "a.pt", weights_only=True))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no device")
