@@ -53,7 +53,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from penstock import _ckpt, errors
+from penstock import _ckpt, _dcp_metadata, errors
 from penstock._background import Image, make_folders, write_small
 from penstock._torch_load import dtype_of, torch_shape
 
@@ -249,17 +249,8 @@ class PenstockReader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         path = os.fspath(self._get_metadata_path(kwargs.get("rank")))
-        with open(path, "rb") as file:
-            try:
-                metadata = _MetadataUnpickler(file).load()
-            except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, ValueError) as problem:
-                raise errors.FormatError(f"no metadata of a checkpoint: {problem}", errors.E_FORMAT, path) from problem
-        if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-            raise errors.FormatError("no metadata of a checkpoint", errors.E_FORMAT, path)
-        for where in metadata.storage_data.values():
-            if not isinstance(where, _StorageInfo) or os.path.basename(where.relative_path) != where.relative_path:
-                raise errors.FormatError("it names files outside of its folder", errors.E_FORMAT, path)
-        if getattr(metadata, "storage_meta", None) is None:
+        metadata = _dcp_metadata.read(path)
+        if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id  # type: ignore[union-attr]
         return metadata
@@ -364,35 +355,3 @@ class _File:
                 target.copy_(memory)
             planner.commit_tensor(item, target)
         self._reads, self._under_way, self._temporary = [], [], 0
-
-
-_OF_METADATA = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size"},
-    "collections": {"OrderedDict"},
-    "pathlib": {"Path", "PosixPath", "PurePosixPath"},
-    "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},
-}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Reads .metadata with what it is made of, and nothing else: a pickle can name any function."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name in _OF_METADATA.get(module, ()):
-            return super().find_class(module, name)
-        dtype = getattr(torch, name, None) if module == "torch" else None
-        if not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return dtype
