@@ -38,6 +38,9 @@ int pst_steps_is_complete(const char *folder, uint64_t step, pst_error *err);
 /* The complete ones, rising; pst_heap_free. */
 int pst_steps_list(const char *folder, uint64_t **out, size_t *out_count, pst_error *err);
 
+/* 1: `latest` is there and names a step by a name that one can have; 0: not. */
+int pst_steps_read_latest(const char *folder, uint64_t *out_step, pst_error *err);
+
 /* ---- files of a step (steps_files.c) ---- */
 
 typedef struct pst_steps_file {

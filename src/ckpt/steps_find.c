@@ -173,8 +173,7 @@ int pst_steps_list(const char *folder, uint64_t **out, size_t *out_count, pst_er
 
 /* ---- the newest ---- */
 
-/* 1: `latest` names a step by a name that one can have. */
-static int read_latest(const char *folder, uint64_t *out_step, pst_error *err)
+int pst_steps_read_latest(const char *folder, uint64_t *out_step, pst_error *err)
 {
     char *path, *text = NULL;
     size_t bytes = 0;
@@ -200,7 +199,7 @@ static int find_newest(const char *folder, uint64_t *out_step, pst_error *err)
     uint64_t *steps = NULL;
     size_t count = 0;
     uint64_t step = 0;
-    int status = read_latest(folder, &step, err);
+    int status = pst_steps_read_latest(folder, &step, err);
     if (status > 0)
         status = pst_steps_is_complete(folder, step, err);
     PST_TRY(status);

@@ -260,11 +260,32 @@ static int add_step(verifying *v, const char *folder, pst_error *err)
     return 0;
 }
 
+/* Whether `latest`, where it is, names a step that is there. */
+static int check_latest(verifying *v, pst_error *err)
+{
+    char name[PST_STEPS_NAME_BYTES], *path, *step = NULL;
+    uint64_t number = 0;
+    PST_TRY(pst_steps_join(v->path, PST_STEPS_LATEST, &path, err));
+    int status = pst_file_find(path, err), named = 0;
+    if (status > 0)
+        named = status = pst_steps_read_latest(v->path, &number, err);
+    if (named > 0) {
+        pst_steps_name(number, name);
+        status = pst_steps_join(v->path, name, &step, err);
+    }
+    if (status >= 0 && (named > 0 ? !pst_file_is_folder(step) : pst_file_exists(path)))
+        status = add_trouble(v, path, PST_NO_OFFSET,
+                             named > 0 ? "it names a step that is not there" : "it names no step", err);
+    pst_heap_free(step);
+    pst_heap_free(path);
+    return status < 0 ? status : 0;
+}
+
 /* Every step of a training folder, in the order of their names. */
 static int add_steps(verifying *v, pst_error *err)
 {
     char **names;
-    size_t count;
+    size_t count, steps = 0;
     PST_TRY(pst_file_list(v->path, NULL, &names, &count, err));
     int status = 0;
     for (size_t i = 0; i < count && status >= 0; i++) {
@@ -272,13 +293,16 @@ static int add_steps(verifying *v, pst_error *err)
         char *folder = NULL;
         if (!pst_steps_parse(names[i], &step))
             continue;
+        steps++;
         status = pst_steps_join(v->path, names[i], &folder, err);
         if (status >= 0)
             status = add_step(v, folder, err);
         pst_heap_free(folder);
     }
     pst_file_list_free(names, count);
-    return status;
+    if (status >= 0 && steps == 0)
+        status = pst_fail(err, -ENOENT, v->path, "there is no step in it");
+    return status < 0 ? status : check_latest(v, err);
 }
 
 int verify_collect(verifying *v, pst_error *err)

@@ -271,6 +271,7 @@ static void test_step(void **state)
     assert_int_equal(report.checked, 16);
     flip_all(files_path("run/step-000012/" PST_MANIFEST_NAME), step);
     flip_all(files_path("run/step-000012/notes.txt"), folder);
+    flip_all(files_path("run/latest"), folder);
     /* Another file of the right length; one too long; none. */
     const char *model = files_path("run/step-000012/model.safetensors");
     uint64_t bytes;
@@ -290,6 +291,20 @@ static void test_step(void **state)
     assert_int_equal(report.damaged, 0);
     assert_int_equal(report.files, 5); /* the others are checked all the same */
     free(text);
+}
+
+/* Where all steps are gone, nothing that could be checked is not the same as nothing being wrong. */
+static void test_no_steps(void **state)
+{
+    (void)state;
+    const char *folder = files_folder("gone");
+    pst_error err = {0};
+    FILE *file = fopen(files_path("gone/latest"), "wb");
+    assert_non_null(file);
+    fputs("step-000012", file);
+    fclose(file);
+    assert_int_equal(verify(folder, NULL, &err), -ENOENT);
+    assert_string_equal(err.path, folder);
 }
 
 /* ---- allocations ---- */
@@ -333,6 +348,7 @@ int main(void)
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_without_digests),
         cmocka_unit_test(test_step),
+        cmocka_unit_test(test_no_steps),
         cmocka_unit_test(test_allocations),
     };
     return cmocka_run_group_tests_name("verify", tests, set_up, files_remove);
