@@ -210,7 +210,7 @@ class Checkpointer:
         for name, value, least in (("keep_last", keep_last, 0), ("every", every, 1), ("in_flight", in_flight, 1)):
             if value is not None and value < least:
                 raise errors.UsageError(f"{name} is {value}; at least {least} is needed")
-        self.folder = os.fspath(folder)
+        self.folder = os.path.abspath(folder)  # also when the program goes elsewhere meanwhile
         self.keep_last = keep_last
         self.every = every
         self.asynchronous = asynchronous

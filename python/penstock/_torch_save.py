@@ -95,10 +95,11 @@ def make_pickle(obj: Any, protocol: int, path: str) -> tuple[io.BytesIO, list[An
 
 
 def archive_name(path: str) -> str:
-    """The folder inside the zip file: what torch.save makes of a path."""
+    """The folder inside the zip file: that of torch.save, where every system can extract it."""
     name = os.path.basename(path)
     stem = name.rpartition(".")[0] if "." in name else name
-    return stem if stem and stem.isascii() and stem.isprintable() else "archive"
+    plain = stem.isascii() and stem.isprintable() and len(stem) <= 200 and not set(stem) & set(":\\")
+    return stem if plain and stem not in ("", ".", "..") else "archive"
 
 
 def on_host(device: Any) -> bool:

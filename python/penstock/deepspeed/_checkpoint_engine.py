@@ -46,6 +46,7 @@ class _Save:
         self.info = info
         self.number = number
         self.publishes = publishes
+        self.folder = os.path.abspath(info.save_dir)  # also when the program goes elsewhere meanwhile
         self.begun: list[tuple[Begun, Image]] = []
         self.error: BaseException | None = None
         self.thread: threading.Thread | None = None
@@ -165,7 +166,7 @@ class PenstockCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
             if failed and save.error is None:
                 raise RanksError("; ".join(failed))
             if not failed and save.publishes and self._world.rank == 0:
-                latest = os.path.join(os.path.abspath(save.info.save_dir), "latest")
+                latest = os.path.join(save.folder, "latest")
                 write_small(latest, save.info.tag.encode(), ".latest.penstock")
         except Exception as problem:
             save.error = save.error or problem
@@ -185,13 +186,13 @@ class PenstockCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
         save.begun = []
         if error is not None:
             raise error
-        folder = os.path.join(save.info.save_dir, save.info.tag)
+        folder = os.path.join(save.folder, save.info.tag)
         # Copies that DeepSpeed makes of a state that is offloaded to a drive.
         for above, _, names in os.walk(os.path.join(folder, "offloaded_tensors")):
             for name in names:
                 _sync_file(os.path.join(above, name))
             sync_folder(above)
-        for one in (folder, save.info.save_dir):
+        for one in (folder, save.folder):
             if os.path.isdir(one):
                 sync_folder(one)
 

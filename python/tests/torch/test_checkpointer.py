@@ -272,6 +272,26 @@ def test_arguments_that_cannot_be(tmp_path: Path, arguments: dict[str, Any]) -> 
         Checkpointer(tmp_path, **arguments)
 
 
+def test_the_folder_is_the_one_from_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Checkpointer("a run") as checkpoints:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        checkpoints.save(1, state(1)).wait()
+        assert checkpoints.latest() == 1
+    assert (tmp_path / "a run" / "step-000001").is_dir() and not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("name", ["2026-01-02T12:30:00.pt", "..pt", "x" * 235 + ".pt", "a\\b.pt", "\u00e4 \n.pt"])
+def test_names_of_files(tmp_path: Path, name: str) -> None:
+    from penstock.torch import load, save
+
+    save({"x": torch.ones(3)}, tmp_path / name)
+    assert [one.name for one in tmp_path.iterdir()] == [name]
+    assert bool((load(tmp_path / name, verify=True)["x"] == 1).all())
+    assert bool((torch.load(tmp_path / name, mmap=True)["x"] == 1).all())
+
+
 def test_a_full_drive(tmp_path: Path) -> None:
     """No file may become as large as it must."""
     code = """
