@@ -19,7 +19,7 @@ typedef struct ckpt_values {
     cli_io_options io;
     const char *sizes, *format, *from, *against, *python, *drivers, *plot;
     uint64_t tensors, ring, loops, warmup_loops, ranks, seed;
-    bool no_digests, verify, huge_pages;
+    bool no_digests, verify, small_pages;
 } ckpt_values;
 
 /* Tensors with their data, in memory that every page of has been written. */

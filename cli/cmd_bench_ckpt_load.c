@@ -63,7 +63,7 @@ static void find_file(const pst_ckpt *ckpt, ckpt_target *target)
         snprintf(target->file, sizeof target->file, "%s", first.file);
 }
 
-static int make(const pst_ckpt *ckpt, const char *path, bool huge_pages, ckpt_target *out, pst_error *err)
+static int make(const pst_ckpt *ckpt, const char *path, bool small_pages, ckpt_target *out, pst_error *err)
 {
     out->count = pst_ckpt_tensor_count(ckpt);
     out->ops = pst_heap_calloc(out->count, sizeof *out->ops);
@@ -76,8 +76,8 @@ static int make(const pst_ckpt *ckpt, const char *path, bool huge_pages, ckpt_ta
     void *memory = mmap(NULL, out->mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
         return pst_fail_memory(err, "tensors", out->mapped_bytes);
-    if (huge_pages)
-        madvise(memory, out->mapped_bytes, MADV_HUGEPAGE); /* where the system has them */
+    if (!small_pages)
+        madvise(memory, out->mapped_bytes, MADV_HUGEPAGE); /* as pst_ckpt_read advises for fresh memory */
     memset(memory, 1, out->mapped_bytes);
     out->memory = memory;
     place(ckpt, out);
@@ -89,7 +89,7 @@ int ckpt_target_make(const ckpt_job *job, const char *path, ckpt_target *out, ps
     pst_ckpt *ckpt;
     *out = (ckpt_target){.memory = NULL};
     PST_TRY(open_checkpoint(job, path, &ckpt, err));
-    int status = make(ckpt, path, job->values->huge_pages, out, err);
+    int status = make(ckpt, path, job->values->small_pages, out, err);
     pst_ckpt_close(ckpt);
     return status;
 }

@@ -9,10 +9,11 @@
 
 static const pst_option how_rows[] = {
     {.name = "verify", .type = PST_OPTION_FLAG, AT(verify), .help = "check the tensors' digests"},
-    {.name = "huge-pages",
+    {.name = "small-pages",
      .type = PST_OPTION_FLAG,
-     AT(huge_pages),
-     .help = "the tensors' memory is in transparent huge pages, which drives behind a hypervisor reach faster"},
+     AT(small_pages),
+     .help = "the tensors' memory is in pages of 4 KiB, as memory that was in use before may be; default: huge pages, "
+             "which fresh memory gets"},
     {.name = "ring",
      .type = PST_OPTION_SIZE,
      AT(ring),

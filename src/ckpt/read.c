@@ -12,6 +12,7 @@
 #include "base/heap.h"
 #include "base/number.h"
 #include "ckpt/load.h"
+#include "os/memory.h"
 
 enum {
     LANE_BYTES = 32 << 20, /* less to copy or to digest is not worth another thread */
@@ -113,6 +114,7 @@ static int add_op(const pst_ckpt *ckpt, const pst_ckpt_read_op *ops, size_t inde
     if (op->out == NULL)
         return fail_op(ckpt, op, "there is no memory to read it into", err);
     const pst_ckpt_storage *storage = pst_ckpt_op_storage(ckpt, op);
+    pst_memory_advise_huge(op->out, pst_box_bytes(&box));
     pst_ckpt_work work = {.offset = box.offset,
                           .op = index,
                           .file = storage->file,

@@ -49,6 +49,14 @@ int pst_memory_map(uint64_t bytes, const char *what, void **out, pst_error *err)
     return 0;
 }
 
+void pst_memory_advise_huge(void *memory, uint64_t bytes)
+{
+    uintptr_t begin = ((uintptr_t)memory + HUGE_BYTES - 1) / HUGE_BYTES * HUGE_BYTES;
+    uintptr_t end = ((uintptr_t)memory + bytes) / HUGE_BYTES * HUGE_BYTES;
+    if (begin < end)
+        madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+}
+
 void pst_memory_unmap(void *memory, uint64_t bytes)
 {
     if (memory != NULL)

@@ -118,7 +118,7 @@ static void test_load(void **state)
     for (int i = 0; i < 2; i++) {
         json_t *document =
             expect_json(PENSTOCK("bench", "load", dir, "--size", "3M,1M", "--format", formats[i], "--tensors", "4",
-                                 "--loops", "2", "--verify", "--huge-pages", "--json", "--io-profile", "none"));
+                                 "--loops", "2", "--verify", "--small-pages", "--json", "--io-profile", "none"));
         const json_t *results = json_object_get(document, "results");
         assert_int_equal(json_array_size(results), 2);
         check_result(json_array_get(results, 0), "load", "penstock", 3000000, 2);
