@@ -241,7 +241,7 @@ class Builder:
         if name == "torch.Size":
             try:
                 return self._torch.Size(made)
-            except (TypeError, RuntimeError, OverflowError) as problem:
+            except (TypeError, ValueError, RuntimeError, OverflowError) as problem:
                 raise self._ckpt.wrong(f"has a torch.Size that cannot be: {problem}") from None
         return self._only(name, "tuple", made)
 

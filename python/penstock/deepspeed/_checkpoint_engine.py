@@ -30,7 +30,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 
 from penstock import errors
 from penstock._background import Begun, Image, make_folders, sync_folder, write_small
-from penstock._ranks import RanksError, World
+from penstock._ranks import RanksError, Talk, World
 from penstock.deepspeed import _load
 
 log = logging.getLogger("penstock")
@@ -161,18 +161,23 @@ class PenstockCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
             save.error = save.error or problem
         talk = self._world.talk(str(save.number))
         try:
-            told = talk.all_gather(b"" if save.error is None else str(save.error).encode())
-            failed = [f"rank {rank}: {why.decode()}" for rank, why in enumerate(told) if why]
-            if failed and save.error is None:
-                raise RanksError("; ".join(failed))
-            if not failed and save.publishes and self._world.rank == 0:
-                latest = os.path.join(save.folder, "latest")
-                write_small(latest, save.info.tag.encode(), ".latest.penstock")
+            _share(talk, save.error)
+            if save.publishes:
+                self._publish(save, talk)
         except Exception as problem:
             save.error = save.error or problem
         if save.error is not None:
             log.error("checkpoint %s in %s failed: %s", save.info.tag, save.info.save_dir, save.error)
         talk.leave(30.0 if save.error is None else 3.0)
+
+    def _publish(self, save: _Save, talk: Talk) -> None:
+        problem: Exception | None = None
+        if self._world.rank == 0:
+            try:
+                write_small(os.path.join(save.folder, "latest"), save.info.tag.encode(), ".latest.penstock")
+            except Exception as why:
+                problem = why
+        _share(talk, problem)
 
     def _wait_for_files(self, save: _Save) -> None:
         error: BaseException | None = None
@@ -195,6 +200,16 @@ class PenstockCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
         for one in (folder, save.folder):
             if os.path.isdir(one):
                 sync_folder(one)
+
+
+def _share(talk: Talk, problem: BaseException | None) -> None:
+    """All ranks: raises what this one, or another, failed with."""
+    told = talk.all_gather(b"" if problem is None else (str(problem) or type(problem).__name__).encode())
+    if problem is not None:
+        raise problem
+    failed = [f"rank {rank}: {why.decode()}" for rank, why in enumerate(told) if why]
+    if failed:
+        raise RanksError("; ".join(failed))
 
 
 def _sync_file(path: str) -> None:

@@ -299,3 +299,34 @@ def test_the_command(tmp_path: Path) -> None:
         )
         assert (done.returncode, done.stdout.strip()) == (status, said), done.stderr
     assert json and PYTHON
+
+
+def test_errors_that_say_nothing_and_a_latest_that_fails(tmp_path: Path) -> None:
+    code = """
+from penstock import _background
+from penstock.deepspeed import _checkpoint_engine as ours
+engine = make(2, "blocking")
+train(engine, range(1))
+engine.save_checkpoint(folder, tag="good")
+def refuse(error, *ranks):
+    def refusing(*arguments, **settings):
+        raise error
+    return refusing if rank in ranks else None
+def attempt(module, name, refusing):
+    before = getattr(module, name)
+    if refusing:
+        setattr(module, name, refusing)
+    try:
+        engine.save_checkpoint(folder, tag="bad")
+        raise SystemExit(f"rank {rank}: nothing was raised")
+    except (MemoryError, OSError, ours.RanksError) as problem:
+        assert rank in (0, 1) and (refusing or "rank" in str(problem)), problem
+    setattr(module, name, before)
+    assert (folder / "latest").read_text() == "good"
+attempt(_background.Image, "write", refuse(MemoryError(), 1))
+attempt(ours, "write_small", refuse(OSError(28, "full"), 0))
+engine.save_checkpoint(folder, tag="later")
+engine.destroy()
+assert (folder / "latest").read_text() == "later"
+"""
+    run(2, code, str(tmp_path))
