@@ -97,7 +97,9 @@ class Walker:
                 elif name == "STOP":
                     if len(self._stack) != 1 or self._below:
                         raise Refused("it ends with values left over")
-                    return self._plain(self._stack[0])
+                    if type(self._stack[0]) is Callee:
+                        raise Refused(f"it names {self._stack[0].name} as a value", self._stack[0].name)
+                    return self._stack[0]
                 elif name in steps:
                     steps[name](argument)
                 elif name not in _NOTHING:

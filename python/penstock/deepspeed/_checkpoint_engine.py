@@ -55,10 +55,11 @@ class _Save:
 class PenstockCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
     """See the module. One thread, as DeepSpeed's engines."""
 
-    def __init__(self, config_params: Any = None, decoupled: bool = False) -> None:
+    def __init__(self, config_params: Any = None, decoupled: bool = False, trust_pickles: bool = False) -> None:
         super().__init__(config_params)
         self.name = NAME
         self._decoupled = decoupled
+        self._trust_pickles = trust_pickles
         self._world = World.of_torch(timeout=TIMEOUT_SECONDS, name=NAME)
         self._number = 0
         self._save: _Save | None = None
@@ -95,7 +96,7 @@ class PenstockCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
     def load(self, path: str, map_location: Any = None) -> Any:
         if self._save is not None and self._decoupled:
             self._settle(self._save)
-        return _load.load(path, map_location)
+        return _load.load(path, map_location, self._trust_pickles)
 
     def commit(self, info: Any) -> bool:
         """All ranks: when the files of all are durable and `latest` names them. Raises what a rank failed with."""
@@ -258,9 +259,30 @@ def around_save(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     return around
 
 
-def around_create(create: Callable[..., Any], default: Callable[[], str | None]) -> Callable[..., Any]:
+TRUST = "trust_pickles"
+
+
+def around_writer_config(get_writer_config: Callable[..., Any]) -> Callable[..., Any]:
+    """DeepSpeed's reading of the writer's configuration, with what is of this engine."""
+
+    @functools.wraps(get_writer_config)
+    def around(param_dict: Any) -> Any:
+        config = get_writer_config(param_dict)
+        if config and config.get("type") == hook.WRITER_TYPE:
+            trusted = param_dict["writer"].get(TRUST, False)
+            if not isinstance(trusted, bool):
+                raise errors.UsageError(f"{TRUST} of a checkpoint writer is true or false, not {trusted!r}")
+            config[TRUST] = trusted
+        return config
+
+    return around
+
+
+def around_create(
+    create: Callable[..., Any], default: Callable[[], str | None], trusts: Callable[[], bool]
+) -> Callable[..., Any]:
     """create_checkpoint_engine, with this engine where the configuration asks for it, or, where it says nothing,
-    `default`: None, "blocking" or "decoupled"."""
+    `default`: None, "blocking" or "decoupled". `trusts`: whether pickles are trusted whatever it says."""
 
     @functools.wraps(create)
     def around(config_params: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -271,6 +293,7 @@ def around_create(create: Callable[..., Any], default: Callable[[], str | None])
             kind = None if writer["type"] != hook.WRITER_TYPE else "decoupled" if writer["decoupled"] else "blocking"
         if kind is None:
             return create(config_params, *arguments, **keywords)
-        return PenstockCheckpointEngine(config_params, decoupled=kind == "decoupled")
+        trusted = trusts() or bool(writer and writer.get(TRUST))
+        return PenstockCheckpointEngine(config_params, decoupled=kind == "decoupled", trust_pickles=trusted)
 
     return around

@@ -32,6 +32,7 @@ _modules: dict[str, types.ModuleType] = {}
 
 CHECKPOINTS = ("blocking", "decoupled")
 _checkpoints: str | None = None  # what is used where the configuration says nothing
+_trust_pickles = False
 
 
 def _module(name: str, *members: Any) -> types.ModuleType:
@@ -79,6 +80,7 @@ def _patch(name: str, module: types.ModuleType) -> None:
     elif kind == "writers":
         known = module.VALID_VALUES[module.CHECKPOINT_WRITER_TYPE]
         _replace(module.VALID_VALUES, module.CHECKPOINT_WRITER_TYPE, [*known, hook.WRITER_TYPE])
+        _replace(module, "get_checkpoint_writer_config", _reading(module.get_checkpoint_writer_config))
     elif kind == "engine":
         _patch_engine(module)
 
@@ -86,12 +88,26 @@ def _patch(name: str, module: types.ModuleType) -> None:
 def _patch_engine(module: types.ModuleType) -> None:
     from penstock.deepspeed import _checkpoint_engine as ours
 
-    _replace(module, "create_checkpoint_engine", ours.around_create(module.create_checkpoint_engine, _default))
+    create = ours.around_create(module.create_checkpoint_engine, _default, _trusts)
+    _replace(module, "create_checkpoint_engine", create)
     _replace(module.DeepSpeedEngine, "save_checkpoint", ours.around_save(module.DeepSpeedEngine.save_checkpoint))
+
+
+def _reading(get_writer_config: Any) -> Any:
+    def get_checkpoint_writer_config(param_dict: Any) -> Any:
+        from penstock.deepspeed import _checkpoint_engine as ours  # not before DeepSpeed itself is there
+
+        return ours.around_writer_config(get_writer_config)(param_dict)
+
+    return get_checkpoint_writer_config
 
 
 def _default() -> str | None:
     return _checkpoints
+
+
+def _trusts() -> bool:
+    return _trust_pickles
 
 
 def _is_compatible(self: Any, verbose: bool = False) -> bool:
@@ -115,17 +131,20 @@ def _use_pin_operator() -> None:
     _replace(sys, PIN_ATTRIBUTE, _operators()["pin_memory"])
 
 
-def install(checkpoints: str | bool | None = None) -> None:
+def install(checkpoints: str | bool | None = None, *, trust_pickles: bool | None = None) -> None:
     """Puts the operators under DeepSpeed in this process: now if it is imported, else when it will be. Handles that
     DeepSpeed has made before stay what they are. Once installed, it does nothing but to take note of `checkpoints`:
     which checkpoint engine is used where DeepSpeed's configuration names none. None: DeepSpeed's own; "blocking" (or
-    True) and "decoupled": Penstock's. Raises LibraryError where the C library cannot be loaded."""
-    global _checkpoints
+    True) and "decoupled": Penstock's; and of `trust_pickles`: whether Penstock's loads a checkpoint that holds objects of
+    unknown classes by torch.load, which executes what the file says. Else such a checkpoint is refused. Raises
+    LibraryError where the C library cannot be loaded."""
+    global _checkpoints, _trust_pickles
     if checkpoints is True:
         checkpoints = "blocking"
     if checkpoints and checkpoints not in CHECKPOINTS:
         raise UsageError(f"checkpoints={checkpoints!r} is none of {', '.join(CHECKPOINTS)}")
     _checkpoints = checkpoints or _checkpoints
+    _trust_pickles = _trust_pickles if trust_pickles is None else trust_pickles
     if _before:
         return
     _native.lib.load()  # fails here and now, or never
@@ -139,8 +158,8 @@ def install(checkpoints: str | bool | None = None) -> None:
 
 def uninstall() -> None:
     """Puts back what install() replaced. Handles and engines that were made meanwhile go on working."""
-    global _checkpoints
-    _checkpoints = None
+    global _checkpoints, _trust_pickles
+    _checkpoints, _trust_pickles = None, False
     hook.on_import(None)
     while _before:
         where, name, value = _before.pop()

@@ -176,13 +176,34 @@ engine.save_checkpoint(folder, tag="d")
 
 
 def test_objects_of_the_client(tmp_path: Path) -> None:
-    """What stands in no list is loaded as DeepSpeed loads it."""
+    """What stands in no list is refused by its name, unless the configuration trusts pickles."""
     code = """
 class Mine:
     def __init__(self): self.value = 5
-engine = make(1, "blocking")
+engine = make(1, "stock")
 engine.save_checkpoint(folder, client_state={"object": Mine()})
-_, client = engine.load_checkpoint(folder)
+engine = make(1, "blocking")
+try:
+    engine.load_checkpoint(folder)
+    raise SystemExit("it was loaded")
+except NotImplementedError as problem:
+    assert "__main__.Mine" in str(problem) and "trust_pickles" in str(problem), problem
+    assert "mp_rank_00_model_states.pt" in str(problem), problem
+def make_trusting(**writer):
+    torch.manual_seed(0)
+    config = {"train_micro_batch_size_per_gpu": 8, "zero_optimization": {"stage": 1}, "bf16": {"enabled": True},
+              "optimizer": {"type": "Adam", "params": {"torch_adam": True}}, "zero_force_ds_cpu_optimizer": False,
+              "checkpoint": {"writer": {"type": "penstock", **writer}}}
+    return deepspeed.initialize(model=Net(), config=config)[0]
+try:
+    make_trusting(trust_pickles="yes")
+    raise SystemExit("a setting that cannot be was taken")
+except ValueError as problem:
+    assert "trust_pickles" in str(problem), problem
+_, client = make_trusting(trust_pickles=True).load_checkpoint(folder)
+assert client["object"].value == 5
+ours.install(trust_pickles=True)
+_, client = make_trusting().load_checkpoint(folder)
 assert client["object"].value == 5
 """
     run(1, code, str(tmp_path))

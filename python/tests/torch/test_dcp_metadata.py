@@ -38,9 +38,9 @@ def state() -> dict[str, Any]:
     model(torch.randn(2, 3)).sum().backward()
     optimizer.step()
     images = torch.randn(1, 3, 4, 4).to(memory_format=torch.channels_last)
-    more = {"a list": [1, torch.ones(2)], "a tuple": (1, torch.ones(1)), "turned": torch.randn(4, 5).t(), "images": images}
-    small = {"none": torch.empty(0, 4), "half": torch.ones(2, dtype=torch.bfloat16), "step": 3, "é": torch.ones(1).bool()}
-    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), **more, **small}
+    more = {"a list": [1, torch.ones(2)], "a tuple": (1, torch.ones(1)), "turned": torch.randn(4, 5).t()}
+    small = {"none": torch.empty(0, 4), "half": torch.ones(2).bfloat16(), "step": 3, "é": torch.ones(1).bool()}
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "images": images, **more, **small}
 
 
 def written(folder: Path, writer: Any, **settings: Any) -> Metadata:
