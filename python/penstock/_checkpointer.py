@@ -134,7 +134,11 @@ class Saving:
             self._attempt += 1
             self._copied = self._done = self._cancelled = self._hurried = False
             self._error = None
-        self._owner._enqueue(self)
+        try:
+            self._owner._enqueue(self)
+        except BaseException as problem:
+            self._end(problem)
+            raise
         return self
 
     # ---- of the thread that saves ----
@@ -269,12 +273,13 @@ class Checkpointer:
         with self._changed:
             if self._closed:
                 raise errors.UsageError("the checkpointer is closed")
-            self._queue.append(saving)
-            self._unfinished.append(saving)
             if self._thread is None:
                 # Not a daemon: what was begun is finished before the interpreter ends.
-                self._thread = threading.Thread(target=self._work, name="penstock-checkpoints", daemon=False)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name="penstock-checkpoints", daemon=False)
+                thread.start()  # or there is none, and nothing to wait for; it waits for the lock
+                self._thread = thread
+            self._queue.append(saving)
+            self._unfinished.append(saving)
 
     def wait_copied(self, timeout: float | None = None) -> None:
         """Waits until the tensors of all saves may change: to be called before they do (see guard())."""

@@ -63,7 +63,9 @@ Path = Union[str, "os.PathLike[str]"]
 
 _METADATA = ".metadata"
 _VERSION = "1.0.0"  # of what torch writes into .metadata
-_DATA_FILE = re.compile(r"__(\d+)_\d+(-[0-9a-f]{12})?\.(safetensors|distcp)")
+# Files of data; and those of a save that was killed: its data (of pst_ckpt_save) and its metadata.
+_DATA_FILE = re.compile(r"__(\d+)_\d+(-[0-9a-f]{12})?\.(safetensors|distcp)(\.tmp-[A-Za-z0-9_-]{12})?")
+_UNPUBLISHED = re.compile(r"(?:__(\d+))?\.metadata\.[0-9a-f]{12}\.tmp")
 _TEMPORARY_BYTES = 256 << 20  # memory for parts that cannot be read to where they belong
 
 
@@ -200,8 +202,8 @@ class PenstockWriter(StorageWriter):
     def _remove_others(self, named: set[str]) -> None:
         """The files of saves before, finished or not. They belong to nothing any more."""
         for name in os.listdir(self.path):
-            found = _DATA_FILE.fullmatch(name)
-            if found and name not in named and self._rank in (None, int(found[1])):
+            found = _DATA_FILE.fullmatch(name) or _UNPUBLISHED.fullmatch(name)
+            if found and name not in named and self._rank in (None, int(found[1] or 0)):
                 try:
                     os.unlink(os.path.join(self.path, name))
                 except OSError as problem:

@@ -236,6 +236,30 @@ def test_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             saving.retry()
 
 
+def test_no_thread_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Checkpointer(tmp_path) as checkpoints:
+        monkeypatch.setattr(_background.Image, "begin", broken_begin([Error("first", -5)]))
+        saving = checkpoints.save(1, state(1))
+        assert str(saving.exception()) == "first"
+        until = time.monotonic() + 20
+        while checkpoints._thread is not None and time.monotonic() < until:
+            time.sleep(0.001)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError):
+                checkpoints.save(2, state(2))
+            with pytest.raises(RuntimeError):
+                saving.retry()
+        assert saving.done()
+        checkpoints.wait(20)
+        saving.retry().wait()
+        checkpoints.save(2, state(2)).wait()
+        assert checkpoints.steps() == [1, 2]
+
+
 def test_cancel(tmp_path: Path, held: threading.Event) -> None:
     with Checkpointer(tmp_path) as checkpoints:
         first = checkpoints.save(1, state(1))

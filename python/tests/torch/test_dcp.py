@@ -149,6 +149,15 @@ def test_over_an_older_one(tmp_path: Path, format: str, monkeypatch: pytest.Monk
     for seed in (3, 2):
         dcp.save(state(seed), storage_writer=writer)
         assert same(load(PenstockReader(tmp_path)), state(seed))
+    left = [
+        "__0_0-0123456789ab.safetensors.tmp-AbCdEf_-0123",
+        "__1_7-0123456789ab.distcp",
+        ".metadata.0123456789ab.tmp",
+    ]
+    for name in left:  # by a save that was killed
+        (tmp_path / name).write_bytes(b"x")
+    dcp.save(state(5), storage_writer=writer)
+    assert same(load(PenstockReader(tmp_path)), state(5))
     named = {where.relative_path for where in FileSystemReader(tmp_path).read_metadata().storage_data.values()}
     assert {path.name for path in tmp_path.iterdir()} == {*named, ".metadata"}
 
