@@ -90,6 +90,8 @@ class Begun:
         self._keep = (what, ranks)
         self._tensors = tensors
         self._lock = threading.Lock()
+        self._handle: int | None = None
+        self._process = os.getpid()
         out = c_void_p()
         native.call(lib.pst_ckpt_begin, byref(what.options), tensors.table(), len(tensors), byref(out))
         self._handle = out.value
@@ -133,6 +135,12 @@ class Begun:
         with self._lock:
             handle, self._handle = self._handle, None
         lib.pst_ckpt_end(handle)
+
+    def __del__(self) -> None:
+        """Nobody ended it, and nobody holds the tensors any more: their memory is not to be read from now on."""
+        if getattr(self, "_handle", None) is not None and os.getpid() == self._process:
+            self.cancel()
+            self.end()
 
     def __enter__(self) -> Begun:
         return self

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import threading
@@ -314,6 +315,21 @@ def test_names_of_files(tmp_path: Path, name: str) -> None:
     assert [one.name for one in tmp_path.iterdir()] == [name]
     assert bool((load(tmp_path / name, verify=True)["x"] == 1).all())
     assert bool((torch.load(tmp_path / name, mmap=True)["x"] == 1).all())
+
+
+def test_a_save_that_is_dropped_is_ended(tmp_path: Path) -> None:
+    """Its tensors' memory goes with it. A child of fork has the object and not the save."""
+    image = _background.Image.of({"x": torch.ones(4 << 20)}, "pt", "test")
+    begun = image.begin(str(tmp_path / "x.pt"), bytes_per_second=1 << 20, ring_bytes=2 << 20)
+    assert not begun.copied(0.05)
+    child = os.fork()
+    if child == 0:
+        del begun
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    del begun
+    assert not list(tmp_path.iterdir())
+    image.release()
 
 
 def test_a_full_drive(tmp_path: Path) -> None:
