@@ -99,6 +99,9 @@ size_t pst_ckpt_part_tensors(const pst_ckpt_part *part);
 size_t pst_ckpt_part_storages(const pst_ckpt_part *part);
 /* Adds what is at `path` (a file, or a folder of safetensors files) to the parts. */
 int pst_ckpt_add_part(pst_ckpt *ckpt, const char *path, pst_error *err);
+/* Whether a file of a step that failed to be read as a part so (by its content, not by its name, and not when it was
+ * committed) is something else: a zip file, say. */
+bool pst_ckpt_is_other(const pst_manifest_file *named, const char *path, int status);
 /* Whether a file is one of tensors: safetensors by its name, torch's by its content too. 1, 0 or negative. */
 int pst_ckpt_is_part(const char *path, pst_error *err);
 /* Whether it is one of torch's: by what it begins with, or by its name, so that the reader of that format tells what is

@@ -60,7 +60,8 @@ static int add_named(pst_ckpt *ckpt, const pst_manifest_file *file, const char *
         return pst_fail(err, PST_E_FORMAT, path, "has %" PRIu64 " bytes, but by the step's manifest %" PRIu64, bytes,
                         file->bytes);
     int part = pst_ckpt_is_part(path, err);
-    return part > 0 ? pst_ckpt_add_part(ckpt, path, err) : part;
+    int status = part > 0 ? pst_ckpt_add_part(ckpt, path, err) : part;
+    return pst_ckpt_is_other(file, path, status) ? 0 : status;
 }
 
 static int add_step(pst_ckpt *ckpt, pst_error *err)

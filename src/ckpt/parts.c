@@ -29,9 +29,19 @@ static bool is_named_torch(const char *path)
     return ends_in(path, ".pt") || ends_in(path, ".pth") || ends_in(path, ".bin") || ends_in(path, ".ckpt");
 }
 
+static bool is_named_part(const char *path)
+{
+    return ends_in(path, ".safetensors") || is_named_torch(path);
+}
+
+bool pst_ckpt_is_other(const pst_manifest_file *named, const char *path, int status)
+{
+    return (status == PST_E_FORMAT || status == PST_E_UNSUPPORTED) && !named->covers_header && !is_named_part(path);
+}
+
 int pst_ckpt_is_part(const char *path, pst_error *err)
 {
-    if (ends_in(path, ".safetensors") || is_named_torch(path))
+    if (is_named_part(path))
         return 1;
     return pst_torch_file_is(path, err);
 }

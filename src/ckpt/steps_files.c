@@ -221,7 +221,7 @@ static int try_torch(collecting *c, const char *path, pst_steps_file *out, char 
     pst_error why = {0};
     int status = pst_torch_file_is(path, &why);
     if (status > 0)
-        status = pst_torch_file_read(path, &torch, &why);
+        status = pst_torch_file_read_records(path, &torch, &why);
     else if (status == 0)
         return 0;
     if (status < 0) {

@@ -170,6 +170,13 @@ static int add_torch_file(verifying *v, size_t part, const char *path, pst_error
     return status;
 }
 
+/* What a pickle says is not what is verified: one that holds what is refused does not keep the rest from that. */
+static int read_torch(const char *path, pst_torch_file *out, pst_error *err)
+{
+    int status = pst_torch_file_read(path, out, err);
+    return status == PST_E_UNSUPPORTED ? pst_torch_file_read_records(path, out, err) : status;
+}
+
 static int add_part(verifying *v, const char *path, pst_error *err)
 {
     PST_TRY(grow(&v->parts, v->part_count, sizeof *v->parts, err));
@@ -177,7 +184,7 @@ static int add_part(verifying *v, const char *path, pst_error *err)
     *part = (verify_part){0};
     int torch = pst_file_is_folder(path) ? 0 : pst_ckpt_is_torch(path, err);
     PST_TRY(torch);
-    PST_TRY(torch ? pst_torch_file_read(path, &part->torch, err) : pst_store_open(path, &part->store, err));
+    PST_TRY(torch ? read_torch(path, &part->torch, err) : pst_store_open(path, &part->store, err));
     size_t number = v->part_count++, first = 0;
     if (torch)
         return add_torch_file(v, number, path, err);
@@ -223,8 +230,16 @@ static int add_named(verifying *v, const pst_manifest_file *named, const char *p
                         named->bytes);
     int is_part = pst_ckpt_is_part(path, err);
     PST_TRY(is_part);
-    if (is_part)
-        PST_TRY(add_part(v, path, err));
+    if (is_part) {
+        size_t files = v->file_count, items = v->item_count;
+        int status = add_part(v, path, err);
+        bool refused = status == PST_E_UNSUPPORTED && !named->covers_header; /* all its bytes have a digest */
+        if (!refused && !pst_ckpt_is_other(named, path, status))
+            PST_TRY(status);
+        else
+            drop_files(v, files, items);
+        is_part = status >= 0;
+    }
     if (!named->covers_header)
         return add_whole(v, named, path, is_part, err);
     const char *own = is_part ? v->files[v->file_count - 1].digests.own : NULL;

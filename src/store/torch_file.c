@@ -146,7 +146,7 @@ static int read_pickle(const pst_zip_source *source, index_table *table, pst_tor
     return 0;
 }
 
-static int read_content(const pst_zip_source *source, pst_torch_file *out, pst_error *err)
+static int read_content(const pst_zip_source *source, bool pickle, pst_torch_file *out, pst_error *err)
 {
     index_table table = {.file = out};
     table.sorted = pst_heap_reallocarray(NULL, out->record_count, sizeof *table.sorted);
@@ -160,18 +160,23 @@ static int read_content(const pst_zip_source *source, pst_torch_file *out, pst_e
     const pst_zip_record *digests = find_record(&table, ".penstock/digests");
     if (digests != NULL)
         PST_TRY_GOTO(done, read_text(source, digests, PST_WALK_MAX_PICKLE, &out->digests, err));
-    status = read_pickle(source, &table, out, err);
+    status = pickle ? read_pickle(source, &table, out, err) : 0;
 done:
     pst_heap_free(table.sorted);
     return status;
 }
 
-int pst_torch_source_read(const pst_zip_source *source, pst_torch_file *out, pst_error *err)
+static int read_source(const pst_zip_source *source, bool pickle, pst_torch_file *out, pst_error *err)
 {
     pst_torch_file file = {.file_bytes = source->file_bytes};
     char *names;
     PST_TRY(pst_zip_read(source, &file.archive_name, &file.records, &file.record_count, &names, err));
-    int status = read_content(source, &file, err);
+    int status = read_content(source, pickle, &file, err);
+    if (status >= 0 && !pickle) {
+        file.owned = pst_heap_calloc(1, sizeof(pst_torch_owned));
+        if (file.owned == NULL)
+            status = pst_fail_memory(err, "records of a zip file", sizeof(pst_torch_owned));
+    }
     if (status >= 0) {
         ((pst_torch_owned *)file.owned)->records = names;
         *out = file;
@@ -180,6 +185,11 @@ int pst_torch_source_read(const pst_zip_source *source, pst_torch_file *out, pst
     pst_heap_free(names);
     pst_torch_file_free(&file);
     return status;
+}
+
+int pst_torch_source_read(const pst_zip_source *source, pst_torch_file *out, pst_error *err)
+{
+    return read_source(source, true, out, err);
 }
 
 void pst_torch_file_free(pst_torch_file *file)
@@ -252,7 +262,7 @@ static int refuse_other(const opened *file, uint64_t file_bytes, pst_error *err)
     return 0;
 }
 
-int pst_torch_file_read(const char *path, pst_torch_file *out, pst_error *err)
+static int read_file(const char *path, bool pickle, pst_torch_file *out, pst_error *err)
 {
     opened file = {.path = path};
     pst_zip_source source = {.path = path, .fetch = fetch, .ahead = ahead, .user = &file};
@@ -260,7 +270,17 @@ int pst_torch_file_read(const char *path, pst_torch_file *out, pst_error *err)
     PST_TRY(file.fd);
     int status = refuse_other(&file, source.file_bytes, err);
     if (status >= 0)
-        status = pst_torch_source_read(&source, out, err);
+        status = read_source(&source, pickle, out, err);
     pst_file_close(file.fd);
     return status;
+}
+
+int pst_torch_file_read(const char *path, pst_torch_file *out, pst_error *err)
+{
+    return read_file(path, true, out, err);
+}
+
+int pst_torch_file_read_records(const char *path, pst_torch_file *out, pst_error *err)
+{
+    return read_file(path, false, out, err);
 }

@@ -64,6 +64,8 @@ typedef struct pst_torch_file {
 int pst_torch_file_is(const char *path, pst_error *err);
 /* Reads the directory and the pickle through ordinary reads; no storage's data. */
 int pst_torch_file_read(const char *path, pst_torch_file *out, pst_error *err);
+/* The same without the pickle, which may hold what is refused: records and digests; no storages, tensors and values. */
+int pst_torch_file_read_records(const char *path, pst_torch_file *out, pst_error *err);
 void pst_torch_file_free(pst_torch_file *file); /* what it holds, not itself; leaves it empty */
 
 /* The walk alone, pure: `storage_bytes` of a key (a record data/<key>) are asked for through `find` (its record's number, or -1).

@@ -293,6 +293,48 @@ static void test_step(void **state)
     free(text);
 }
 
+/* What is no checkpoint, or one that is not loaded, is verified all the same. */
+static void test_other_files(void **state)
+{
+    (void)state;
+    static const char refused[] = "\x80\x02"
+                                  "cposix\nsystem\n.",
+                      old[] = "\x80\x02\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.";
+    const char *alone = files_path("refused.pt"), *folder = files_folder("others");
+    pst_verify_report report;
+    pst_ckpt_step *step;
+    pst_ckpt *ckpt;
+    save(alone, (pst_ckpt_options){.pickle = refused, .pickle_bytes = sizeof refused - 1});
+    assert_int_equal(verify(alone, &report, NULL), 0);
+    assert_true(report.checked > 0 && report.checked == report.tensors && report.damaged + report.broken == 0);
+    flip_all(alone, alone);
+    assert_int_equal(pst_ckpt_step_begin(folder, 1, NULL, &step, NULL), 0);
+    char path[700];
+    snprintf(path, sizeof path, "%s/model.safetensors", pst_ckpt_step_path(step));
+    save(path, (pst_ckpt_options){0});
+    snprintf(path, sizeof path, "%s/arrays.npz", pst_ckpt_step_path(step));
+    test_write_file(path, "PK\3\4 of another program", 25);
+    assert_int_equal(pst_ckpt_step_commit(step, NULL, NULL), 0);
+    pst_ckpt_step_end(step);
+    const pst_ckpt_open_options options = {.struct_size = sizeof options, .path = folder, .verify = true};
+    assert_int_equal(pst_ckpt_open(&options, &ckpt, NULL), 0);
+    pst_ckpt_close(ckpt);
+    assert_int_equal(verify(folder, &report, NULL), 0);
+    assert_int_equal(report.damaged + report.broken, 0);
+    flip_all(files_path("others/step-000001/arrays.npz"), folder);
+    /* Files that are refused by name are refused when they are opened, and verified. */
+    assert_int_equal(pst_ckpt_step_begin(folder, 2, NULL, &step, NULL), 0);
+    snprintf(path, sizeof path, "%s/refused.pt", pst_ckpt_step_path(step));
+    save(path, (pst_ckpt_options){.pickle = refused, .pickle_bytes = sizeof refused - 1});
+    snprintf(path, sizeof path, "%s/old.bin", pst_ckpt_step_path(step));
+    test_write_file(path, old, sizeof old - 1);
+    assert_int_equal(pst_ckpt_step_commit(step, NULL, NULL), 0);
+    pst_ckpt_step_end(step);
+    assert_int_equal(pst_ckpt_open(&options, &ckpt, NULL), PST_E_UNSUPPORTED);
+    assert_int_equal(verify(folder, &report, NULL), 0);
+    assert_int_equal(report.damaged + report.broken, 0);
+}
+
 /* Where all steps are gone, nothing that could be checked is not the same as nothing being wrong. */
 static void test_no_steps(void **state)
 {
@@ -348,6 +390,7 @@ int main(void)
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_without_digests),
         cmocka_unit_test(test_step),
+        cmocka_unit_test(test_other_files),
         cmocka_unit_test(test_no_steps),
         cmocka_unit_test(test_allocations),
     };
