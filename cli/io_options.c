@@ -28,7 +28,7 @@ const pst_option cli_io_rows[CLI_IO_ROWS] = {
          "bytes of one I/O, a multiple of 4096; K, M and G are powers of 1024 here, as in fio; without it as tuned, "
          "else 1M"},
     CLI_NUMBER_ROW(cli_io_options, queue_depth, "queue-depth", NULL, 1, 4096,
-                   "I/Os in flight for each worker; without it as tuned, else 64"),
+                   "I/Os in flight for each worker; without it as tuned, else 128"),
     CLI_NUMBER_ROW(
         cli_io_options, workers, "io-workers", NULL, 1, 64,
         "threads that share every transfer; without it as tuned, else 1, or 16 with the engine threads, in which "

@@ -34,7 +34,7 @@ typedef struct pst_synth_options {
     uint64_t shard_bytes;  /* no file gets more tensor data, except for one larger tensor; default 5,000,000,000 */
     const char *io_engine; /* as in pst_io_options; NULL: "auto" */
     uint64_t block_size;   /* bytes of one write; default 1 MiB */
-    uint32_t queue_depth;  /* writes in flight for each worker; default 64 */
+    uint32_t queue_depth;  /* writes in flight for each worker; default 128 */
     uint32_t threads;      /* that make the numbers; default: all processors */
     pst_on_progress on_progress;
     void *user;
@@ -82,7 +82,7 @@ typedef struct pst_convert_options {
     uint64_t host_memory_bytes; /* what the process may use; 0: three quarters of what is free */
     const char *io_engine;      /* as in pst_io_options; NULL: "auto" */
     uint64_t block_size;        /* bytes of one transfer; default 1 MiB */
-    uint32_t queue_depth;       /* transfers in flight for each worker; default 64 */
+    uint32_t queue_depth;       /* transfers in flight for each worker; default 128 */
     uint32_t io_workers;        /* threads that share every transfer; default as in pst_io_options */
     bool io_single_submit;      /* one system call per transfer */
     uint32_t threads;           /* that convert; default: all processors */
