@@ -129,7 +129,8 @@ typedef enum pst_ckpt_stage {
 /* Begins to save in the background and returns at once. Names, shapes, metadata and the pickle are copied; the tensors'
  * data must stay as it is until PST_CKPT_COPIED. Several may be in flight; they are written one after the other, in the
  * order of begin. When the process exits, saves in flight end with it; the older file is as it was, and what they had
- * written lies beside it under a temporary name. A child of fork has none of its parent's saves and must not touch them. */
+ * written lies beside it under a temporary name. A child of fork has none of its parent's saves and must not touch
+ * them; it can begin its own. A relative path is the one from where the process was at begin. */
 PST_API int pst_ckpt_begin(const pst_ckpt_options *options, const pst_ckpt_tensor *tensors, size_t count,
                            pst_ckpt_saving **out, pst_error *err);
 /* Waits for a stage, up to timeout_ns (0: asks; UINT64_MAX: for ever). 0: reached; 1: not in time; negative: the save failed,
@@ -260,7 +261,8 @@ PST_API int pst_ckpt_value_at(const pst_ckpt *ckpt, size_t node, pst_ckpt_value 
  */
 typedef struct pst_ckpt_step pst_ckpt_step; /* one that is being made */
 
-/* Makes the folder that files go into. With ranks: all of them call it, and get the same folder. */
+/* Makes the folder that files go into. With ranks: all of them call it, and get the same folder. A relative path is the one
+ * from where the process is now. */
 PST_API int pst_ckpt_step_begin(const char *folder, uint64_t step, const pst_ckpt_ranks *ranks, pst_ckpt_step **out,
                                 pst_error *err);
 /* Where files of the step are to be saved until commit. The step's storage. */

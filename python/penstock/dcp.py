@@ -92,7 +92,7 @@ class PenstockWriter(StorageWriter):
         super().__init__()
         if format not in ("safetensors", "pt"):
             raise errors.UsageError(f'the format is "safetensors" or "pt", not {format!r}')
-        self.path = os.fspath(path)
+        self.path = os.path.abspath(path)  # async_save() writes later, wherever the program is then
         self.format = format
         self.overwrite = overwrite
         self._settings: dict[str, Any] = {"digests": digests}
@@ -106,7 +106,7 @@ class PenstockWriter(StorageWriter):
 
     def reset(self, checkpoint_id: Path | None = None) -> None:
         if checkpoint_id:
-            self.path = os.fspath(checkpoint_id)
+            self.path = os.path.abspath(checkpoint_id)
         self._save_id = uuid.uuid4().hex
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:

@@ -85,6 +85,18 @@ def test_save_and_load(tmp_path: Path, format: str, asynchronous: bool) -> None:
             torch.distributed.destroy_process_group()
 
 
+def test_the_folder_is_the_one_from_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    writer = PenstockWriter("here")
+    other = PenstockWriter("unused")
+    other.reset("there")
+    monkeypatch.chdir("elsewhere")
+    dcp.save(state(1), storage_writer=writer)
+    assert same(load(PenstockReader(tmp_path / "here")), state(1))
+    assert other.path == str(tmp_path / "there") and not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_other_kinds_of_memory(tmp_path: Path) -> None:
     """What is loaded into need not be of the stored type, nor contiguous."""
     dcp.save({"x": torch.randn(50, 20).double(), "y": torch.arange(12.0)}, storage_writer=PenstockWriter(tmp_path))
