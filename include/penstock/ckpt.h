@@ -280,8 +280,9 @@ typedef struct pst_ckpt_commit_options {
 
 /* When all files are durable (pst_ckpt_wait): the manifest, the rename, `latest`, then old steps go. With ranks: all call it.
  * Everything in the folder belongs to the step, also files that others have written there and folders; they are synced.
- * Files with a digest of their own are not read again, others are. A folder of the step's name that is no complete step is
- * renamed, and swept by the next sweep. Afterwards the step can only be ended; when it failed before it was published, it may
+ * Files with a digest of their own are not read again, others are. A folder of the step's name that is no complete step
+ * any more is renamed, and swept by the next sweep; one with files and without a manifest is somebody else's, and refused
+ * (-EEXIST). Afterwards the step can only be ended; when it failed before it was published, it may
  * be committed again. When removing old steps or updating `latest` fails, the step is there all the same and the error says
  * so. PST_E_UNSUPPORTED: it would replace another one, and the file system cannot exchange two names. options may be NULL. */
 PST_API int pst_ckpt_step_commit(pst_ckpt_step *step, const pst_ckpt_commit_options *options, pst_error *err);

@@ -146,6 +146,21 @@ const char *pst_ckpt_step_path(const pst_ckpt_step *step)
 /* What has the step's name already. */
 typedef enum occupant { NOBODY, INCOMPLETE, COMPLETE } occupant;
 
+/* 1: a folder without a manifest, and not empty: no step of this library was ever like that, so somebody else's work. */
+static int is_foreign(const char *path, pst_error *err)
+{
+    char *manifest, **names = NULL;
+    size_t count = 0;
+    PST_TRY(pst_steps_join(path, PST_MANIFEST_NAME, &manifest, err));
+    int found = pst_file_find(manifest, err);
+    pst_heap_free(manifest);
+    if (found != 0)
+        return found < 0 ? found : 0;
+    PST_TRY(pst_file_list(path, NULL, &names, &count, err));
+    pst_file_list_free(names, count);
+    return count > 0;
+}
+
 static int look_at_occupant(const pst_ckpt_step *step, bool replace, occupant *out, pst_error *err)
 {
     int status = pst_file_find(step->final, err);
@@ -160,7 +175,8 @@ static int look_at_occupant(const pst_ckpt_step *step, bool replace, occupant *o
     if (status > 0 && !replace)
         return pst_fail(err, -EEXIST, step->final, "this step is there already, complete");
     *out = status > 0 ? COMPLETE : INCOMPLETE;
-    return 0;
+    int foreign = status > 0 ? 0 : is_foreign(step->final, err);
+    return foreign <= 0 ? foreign : pst_fail(err, -EEXIST, step->final, "is there, and is no step: it has no manifest");
 }
 
 static int write_manifest(const pst_ckpt_step *step, const pst_steps_files *files, const pst_ckpt_commit_options *o,

@@ -346,6 +346,24 @@ static void test_sweep_beside_a_commit(void **unused)
     assert_int_equal(sweep(), 1);
 }
 
+/* A folder of a step's name that another program has made is not ours to remove. */
+static void test_folder_of_another(void **unused)
+{
+    (void)unused;
+    const pst_ckpt_commit_options again = {.struct_size = sizeof again, .replace = true};
+    pst_error err = {0};
+    assert_int_equal(mkdir(in("step-000007"), 0777), 0);
+    put(in("step-000007"), "model.bin", "weeks of work");
+    assert_int_equal(make_step(7, NULL, "x", &err), -EEXIST);
+    assert_int_equal(make_step(7, &again, "x", &err), -EEXIST);
+    assert_string_equal(err.path, in("step-000007"));
+    assert_int_equal(sweep(), 0);
+    assert_true(is_there("step-000007/model.bin"));
+    assert_int_equal(unlink(in("step-000007/model.bin")), 0);
+    assert_ok(make_step(7, NULL, "x", &err), &err);
+    assert_latest(7);
+}
+
 /* A step that somebody has moved to another drive and linked: the link goes, and not what it leads to. */
 static void test_links(void **unused)
 {
@@ -609,6 +627,7 @@ int main(void)
         TEST(test_abandoned),
         TEST(test_sweep),
         TEST(test_sweep_beside_a_commit),
+        TEST(test_folder_of_another),
         TEST(test_links),
         TEST(test_elsewhere),
         TEST(test_strange_files),
