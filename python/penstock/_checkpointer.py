@@ -231,7 +231,7 @@ class Checkpointer:
         self._failed: list[Saving] = []  # errors that nobody may have seen
         self._thread: threading.Thread | None = None
         self._talks: dict[str, int] = {}
-        self._swept = False
+        self._swept = self._looked = False
         self._closed = False
         make_folders(self.folder)
 
@@ -399,6 +399,7 @@ class Checkpointer:
             finally:
                 saving._attach(None)
                 begun.end()
+            self._look_once(path)
             step.commit(self.keep_last, saving._commit["replace"], saving._commit["metadata"])
 
     def _until(self, begun: Begun, reached: Callable[[float], bool]) -> None:
@@ -406,6 +407,18 @@ class Checkpointer:
             # The interpreter ends, and waits for this thread.
             if self._bytes_per_second is None and not threading.main_thread().is_alive():
                 begun.hurry()
+
+    def _look_once(self, path: str) -> None:
+        """Of the first save: whether restore() will take what was saved. Better to be told now than by the next run."""
+        if self._looked or not os.path.exists(path):
+            return
+        self._looked = True
+        try:
+            _ckpt.Checkpoint(os.fsencode(path)).close()
+        except errors.UnsupportedError as problem:
+            log.warning("restore() will refuse what is saved in %s (torch.load may not): %s", self.folder, problem)
+        except errors.Error:  # commit will say so
+            pass
 
     def _rate(self) -> int:
         if self._bytes_per_second is not None:

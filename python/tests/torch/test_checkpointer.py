@@ -332,6 +332,15 @@ def test_a_save_that_is_dropped_is_ended(tmp_path: Path) -> None:
     image.release()
 
 
+def test_what_restore_refuses_is_told_at_the_first_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Checkpointer(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"x": torch.ones(3), "folder": tmp_path}).wait()
+        with pytest.raises(Error, match="PosixPath"):
+            checkpoints.restore()
+    assert [record.message.count("PosixPath") for record in caplog.records] == [1]
+
+
 def test_a_full_drive(tmp_path: Path) -> None:
     """No file may become as large as it must."""
     code = """
