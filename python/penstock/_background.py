@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ctypes import byref, c_void_p
 from typing import Any
 
@@ -22,12 +23,14 @@ ENDINGS = {"pt": "pt", "torch": "pt", "safetensors": "safetensors"}
 
 class Image:
     """An object taken apart: tensors where they lie, and a pickle of all the rest, which is as it was from now on.
-    Holds the tensors' memory until release()."""
+    Holds the tensors' memory until release(). The pickle is made when it is first asked for."""
 
     def __init__(self, format: int) -> None:
         self.format = format
         self.tensors = _ckpt.Tensors()
-        self.pickle: bytes | memoryview | None = None
+        self.seen: list[Any] | None = None  # the object's tensors, where they were met
+        self._pickle: bytes | memoryview | None = None
+        self._make_pickle: Callable[[], io.BytesIO] | None = None
 
     @classmethod
     def of(cls, obj: Any, format: str, what: str) -> Image:
@@ -38,8 +41,7 @@ class Image:
         if image.format == _ckpt.SAFETENSORS:
             _torch_save.add_tensors(image.tensors, obj)
         else:
-            file, storages = _torch_save.make_pickle(obj, 2, what)
-            image.pickle = file.getbuffer()
+            image._make_pickle, storages, image.seen = _torch_save.take(obj, 2, what)
             _torch_save.add_storages(image.tensors, storages)
         return image
 
@@ -52,6 +54,18 @@ class Image:
         for name, tensor in tensors.items():
             _torch_save.add_tensors(image.tensors, {name: tensor})
         return image
+
+    @property
+    def pickle(self) -> bytes | memoryview | None:
+        """data.pkl, of a file that has one. By one thread at a time."""
+        if self._make_pickle is not None:
+            self._pickle = self._make_pickle().getbuffer()
+            self._make_pickle = None
+        return self._pickle
+
+    @pickle.setter
+    def pickle(self, content: bytes) -> None:
+        self._pickle, self._make_pickle = content, None
 
     def description(self) -> bytes:
         """Names, types and shapes of the tensors: equal on all ranks that save replicas."""
@@ -76,7 +90,7 @@ class Image:
 
     def release(self) -> None:
         self.tensors.release()
-        self.pickle = None
+        self._pickle = self._make_pickle = self.seen = None
 
 
 class Begun:

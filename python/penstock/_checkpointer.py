@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of a training loop: `Checkpointer` saves steps into a training folder, beside the training.
 
-A save has four parts. Taking the object apart (its pickle, and the list of its storages) is all that happens in
-save(). The rest is done by one thread, save after save: a folder for the step, the files (written by the library's
+A save has four parts. Taking the object apart (what its pickle says, and the list of its storages) is all that happens
+in save(). The rest is done by one thread, save after save: a folder for the step, the files (written by the library's
 own threads), and, when they are durable, the manifest, the rename and `latest`. The thread begins with the first
 save and ends when there is none left; so an interpreter that ends waits until what was begun is durable.
 
@@ -47,7 +47,7 @@ class Saving:
         self._owner = owner
         self._image: Image | None = image  # holds the memory that is saved
         self._tensors = tensors
-        self._versions = [_version(tensor) for tensor in tensors]
+        self._versions = _versions(tensors)
         self._places: list[tuple[Any, torch.Tensor]] = []  # where they are, if ranks have to agree in that
         self._commit = commit
         self._attempt = 0
@@ -129,7 +129,7 @@ class Saving:
         with self._changed:
             if not self._done or self._error is None:
                 raise errors.UsageError(f"step {self.step} did not fail")
-            if [_version(tensor) for tensor in self._tensors] != self._versions:
+            if _versions(self._tensors) != self._versions:
                 raise errors.UsageError(f"step {self.step} cannot be retried: its tensors have changed since")
             self._attempt += 1
             self._copied = self._done = self._cancelled = self._hurried = False
@@ -253,8 +253,9 @@ class Checkpointer:
         _ckpt.metadata_pairs(metadata)  # fails here, or never
         commit = {"metadata": dict(metadata or {}), "replace": replace}
         image = Image.of(obj, self.format, self.folder)
-        saving = Saving(self, step, image, list(_tensors_of(obj)), commit)
-        if self.replicated and self._world.count > 1 and image.pickle is not None:
+        tensors = image.seen if image.seen is not None else list(_tensors_of(obj))
+        saving = Saving(self, step, image, tensors, commit)
+        if self.replicated and self._world.count > 1 and image.format == _ckpt.TORCH:
             saving._places = list(_places_of(obj))
         self._enqueue(saving)
         if not self.asynchronous:
@@ -545,12 +546,12 @@ def _file_name(format: str, replicated: bool, rank: int) -> str:
     return f"checkpoint.{ENDINGS[format]}" if replicated else f"rank-{rank:05d}.{ENDINGS[format]}"
 
 
-def _version(tensor: torch.Tensor) -> int:
+def _versions(tensors: Iterable[torch.Tensor]) -> list[int]:
     """What torch counts up when a tensor is changed in place."""
     try:
-        return int(tensor._version)
+        return [tensor._version for tensor in tensors]
     except RuntimeError:  # an inference tensor has none
-        return 0
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def _tensors_of(obj: Any, depth: int = 0) -> Iterable[torch.Tensor]:

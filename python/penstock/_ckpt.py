@@ -29,6 +29,7 @@ from ctypes import (
     c_void_p,
 )
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from penstock import _native as native
@@ -376,6 +377,16 @@ class Tensors:
         self._records.append((dtype, len(shape), len(self._shapes), address, source))
         self._shapes.extend(shape)
         self._keep.append(keep)
+
+    def add_bytes(self, sizes: Sequence[int], addresses: Sequence[int], keep: Sequence[Any]) -> None:
+        """Bytes in memory, named by their places from 0: the same as to add each, in less time."""
+        assert not self._records
+        names = [b"%d\0" % number for number in range(len(sizes))]
+        self._names += b"".join(names)
+        self._name_places.extend(accumulate(map(len, names[:-1]), initial=0) if names else ())
+        self._records = [(U8, 1, number, address, None) for number, address in enumerate(addresses)]
+        self._shapes.extend(sizes)
+        self._keep.extend(keep)
 
     def __len__(self) -> int:
         return len(self._records)

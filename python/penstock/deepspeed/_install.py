@@ -135,8 +135,8 @@ def install(checkpoints: str | bool | None = None, *, trust_pickles: bool | None
     """Puts the operators under DeepSpeed in this process: now if it is imported, else when it will be. Handles that
     DeepSpeed has made before stay what they are. Once installed, it does nothing but to take note of `checkpoints`:
     which checkpoint engine is used where DeepSpeed's configuration names none. None: DeepSpeed's own; "blocking" (or
-    True) and "decoupled": Penstock's; and of `trust_pickles`: whether Penstock's loads a checkpoint that holds objects of
-    unknown classes by torch.load, which executes what the file says. Else such a checkpoint is refused. Raises
+    True) and "decoupled": Penstock's; and of `trust_pickles`: whether Penstock's loads a checkpoint that holds objects
+    of unknown classes by torch.load, which executes what the file says. Else such a checkpoint is refused. Raises
     LibraryError where the C library cannot be loaded."""
     global _checkpoints, _trust_pickles
     if checkpoints is True:

@@ -339,3 +339,69 @@ def test_tensors_on_a_device(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], tensor) for name, tensor in plain.items())
     with penstock.torch.open(tmp_path / "a.safetensors", "cuda") as file:
         assert torch.equal(file.get_slice("b")[1:, 2], plain["b"][1:, 2])
+
+
+def test_taken_now_and_pickled_later() -> None:
+    """The bytes are those of torch.save at the moment when it was taken, whatever changes afterwards."""
+    from penstock._torch_save import take
+
+    torch.manual_seed(1)
+    model = TiedModel()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    shared, values = torch.randn(6, 4), [1, "two", None]
+    itself: list[Any] = []
+    itself.append((itself,))
+    obj = {
+        "model": model.state_dict(),
+        "parameters": list(model.parameters()),
+        "optimizer": optimizer.state_dict(),
+        "views": [shared, shared.t(), shared[2:, 1], shared],
+        "twice": [values, (values, 3.5), values],
+        "types": [torch.ones(2, dtype=dtype) for dtype in (torch.bool, torch.uint16, torch.bfloat16, torch.cfloat)],
+        "plain": (torch.float32, torch.device("cpu"), torch.Size([3]), b"bytes", 1j, ()),
+        "none": torch.empty(0),
+        "itself": itself,
+        1: torch.tensor(2.0, requires_grad=True),
+    }
+    for without in ((), ("types",)):  # a type that torch reduces in its own way is pickled at once
+        state = {key: value for key, value in obj.items() if key not in without}
+        with stock(state) as archive:
+            expected = archive.read("archive/data.pkl")
+        make, storages, tensors = take(state, 2, "x")
+        assert (tensors is None) == (not without)
+        keep = list(values)
+        values.append("later")
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5
+        state["more"] = 5
+        obj[1].requires_grad_(False)
+        assert bytes(make().getbuffer()) == expected
+        assert len(storages) == len({storage.data_ptr() for storage in storages if storage.nbytes()}) + 1
+        values[:] = keep
+        obj[1].requires_grad_(True)
+
+
+def test_what_cannot_be_taken_later_is_pickled_at_once() -> None:
+    from penstock._torch_save import take
+
+    class Counter:
+        def __init__(self) -> None:
+            self.count = 1
+
+        def __reduce__(self) -> Any:
+            return (int, (self.count,))
+
+    deep: list[Any] = []
+    for _ in range(300):
+        deep = [deep]
+    for other in (Counter(), {1, 2}, bytearray(b"x"), {(1, 2): 3}, deep, torch.ones(2).to_sparse()):
+        make, _, tensors = take({"x": torch.ones(3), "other": other}, 2, "x")
+        assert tensors is None
+        before = bytes(make().getbuffer())
+        if isinstance(other, Counter):
+            other.count = 2
+        assert bytes(make().getbuffer()) == before
+    with pytest.raises(PickleError, match="cannot be pickled"):
+        take({"x": torch.ones(3), "function": lambda: 0}, 2, "x")
