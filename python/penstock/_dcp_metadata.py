@@ -7,7 +7,6 @@ of it has been checked when it is given out: types, sizes, and that files lie in
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -84,7 +83,7 @@ def _path(*parts: Any) -> pathlib.Path:
     return pathlib.Path(*parts)
 
 
-def _new(kind: type) -> Callable[..., Any]:
+def _new(kind: Any) -> Callable[..., Any]:
     def new(*arguments: Any) -> Any:
         if arguments:
             raise Refused(f"it makes a {kind.__name__} of arguments")

@@ -283,7 +283,7 @@ class Walker:
     def _check_tuple(key: Any) -> None:
         level, count = [key], 0
         for _ in range(_KEY_DEPTH + 1):
-            below = []
+            below: list[Any] = []
             for value in level:
                 if isinstance(value, tuple):
                     count += len(value)

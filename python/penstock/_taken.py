@@ -96,7 +96,7 @@ class Storages:
         """The class that stands for a storage of this type, and the bytes of an element; None where tensors of the type
         are reduced in another way than most."""
         torch = self._torch
-        new_types = getattr(torch.storage, "_new_dtypes", tuple)()
+        new_types: Any = getattr(torch.storage, "_new_dtypes", tuple)()
         found = None
         if dtype not in new_types and dtype not in _quantized(torch):
             typed = torch.storage.TypedStorage(0, dtype=dtype, device="cpu", _internal=True)

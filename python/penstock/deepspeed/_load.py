@@ -16,7 +16,6 @@ import struct
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import IO as FileObject
 from typing import Any
 
 from penstock._pickle_walk import Callee, Named, Refused, Walker

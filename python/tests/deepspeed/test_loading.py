@@ -41,12 +41,21 @@ def test_what_plain_files_have(tmp_path: Path) -> None:
     state = {
         "model": model.state_dict(),
         "tensors": [shared, shared[1:3], shared.t(), torch.empty(0, 3), torch.tensor(2.5)],
-        "of types": [torch.ones(2, dtype=dtype) for dtype in (torch.bfloat16, torch.bool, torch.complex64, torch.uint16)],
+        "of types": [
+            torch.ones(2, dtype=dtype) for dtype in (torch.bfloat16, torch.bool, torch.complex64, torch.uint16)
+        ],
         "conjugate": torch.randn(3, dtype=torch.complex64).conj(),
         "parameters": [torch.nn.Parameter(torch.randn(2)), torch.nn.Parameter(torch.ones(2), False), named, other],
         "values": [None, True, 1, -(2**70), 2.5, 1j, "é", b"\xff\0", bytearray(b"ab"), (1, (2, 3))],
         "sets": [{1, 2}, frozenset({"a"})],
-        "more": [torch.Size([2, 3]), torch.device("cpu"), torch.float16, torch.strided, Counter("aab"), OrderedDict(a=1)],
+        "more": [
+            torch.Size([2, 3]),
+            torch.device("cpu"),
+            torch.float16,
+            torch.strided,
+            Counter("aab"),
+            OrderedDict(a=1),
+        ],
         ("a", 1): {},
     }
     path = str(tmp_path / "state.pt")

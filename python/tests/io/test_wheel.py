@@ -75,7 +75,9 @@ def test_a_wheel_works_without_a_compiler(tmp_path: Path) -> None:
     assert used.stdout.strip().startswith(str(tmp_path / "venv")), "the library beside the package is the one in use"
 
     program = tmp_path / "venv" / "bin" / "penstock"
-    listed = subprocess.run([program, "bench", "io", "--list-engines", "--json"], env=only, capture_output=True, text=True)
+    listed = subprocess.run(
+        [program, "bench", "io", "--list-engines", "--json"], env=only, capture_output=True, text=True
+    )
     assert listed.returncode == 0, listed.stderr
     assert {"io_uring", "threads"} <= {engine["name"] for engine in json.loads(listed.stdout)["results"]}
     refused = subprocess.run([program, "inspect", tmp_path / "missing"], env=only, capture_output=True, text=True)
