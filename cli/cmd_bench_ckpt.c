@@ -296,6 +296,23 @@ static int run_own(ckpt_job *job, ckpt_round *round, const ckpt_work *work, cons
 
 /* ---- the measurement ---- */
 
+/* What the run before removed is really gone: a file system that tells the drive of freed blocks does so with its next
+ * commit, which would be a part of the next save's syncs. Best effort. */
+static void settle(const char *path)
+{
+    char folder[PATH_MAX + 64];
+    snprintf(folder, sizeof folder, "%s", path);
+    char *slash = strrchr(folder, '/');
+    if (slash == NULL)
+        return;
+    *slash = '\0';
+    int fd = open(folder[0] != '\0' ? folder : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    fsync(fd);
+    close(fd);
+}
+
 static int run_side(ckpt_job *job, ckpt_round *round, size_t number, const ckpt_work *work, ckpt_run *out,
                     pst_error *err)
 {
@@ -304,6 +321,8 @@ static int run_side(ckpt_job *job, ckpt_round *round, size_t number, const ckpt_
     file_of(job, cell->side, path);
     if (job->given) /* the others load files, not folders */
         snprintf(path, sizeof path, "%s", cell->side == CKPT_PENSTOCK ? job->place : work->target.file);
+    else if (!job->load)
+        settle(path);
     switch (cell->side) {
     case CKPT_PENSTOCK: PST_TRY(run_own(job, round, work, path, out, err)); break;
     case CKPT_FIO: PST_TRY(ckpt_fio_run(job, path, round->bytes, cell, out, err)); break;

@@ -21,12 +21,17 @@
 
 /* ---- fio ---- */
 
-enum { FIO_OPTIONS = 5, TRIED_BYTES = 1 << 30 };
+enum { FIO_OPTIONS = 6, TRIED_BYTES = 1 << 30 };
 
 static const struct {
     const char *name;
     const char *options[FIO_OPTIONS];
 } choices[] = {
+    /* These fail where no huge pages are reserved. */
+    {"io_uring 1M x 128, registered, reserved huge pages",
+     {"--ioengine=io_uring", "--fixedbufs=1", "--registerfiles=1", "--iomem=shmhuge", "--bs=1M", "--iodepth=128"}},
+    {"io_uring 8M x 16, registered, reserved huge pages",
+     {"--ioengine=io_uring", "--fixedbufs=1", "--registerfiles=1", "--iomem=shmhuge", "--bs=8M", "--iodepth=16"}},
     {"io_uring 1M x 64, registered",
      {"--ioengine=io_uring", "--fixedbufs=1", "--registerfiles=1", "--bs=1M", "--iodepth=64"}},
     {"io_uring 4M x 16, registered",
@@ -78,7 +83,7 @@ static int run_choice(const ckpt_job *job, size_t choice, bool direct, const cha
 {
     cli_words list = {0};
     cli_process process = {.out = NULL};
-    uint64_t whole = bytes >= 4 << 20 ? pst_round_down(bytes, 4 << 20) : pst_round_up(bytes, 4096);
+    uint64_t whole = bytes >= 8 << 20 ? pst_round_down(bytes, 8 << 20) : pst_round_up(bytes, 4096);
     cli_words_add(&list, "fio");
     cli_words_add(&list, "--name=checkpoint");
     cli_words_add(&list, "--output-format=json");
@@ -90,7 +95,7 @@ static int run_choice(const ckpt_job *job, size_t choice, bool direct, const cha
     cli_words_add(&list, "--scramble_buffers=0");
     for (size_t i = 0; i < FIO_OPTIONS && choices[choice].options[i] != NULL; i++)
         cli_words_add(&list, "%s", choices[choice].options[i]);
-    if (bytes < 4 << 20)
+    if (bytes < 8 << 20)
         cli_words_add(&list, "--bs=4096"); /* the last one counts */
     cli_words_add(&list, "--size=%" PRIu64, whole);
     add_file(&list, path);
