@@ -242,7 +242,7 @@ def test_the_interpreter_lock_is_free_while_waiting(slow: tuple[IO, File]) -> No
 
 def test_ctrl_c_interrupts_a_wait(path: Path) -> None:
     """Long before the transfer would have ended; the blocking call then waits for what is under way."""
-    with FaultEngine("threads", ["delay"], delay=(2.0, 2.0)) as engine, IO(engine, workers=1) as io:
+    with FaultEngine("threads", ["delay"], delay=(4.0, 4.0)) as engine, IO(engine, workers=1) as io:
         with io.open(path) as file:
             future = file.submit_read(bytearray(10))
             began = time.monotonic()
@@ -250,7 +250,7 @@ def test_ctrl_c_interrupts_a_wait(path: Path) -> None:
             timer.start()
             with pytest.raises(KeyboardInterrupt):
                 future.result()
-            assert time.monotonic() - began < 1.5
+            assert time.monotonic() - began < 3
             assert not future.done()
             timer.join()
 
