@@ -113,7 +113,9 @@ class Talk:
         until = time.monotonic() + self.world.timeout
         pause = 0.0005
         while not self._store.check(keys):
-            if self._store.check([self._failed_key()]):
+            # A rank that failed after this message had sent it before: then all of it may be there by now, and each rank
+            # judges for itself, with one outcome.
+            if self._store.check([self._failed_key()]) and not self._store.check(keys):
                 why = bytes(self._store.get(self._failed_key())).decode("utf-8", "replace")
                 raise RanksError(why, -errno.ECANCELED)
             if time.monotonic() > until:

@@ -24,6 +24,36 @@ def same(left, right):
 """
 
 
+class StoreOfALateFailure:
+    """Between two looks of rank 1, rank 0 sends its message, judges what it got, and fails."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    def set(self, key: str, value: bytes) -> None:
+        self.values[key] = bytes(value)
+
+    def get(self, key: str) -> bytes:
+        return self.values[key]
+
+    def check(self, keys: list[str]) -> bool:
+        there = all(key in self.values for key in keys)
+        for key in keys:
+            if key.endswith("/0/0") and not there:
+                self.set(key, b"=zero")
+                self.set(key.removesuffix("/0/0") + "/failed", b"rank 0: what it judged")
+        return there
+
+
+def test_a_message_that_is_complete_is_judged_by_each(tmp_path: Path) -> None:
+    from penstock._ranks import RanksError, World
+
+    talk = World(1, 2, StoreOfALateFailure(), timeout=5).talk("step")
+    assert talk.all_gather(b"one") == [b"zero", b"one"]
+    with pytest.raises(RanksError, match="what it judged"):
+        talk.all_gather(b"more")
+
+
 def test_replicas_are_shared_out_and_load_anywhere(tmp_path: Path) -> None:
     code = (
         CHECKPOINTER
