@@ -282,8 +282,7 @@ static int open_beside(cli_engine *engine, const pst_session_options *options, u
     return status;
 }
 
-/* Whether the trace can be written is found out before hours of work, by a file of its own beside it. */
-static int check_trace(const char *path, pst_error *err)
+int cli_check_writable(const char *path, pst_error *err)
 {
     struct stat about;
     if (stat(path, &about) == 0 && !S_ISREG(about.st_mode))
@@ -336,7 +335,7 @@ int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool reside
     fill_options(runtime, &engine->io.io, resident_given, shape);
     PST_TRY(cli_place(&runtime->placement, resident_given, shape, err));
     if (runtime->trace != NULL && engine->trace == NULL) {
-        PST_TRY(check_trace(runtime->trace, err));
+        PST_TRY(cli_check_writable(runtime->trace, err));
         PST_TRY(pst_trace_open(TRACE_EVENTS, &engine->trace, err));
         engine->trace_path = runtime->trace;
     }

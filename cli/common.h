@@ -95,6 +95,9 @@ void cli_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* "penstock: error: ..." on stderr, one line whatever the message holds. */
 void cli_print_error(const pst_error *err);
 
+/* Whether a trace or a chart can be written there is found out before hours of work, by a file of its own beside it. */
+int cli_check_writable(const char *path, pst_error *err);
+
 /* Fails with CLI_E_USAGE. */
 #define cli_usage(err, ...) pst_fail((err), CLI_E_USAGE, NULL, __VA_ARGS__)
 

@@ -11,7 +11,6 @@
 
 int plot_file_check(const char *path, pst_error *err)
 {
-    struct stat about;
     static const char *const others[] = {".png", ".jpg", ".jpeg", ".pdf"};
     const char *end = strrchr(path, '.');
     if (path[0] == '\0')
@@ -20,18 +19,7 @@ int plot_file_check(const char *path, pst_error *err)
         if (strcasecmp(end, others[i]) == 0)
             return cli_usage(err, "--plot: %.200s: charts are SVG, so name it FILE.svg", path);
     }
-    if (stat(path, &about) == 0 && !S_ISREG(about.st_mode))
-        return pst_fail(err, -EINVAL, path, "it exists and is no regular file");
-    char *probe = pst_heap_printf("%s.tmp-XXXXXX", path);
-    if (probe == NULL)
-        return pst_fail_memory(err, path, strlen(path));
-    int fd = mkstemp(probe), cause = errno;
-    if (fd >= 0) {
-        unlink(probe);
-        close(fd);
-    }
-    pst_heap_free(probe);
-    return fd >= 0 ? 0 : pst_fail(err, -cause, path, "cannot create: %s", strerror(cause));
+    return cli_check_writable(path, err);
 }
 
 /* Under a name of its own first, so that a chart that was there is replaced by a whole one or not at all. */

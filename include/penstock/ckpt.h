@@ -83,7 +83,7 @@ typedef struct pst_ckpt_options {
     const void *pickle;
     size_t pickle_bytes;
     bool no_digests;     /* no XXH3 digests; CRCs of the zip file are made all the same */
-    uint64_t ring_bytes; /* extra memory while writing; default 72 MiB, at most 256 MiB by default rules */
+    uint64_t ring_bytes; /* extra memory while writing; default 72 MiB */
     uint64_t
         snapshot_bytes; /* asynchronous saves: memory that may hold tensors' copies until the drive has taken them, so
                                 that PST_CKPT_COPIED comes earlier; 0: none */
