@@ -15,13 +15,24 @@ PYTHON = Path(__file__).resolve().parents[2]
 
 # What every rank begins with: `rank`, `count`, `folder`.
 START = """
-import atexit, datetime, os, sys, time
+import datetime, os, sys, threading, time
 import torch, torch.distributed as dist
 torch.set_num_threads(1)
 folder = sys.argv[1]
 rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
-atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+"""
+# ... and ends with. The interpreter is not taken down: a thread of gloo may still hold the last message's tensor, and dropping
+# it in an interpreter that is being taken down ends the process ("terminate called without an active exception").
+END = """
+threads = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+for thread in threads:
+    thread.join()
+if dist.is_initialized():
+    dist.destroy_process_group()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(0)
 """
 
 
@@ -43,9 +54,9 @@ def free_port() -> int:
 
 
 def start_ranks(count: int, code: str, *arguments: str, **environment: str) -> list[subprocess.Popen[str]]:
-    """Ranks of one world. Code: START and more."""
+    """Ranks of one world. Code: START and more; one that comes to its end leaves with status 0."""
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count), **environment}
-    return [start(code, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **world) for rank in range(count)]
+    return [start(code + END, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **world) for rank in range(count)]
 
 
 def finish(processes: list[subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str]]:
