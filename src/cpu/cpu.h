@@ -80,7 +80,9 @@ typedef struct pst_cpu_attention {
     size_t out_stride; /* elements */
     pst_dtype out_type;
     const pst_kv_layout *layout;
-    void *const *blocks; /* blocks[p / PST_KV_BLOCK] holds position p; those that no row sees may be anything */
+    void *const
+        *blocks; /* blocks[p / PST_KV_BLOCK] + block_offset holds position p; those that no row sees may be anything */
+    uint64_t block_offset;
     uint32_t kv_head;
     uint32_t rows, group;
     uint32_t first_position; /* of row 0 */

@@ -166,43 +166,41 @@ static int host_rope(pst_device *device, const pst_matrix *x, uint32_t heads, ui
 }
 
 typedef struct store_job {
-    const pst_kv_layout *layout;
-    const pst_matrix *k, *v;
-    const pst_segment *segment;
+    const pst_kv_store *job;
+    pst_segment segment;
 } store_job;
 
 static void store_block(const row_cut *cut, size_t row, size_t column, size_t columns)
 {
     (void)column;
     (void)columns;
-    const store_job *job = cut->job;
-    const pst_segment *segment = job->segment;
-    const pst_kv_layout *l = job->layout;
+    const store_job *store = cut->job;
+    const pst_segment *segment = &store->segment;
+    const pst_kv_layout *l = &store->job->layout;
     const size_t position = segment->first_position + row, slot = position % PST_KV_BLOCK;
-    char *block = segment->blocks[position / PST_KV_BLOCK];
-    const float *k = element(job->k, segment->first_row + row, 0);
+    char *block = (char *)segment->blocks[position / PST_KV_BLOCK] + store->job->block_offset;
+    const float *k = element(&store->job->k, segment->first_row + row, 0);
     const size_t key_bytes = pst_kv_row_bytes(l->type, l->key_dim);
     for (uint32_t head = 0; head < l->kv_heads; head++)
         cut->host->kernels->kv_store(k + (size_t)head * l->key_dim,
                                      block + pst_kv_key_offset(l, head) + slot * key_bytes, l->type, l->key_dim);
     if (l->shared)
         return;
-    const float *v = element(job->v, segment->first_row + row, 0);
+    const float *v = element(&store->job->v, segment->first_row + row, 0);
     const size_t value_bytes = pst_kv_row_bytes(l->type, l->value_dim);
     for (uint32_t head = 0; head < l->kv_heads; head++)
         cut->host->kernels->kv_store(v + (size_t)head * l->value_dim,
                                      block + pst_kv_value_offset(l, head) + slot * value_bytes, l->type, l->value_dim);
 }
 
-static int host_kv_store(pst_device *device, const pst_kv_layout *layout, const pst_matrix *k, const pst_matrix *v,
-                         const pst_segment *segments, size_t segment_count)
+static int host_kv_store(pst_device *device, const pst_kv_store *job)
 {
-    for (size_t i = 0; i < segment_count; i++) {
-        const store_job job = {layout, k, v, &segments[i]};
-        row_cut cut = {.job = &job,
-                       .rows = segments[i].rows,
-                       .columns =
-                           (size_t)layout->kv_heads * (layout->key_dim + (layout->shared ? 0 : layout->value_dim)),
+    const pst_kv_layout *l = &job->layout;
+    for (size_t i = 0; i < job->segments.count; i++) {
+        const store_job store = {job, host_segment(&job->segments, i)};
+        row_cut cut = {.job = &store,
+                       .rows = store.segment.rows,
+                       .columns = (size_t)l->kv_heads * (l->key_dim + (l->shared ? 0 : l->value_dim)),
                        .block = store_block};
         PST_TRY(run_rows(host_of(device), &cut, false));
     }
@@ -277,8 +275,34 @@ static void host_destroy(pst_device *device)
     pst_heap_free(host);
 }
 
+static const char *host_last_error(pst_device *device)
+{
+    (void)device;
+    return "";
+}
+
 static const pst_device_ops host_ops = {
+    .struct_size = sizeof(pst_device_ops),
     .name = "host",
+    .is_host = true,
+    .last_error = host_last_error,
+    .allocate = host_allocate,
+    .release = host_release,
+    .register_host = host_register,
+    .unregister_host = host_unregister,
+    .memory_info = host_memory_info,
+    .stream_create = host_stream_create,
+    .stream_destroy = host_stream_destroy,
+    .event_create = host_event_create,
+    .event_destroy = host_event_destroy,
+    .event_record = host_event_record,
+    .stream_wait = host_stream_wait,
+    .event_wait = host_event_wait,
+    .event_query = host_event_wait,
+    .synchronize = host_synchronize,
+    .copy = host_copy,
+    .fill = host_fill,
+    .copy_blocks = host_copy_blocks,
     .convert = host_convert,
     .rms_norm = host_rms_norm,
     .layer_norm = host_layer_norm,

@@ -38,5 +38,25 @@ int host_take_rows(pst_device *device, const pst_matrix *x, const uint32_t *rows
 int host_add_rows(pst_device *device, const pst_matrix *x, const uint32_t *rows, const float *weights,
                   const pst_matrix *y);
 int host_attention(pst_device *device, const pst_attention *job);
+/* Segment `number` as far as it counts; its rows are the operands'. */
+pst_segment host_segment(const pst_segments *segments, size_t number);
+
+/* Memory, streams and events: host_memory.c. The host's operators are done when they return, so there is nothing to wait for. */
+int host_allocate(pst_device *device, pst_device_memory kind, uint64_t bytes, void **out);
+void host_release(pst_device *device, pst_device_memory kind, void *memory, uint64_t bytes);
+int host_register(pst_device *device, void *memory, uint64_t bytes);
+void host_unregister(pst_device *device, void *memory);
+int host_memory_info(pst_device *device, uint64_t *free_bytes, uint64_t *total_bytes);
+int host_stream_create(pst_device *device, pst_device_stream **out);
+void host_stream_destroy(pst_device *device, pst_device_stream *stream);
+int host_event_create(pst_device *device, pst_device_event **out);
+void host_event_destroy(pst_device *device, pst_device_event *event);
+int host_event_record(pst_device *device, pst_device_event *event, pst_device_stream *stream);
+int host_stream_wait(pst_device *device, pst_device_stream *stream, pst_device_event *event);
+int host_event_wait(pst_device *device, pst_device_event *event);
+int host_synchronize(pst_device *device, pst_device_stream *stream);
+int host_copy(pst_device *device, pst_device_stream *stream, void *to, const void *from, uint64_t bytes);
+int host_fill(pst_device *device, pst_device_stream *stream, void *to, int byte, uint64_t bytes);
+int host_copy_blocks(pst_device *device, const pst_block_copy *job);
 
 #endif

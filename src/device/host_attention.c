@@ -18,27 +18,38 @@ typedef struct attention_cut {
     size_t blocks_per_segment;                               /* of rows, of every segment; 0 when they differ */
 } attention_cut;
 
-/* The segment and its block of rows that a task belongs to. */
-static const pst_segment *find_block(const attention_cut *cut, size_t index, size_t *block)
-{
-    if (cut->blocks_per_segment != 0) {
-        *block = index % cut->blocks_per_segment;
-        return &cut->job->segments[index / cut->blocks_per_segment];
-    }
-    const pst_segment *segment = cut->job->segments;
-    for (;; segment++) {
-        size_t blocks = host_ceil(segment->rows, cut->rows_per_task);
-        if (index < blocks)
-            break;
-        index -= blocks;
-    }
-    *block = index;
-    return segment;
-}
-
 static size_t lesser(size_t a, size_t b)
 {
     return a < b ? a : b;
+}
+
+pst_segment host_segment(const pst_segments *segments, size_t number)
+{
+    pst_segment s = segments->items[number];
+    const size_t begin = s.first_row > segments->first_row ? s.first_row : segments->first_row;
+    const size_t end = lesser(s.first_row + s.rows, segments->first_row + segments->rows);
+    s.first_position += (uint32_t)(begin - s.first_row);
+    s.first_row = begin - segments->first_row;
+    s.rows = end > begin ? end - begin : 0;
+    return s;
+}
+
+/* The segment and its block of rows that a task belongs to. */
+static pst_segment find_block(const attention_cut *cut, size_t index, size_t *block)
+{
+    const pst_segments *segments = &cut->job->segments;
+    if (cut->blocks_per_segment != 0) {
+        *block = index % cut->blocks_per_segment;
+        return host_segment(segments, index / cut->blocks_per_segment);
+    }
+    for (size_t i = 0;; i++) {
+        pst_segment segment = host_segment(segments, i);
+        *block = index;
+        size_t blocks = host_ceil(segment.rows, cut->rows_per_task);
+        if (index < blocks)
+            return segment;
+        index -= blocks;
+    }
 }
 
 static void attention_task(void *context, uint32_t task, uint32_t worker)
@@ -47,8 +58,8 @@ static void attention_task(void *context, uint32_t task, uint32_t worker)
     const pst_attention *job = cut->job;
     const size_t part = task % cut->head_parts, kv_head = task / cut->head_parts % job->layout.kv_heads;
     size_t block;
-    const pst_segment *segment = find_block(cut, task / cut->head_parts / job->layout.kv_heads, &block);
-    const size_t skipped = block * cut->rows_per_task, row = segment->first_row + skipped;
+    const pst_segment segment = find_block(cut, task / cut->head_parts / job->layout.kv_heads, &block);
+    const size_t skipped = block * cut->rows_per_task, row = segment.first_row + skipped;
     const size_t head = kv_head * cut->group + part * cut->heads_per_task;
     const size_t out_first = row * job->out.stride + head * job->layout.value_dim;
     pst_cpu_attention small = {
@@ -58,11 +69,12 @@ static void attention_task(void *context, uint32_t task, uint32_t worker)
         .out_stride = job->out.stride,
         .out_type = job->out.type,
         .layout = &job->layout,
-        .blocks = segment->blocks,
+        .blocks = segment.blocks,
+        .block_offset = job->block_offset,
         .kv_head = (uint32_t)kv_head,
-        .rows = (uint32_t)lesser(segment->rows - skipped, cut->rows_per_task),
+        .rows = (uint32_t)lesser(segment.rows - skipped, cut->rows_per_task),
         .group = (uint32_t)lesser(cut->group - part * cut->heads_per_task, cut->heads_per_task),
-        .first_position = segment->first_position + (uint32_t)skipped,
+        .first_position = segment.first_position + (uint32_t)skipped,
         .window = job->window,
         .alibi = job->alibi ? job->alibi + head : NULL,
         .scale = job->scale,
@@ -101,11 +113,12 @@ static size_t count_tasks(attention_cut *cut)
     const pst_attention *job = cut->job;
     size_t blocks = 0;
     bool alike = true;
-    for (size_t i = 0; i < job->segment_count; i++) {
-        blocks += host_ceil(job->segments[i].rows, cut->rows_per_task);
-        alike = alike && job->segments[i].rows == job->segments[0].rows;
+    for (size_t i = 0; i < job->segments.count; i++) {
+        const size_t rows = host_segment(&job->segments, i).rows;
+        blocks += host_ceil(rows, cut->rows_per_task);
+        alike = alike && rows == host_segment(&job->segments, 0).rows;
     }
-    cut->blocks_per_segment = alike && blocks > 0 ? blocks / job->segment_count : 0;
+    cut->blocks_per_segment = alike && blocks > 0 ? blocks / job->segments.count : 0;
     cut->head_parts = host_ceil(cut->group, cut->heads_per_task);
     return blocks * job->layout.kv_heads * cut->head_parts;
 }

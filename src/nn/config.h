@@ -42,17 +42,6 @@ typedef enum pst_qkv_order {
     PST_QKV_PER_HEAD      /* q, k, v of a head, then those of the next (BLOOM) */
 } pst_qkv_order;
 
-/* How a row's experts are chosen from the router's logits. */
-typedef struct pst_routing {
-    bool sigmoid;                /* scores are sigmoids of the logits; else their softmax over all experts */
-    bool normalize;              /* the chosen scores are divided by their sum */
-    double normalize_epsilon;    /* added to that sum */
-    uint32_t groups, top_groups; /* only experts of the top_groups best groups count; 1 and 1: all */
-    uint32_t group_scores;       /* a group's score is the sum of this many of its best corrected scores: 1 or 2 */
-    bool corrected;              /* a correction is added to the scores for choosing, not for weighing */
-    double scale;                /* of the weights */
-} pst_routing;
-
 /* Latent attention (DeepSeek-V2, arXiv 2405.04434): keys and values are products of a short vector that alone is cached. */
 typedef struct pst_latent {
     uint32_t q_lora_rank; /* 0: the query is not compressed */

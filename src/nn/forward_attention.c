@@ -5,12 +5,23 @@
 #include "base/error.h"
 #include "nn/forward_internal.h"
 
+pst_segments pst_forward_segments(const pst_forward *f, uint32_t first, uint32_t count)
+{
+    pst_segments all = {.items = f->segments + first, .count = count, .first_row = 0, .rows = f->row_count};
+    for (uint32_t i = first; i < first + count; i++) {
+        const pst_segment *s = &f->segments[i];
+        all.max_rows = s->rows > all.max_rows ? s->rows : all.max_rows;
+        const uint32_t end = s->first_position + (uint32_t)s->rows;
+        all.max_positions = end > all.max_positions ? end : all.max_positions;
+    }
+    return all;
+}
+
 int pst_forward_attention(const pst_forward_run *run, const pst_nn_step *step)
 {
     pst_forward *f = run->f;
     const pst_transformer *t = f->t;
     const pst_device_ops *ops = f->device->ops;
-    const pst_matrix k = pst_forward_matrix(f, PST_NN_K), v = pst_forward_matrix(f, PST_NN_V);
     pst_attention job = {.q = pst_forward_matrix(f, step->op->in),
                          .out = pst_forward_matrix(f, step->op->out),
                          .heads = t->heads,
@@ -20,12 +31,13 @@ int pst_forward_attention(const pst_forward_run *run, const pst_nn_step *step)
                          .scale = t->attention_scale != 0 ? t->attention_scale : 1.0f / sqrtf((float)t->head_dim)};
     if (t->scale_by_layer)
         job.scale /= (float)(run->nn->layer + 1);
+    pst_kv_store store = {
+        .k = pst_forward_matrix(f, PST_NN_K), .v = pst_forward_matrix(f, PST_NN_V), .layout = f->kv_layout};
     uint32_t first, count;
     int status;
     while ((status = pst_kv_next_group(f->kv, run->nn->layer, &first, &count, run->err)) > 0) {
-        job.segments = f->segments + first;
-        job.segment_count = count;
-        PST_TRY(pst_forward_checked(run, ops->kv_store(f->device, &f->kv_layout, &k, &v, job.segments, count)));
+        job.segments = store.segments = pst_forward_segments(f, first, count);
+        PST_TRY(pst_forward_checked(run, ops->kv_store(f->device, &store)));
         PST_TRY(pst_forward_checked(run, ops->attention(f->device, &job)));
         PST_TRY(pst_kv_end_group(f->kv, run->err));
     }

@@ -120,6 +120,8 @@ void pst_forward_keep(const pst_forward_run *run, int32_t tensor, unsigned char 
  * stored. */
 pst_weight pst_forward_weight(const pst_forward_run *run, const pst_nn_step *step, const pst_piece *piece,
                               size_t columns);
+/* Segments [first, first + count) of the pass as attention takes them. */
+pst_segments pst_forward_segments(const pst_forward *forward, uint32_t first, uint32_t count);
 /* Makes the pass's error of a device's status; 1 for a good one: the step is complete. */
 int pst_forward_checked(const pst_forward_run *run, int status);
 

@@ -223,54 +223,40 @@ static int out_of_latent_space(const pst_forward *f, const pst_matrix *a, const 
     return 0;
 }
 
-/* The parts of the pass's segments that lie in rows [first, first + rows), which are row 0 there. */
-static size_t segments_within(const pst_forward *f, size_t first, size_t rows, pst_segment *out)
-{
-    size_t count = 0;
-    for (uint32_t i = 0; i < f->segment_count; i++) {
-        pst_segment segment = f->segments[i];
-        size_t begin = pst_max(segment.first_row, first);
-        size_t end = pst_min(segment.first_row + segment.rows, first + rows);
-        if (begin >= end)
-            continue;
-        segment.first_position += (uint32_t)(begin - segment.first_row);
-        segment.first_row = begin - first;
-        segment.rows = end - begin;
-        out[count++] = segment;
-    }
-    return count;
-}
-
 /* Rows [first, first + rows) of q, at the latest block_rows, to `out`. */
-static int attend(const pst_forward *f, const pst_matrix *q, size_t first, size_t rows, const pst_matrix *out)
+static int attend(const pst_forward *f, const pst_segments *segments, const pst_matrix *q, size_t first, size_t rows,
+                  const pst_matrix *out)
 {
     const pst_latent_memory *m = &f->latent;
     const row_sizes sizes = sizes_of(f->t);
-    pst_segment segments[MAX_BLOCK_ROWS];
     pst_matrix from = *q, to = *out;
     from.data = (float *)q->data + first * q->stride;
     to.data = (char *)out->data + first * out->stride * (pst_dtype_bits(out->type) / 8);
     from.rows = to.rows = rows;
     pst_attention job = {.q = {m->q, PST_F32, rows, sizes.q, sizes.q},
                          .out = {m->a, PST_F32, rows, sizes.a, sizes.a},
-                         .segments = segments,
-                         .segment_count = segments_within(f, first, rows, segments),
+                         .segments = *segments,
                          .heads = f->t->heads,
                          .layout = f->kv_layout,
                          .scale = f->t->attention_scale};
+    job.segments.first_row = first;
+    job.segments.rows = rows;
     PST_TRY(into_latent_space(f, &from, &job.q));
     PST_TRY(f->device->ops->attention(f->device, &job));
     return out_of_latent_space(f, &job.out, &to);
 }
 
 /* Stores and attends the rows of a group of segments. */
-static int attend_group(const pst_forward *f, const pst_segment *segments, size_t count, const pst_matrix *q,
+static int attend_group(const pst_forward *f, uint32_t first_segment, uint32_t count, const pst_matrix *q,
                         const pst_matrix *ckv, const pst_matrix *out)
 {
-    PST_TRY(f->device->ops->kv_store(f->device, &f->kv_layout, ckv, NULL, segments, count));
-    const size_t end = segments[count - 1].first_row + segments[count - 1].rows;
-    for (size_t first = segments[0].first_row; first < end; first += f->latent.block_rows)
-        PST_TRY(attend(f, q, first, pst_min(f->latent.block_rows, end - first), out));
+    const pst_kv_store store = {
+        .k = *ckv, .segments = pst_forward_segments(f, first_segment, count), .layout = f->kv_layout};
+    PST_TRY(f->device->ops->kv_store(f->device, &store));
+    const pst_segment *last = &f->segments[first_segment + count - 1];
+    const size_t end = last->first_row + last->rows;
+    for (size_t first = f->segments[first_segment].first_row; first < end; first += f->latent.block_rows)
+        PST_TRY(attend(f, &store.segments, q, first, pst_min(f->latent.block_rows, end - first), out));
     return 0;
 }
 
@@ -285,7 +271,7 @@ int pst_forward_latent_attention(const pst_forward_run *run, const pst_nn_step *
     uint32_t first, count;
     int status;
     while ((status = pst_kv_next_group(f->kv, run->nn->layer, &first, &count, run->err)) > 0) {
-        PST_TRY(pst_forward_checked(run, attend_group(f, f->segments + first, count, &q, &ckv, &out)));
+        PST_TRY(pst_forward_checked(run, attend_group(f, first, count, &q, &ckv, &out)));
         PST_TRY(pst_kv_end_group(f->kv, run->err));
     }
     return status < 0 ? status : 1;

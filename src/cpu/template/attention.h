@@ -172,7 +172,7 @@ static void take_block(attention_state *state, size_t block, size_t lowest, size
 {
     const pst_cpu_attention *job = state->job;
     const pst_kv_layout *layout = job->layout;
-    const char *memory = job->blocks[block / KEY_BLOCK];
+    const char *memory = (const char *)job->blocks[block / KEY_BLOCK] + job->block_offset;
     state->keys = memory + pst_kv_key_offset(layout, job->kv_head);
     state->values = memory + pst_kv_value_offset(layout, job->kv_head);
     state->key_step = pst_kv_row_bytes(layout->type, layout->key_dim);

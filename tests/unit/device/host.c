@@ -137,7 +137,8 @@ static void test_empty(void **unused)
     assert_int_equal(device->ops->activate(device, PST_ACT_RELU, &none, &none), 0);
     assert_int_equal(device->ops->log_sum_exp(device, &none, NULL), 0);
     pst_attention nobody = {.q = none, .out = none, .heads = 1, .layout = {PST_KV_F32, 1, 8, 8, false}};
-    assert_int_equal(device->ops->kv_store(device, &nobody.layout, &none, &none, NULL, 0), 0);
+    pst_kv_store nothing = {.k = none, .v = none, .layout = nobody.layout};
+    assert_int_equal(device->ops->kv_store(device, &nothing), 0);
     assert_int_equal(device->ops->attention(device, &nobody), 0);
     assert_true(y == 5.0f);
     pst_device_destroy(device);
@@ -349,14 +350,14 @@ static void by_device(sequences *s, pst_device *device, bool cut_in_two, ref_arr
     for (int part = 0; part < 2; part++) {
         pst_attention job = {.q = mq,
                              .out = mo,
-                             .segments = parts[part],
-                             .segment_count = s->segments,
+                             .segments = {.items = parts[part], .count = s->segments, .rows = s->rows},
                              .heads = (uint32_t)s->heads,
                              .layout = *l,
                              .window = s->window,
                              .alibi = s->alibi,
                              .scale = 0.25f};
-        assert_int_equal(device->ops->kv_store(device, l, &mk, l->shared ? NULL : &mv, parts[part], s->segments), 0);
+        pst_kv_store store = {.k = mk, .v = mv, .segments = job.segments, .layout = *l};
+        assert_int_equal(device->ops->kv_store(device, &store), 0);
         assert_int_equal(device->ops->attention(device, &job), 0);
     }
 }
@@ -426,8 +427,7 @@ static void test_errors(void **unused)
     mo.data = out;
     pst_attention job = {.q = mq,
                          .out = mo,
-                         .segments = &segment,
-                         .segment_count = 1,
+                         .segments = {.items = &segment, .count = 1, .rows = 1},
                          .heads = 1,
                          .layout = {PST_KV_F32, 1, 4, 4, false},
                          .scale = 1.0f};
