@@ -6,6 +6,8 @@
  */
 #include "device/host.h"
 
+#include <errno.h>
+
 #include "base/error.h"
 #include "base/heap.h"
 
@@ -38,6 +40,19 @@ void host_run(host_device *host, size_t tasks, pst_pool_body *body, void *contex
     }
     for (uint32_t task = 0; task < tasks; task++)
         body(context, task, 0);
+}
+
+int host_reserve_scratch(host_device *host, size_t floats)
+{
+    floats = host_scratch_floats(floats);
+    if (floats <= host->scratch_floats)
+        return 0;
+    float *grown = pst_heap_reallocarray(host->scratch, floats, host->threads * sizeof(float));
+    if (grown == NULL)
+        return -ENOMEM;
+    host->scratch = grown;
+    host->scratch_floats = floats;
+    return 0;
 }
 
 static void row_task(void *context, uint32_t task, uint32_t worker)
@@ -307,12 +322,15 @@ static const pst_device_ops host_ops = {
     .rms_norm = host_rms_norm,
     .layer_norm = host_layer_norm,
     .matmul = host_matmul,
+    .matmul_grouped = host_matmul_grouped,
     .rope = host_rope,
     .kv_store = host_kv_store,
     .attention = host_attention,
     .gated = host_gated,
     .take_rows = host_take_rows,
     .add_rows = host_add_rows,
+    .route = host_route,
+    .top = host_top,
     .activate = host_activate,
     .log_sum_exp = host_log_sum_exp,
     .destroy = host_destroy,

@@ -13,7 +13,7 @@ typedef struct host_device {
     pst_pool *pool; /* the caller's */
     uint32_t threads;
     const pst_cpu_kernels *kernels;
-    /* Attention's scratch memory: `threads` parts of scratch_floats each; grows when a job wants more, never
+    /* Scratch memory of the operator under way: `threads` parts of scratch_floats each; grows when a job wants more, never
      * shrinks. */
     float *scratch; /* owned, from pst_heap */
     size_t scratch_floats;
@@ -32,11 +32,21 @@ static inline size_t host_ceil(size_t a, size_t b)
 /* Runs body for tasks 0..tasks-1 on the pool, or right here when sharing cannot pay. tasks fits 32 bits. */
 void host_run(host_device *host, size_t tasks, pst_pool_body *body, void *context);
 
+/* A thread's scratch memory in whole cache lines, and that much for each thread. */
+static inline size_t host_scratch_floats(size_t floats)
+{
+    return (floats + 15) & ~(size_t)15;
+}
+int host_reserve_scratch(host_device *host, size_t floats);
+
 int host_matmul(pst_device *device, const pst_matmul *job);
+int host_matmul_grouped(pst_device *device, const pst_grouped_matmul *job);
 int host_matmul_transposed(host_device *host, const pst_matmul *job);
 int host_take_rows(pst_device *device, const pst_matrix *x, const uint32_t *rows, const pst_matrix *y);
 int host_add_rows(pst_device *device, const pst_matrix *x, const uint32_t *rows, const float *weights,
                   const pst_matrix *y);
+int host_route(pst_device *device, const pst_route_job *job);
+int host_top(pst_device *device, const pst_matrix *x, uint32_t count, float *values, uint32_t *columns);
 int host_attention(pst_device *device, const pst_attention *job);
 /* Segment `number` as far as it counts; its rows are the operands'. */
 pst_segment host_segment(const pst_segments *segments, size_t number);

@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Attention on the host: one task per (segment, block of rows, key/value head, some of the heads that share it), each with
  * its thread's scratch memory. A query's bits do not depend on the cut. */
-#include <errno.h>
-
-#include "base/heap.h"
+#include "base/error.h"
 #include "device/host.h"
 
 enum {
@@ -83,28 +81,15 @@ static void attention_task(void *context, uint32_t task, uint32_t worker)
     cut->host->kernels->attention(&small);
 }
 
-/* Of one thread, in whole cache lines; for the largest task, so that no later call wants more. */
+/* Of one thread; for the largest task, so that no later call wants more. */
 static size_t scratch_floats(const pst_kv_layout *layout)
 {
-    return (pst_cpu_attention_scratch_floats(QUERIES_PER_TASK, layout) + 15) & ~(size_t)15;
+    return pst_cpu_attention_scratch_floats(QUERIES_PER_TASK, layout);
 }
 
 uint64_t pst_device_host_attention_bytes(const pst_kv_layout *layout, uint32_t threads)
 {
-    return (uint64_t)scratch_floats(layout) * sizeof(float) * threads;
-}
-
-static int reserve_scratch(host_device *host, const pst_kv_layout *layout)
-{
-    size_t floats = scratch_floats(layout);
-    if (floats <= host->scratch_floats)
-        return 0;
-    float *grown = pst_heap_reallocarray(host->scratch, floats, host->threads * sizeof(float));
-    if (grown == NULL)
-        return -ENOMEM;
-    host->scratch = grown;
-    host->scratch_floats = floats;
-    return 0;
+    return (uint64_t)host_scratch_floats(scratch_floats(layout)) * sizeof(float) * threads;
 }
 
 /* Fills in what follows from rows_per_task and heads_per_task. Returns the number of tasks. */
@@ -147,9 +132,7 @@ int host_attention(pst_device *device, const pst_attention *job)
     size_t tasks = choose_cut(&cut);
     if (tasks == 0)
         return 0;
-    int status = reserve_scratch(host, &job->layout);
-    if (status < 0)
-        return status;
+    PST_TRY(host_reserve_scratch(host, scratch_floats(&job->layout)));
     host_run(host, tasks, attention_task, &cut);
     return 0;
 }

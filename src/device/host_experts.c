@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Rows to and from experts: gathered before their products and added, weighted, after them. Both only move memory, so
- * that a task is as many rows as make it worth waking a thread. */
+ * that a task is as many rows as make it worth waking a thread. And the products of all experts, one after the other: each
+ * has the threads to itself. */
 #include <string.h>
 
+#include "base/error.h"
 #include "device/host.h"
 
 enum { TASK_BYTES = 1 << 17 };
@@ -57,4 +59,22 @@ int host_add_rows(pst_device *device, const pst_matrix *x, const uint32_t *rows,
 {
     rows_job job = {.x = x, .y = y, .rows = rows, .weights = weights, .count = x->rows};
     return run(device, &job, add_task);
+}
+
+int host_matmul_grouped(pst_device *device, const pst_grouped_matmul *job)
+{
+    const size_t x_bytes = pst_dtype_bits(job->x.type) / 8;
+    for (uint32_t g = 0; g < job->groups; g++) {
+        const pst_weight *w = &job->weights[g];
+        if (w->format != NULL && w->format->transposed)
+            return PST_E_UNSUPPORTED;
+        if (w->data == NULL)
+            continue;
+        pst_matmul one = {.x = job->x, .w = *w, .y = job->y};
+        one.x.rows = one.y.rows = job->first[g + 1] - job->first[g];
+        one.x.data = (char *)job->x.data + job->first[g] * job->x.stride * x_bytes;
+        one.y.data = (float *)job->y.data + job->first[g] * job->y.stride;
+        PST_TRY(host_matmul(device, &one));
+    }
+    return 0;
 }

@@ -175,7 +175,9 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
     uint64_t logits = o->all_logits ? 0 : o->max_sequences * memory.logit_row_bytes;
     uint64_t candidates = o->all_logits ? 0 : config->transformer->vocab * sizeof(pst_candidate); /* to sample from */
     const uint32_t threads = o->threads ? o->threads : pst_os_processors();
-    uint64_t scratch = pst_device_host_attention_bytes(&kv.layout, threads) + pst_device_host_stack_bytes(threads);
+    uint64_t scratch = pst_max(pst_device_host_attention_bytes(&kv.layout, threads),
+                               pst_device_host_route_bytes(config->transformer->experts, threads)) +
+                       pst_device_host_stack_bytes(threads);
     uint64_t others = memory.fixed_bytes + logits + candidates + scratch +
                       pst_ring_gather_bytes(program->stages, program->stage_count) +
                       (uint64_t)o->max_sequences *

@@ -1,10 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Which experts compute which rows. A row's experts follow from its router logits alone, so that neither the batch nor
- * where weights lie can change them; a routing trace replaces the choice where one wants known traffic.
- *
- * Sources: Mixtral (arXiv 2401.04088): the best of a softmax; DeepSeek-V2 (2405.04434): groups of experts first;
- * DeepSeek-V3 (2412.19437): sigmoids, and a correction that counts for the choice but not for the weight.
+ * Which experts compute which rows of a pass: the memory of the answer, and device/route.h's arithmetic with a transformer's
+ * numbers. A routing trace replaces the choice where one wants known traffic.
  */
 #ifndef PST_NN_ROUTE_H
 #define PST_NN_ROUTE_H
