@@ -14,7 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -296,11 +298,28 @@ static int run_own(ckpt_job *job, ckpt_round *round, const ckpt_work *work, cons
 
 /* ---- the measurement ---- */
 
+/* Whether a file system's drive has work; false where the system does not say. */
+static bool is_busy(dev_t device)
+{
+    char path[64];
+    unsigned long long in_flight = 0;
+    snprintf(path, sizeof path, "/sys/dev/block/%u:%u/stat", major(device), minor(device));
+    FILE *file = fopen(path, "re");
+    if (file == NULL)
+        return false;
+    int found = fscanf(file, "%*u %*u %*u %*u %*u %*u %*u %*u %llu", &in_flight); /* the ninth field: block/stat.rst */
+    fclose(file);
+    return found == 1 && in_flight > 0;
+}
+
 /* What the run before removed is really gone: a file system that tells the drive of freed blocks does so with its next
- * commit, which would be a part of the next save's syncs. Best effort. */
+ * commit, or (ext4 mounted with discard) some time after it, and the drive's work on that would fall into the next run.
+ * Best effort, for a few seconds at most. */
 static void settle(const char *path)
 {
+    enum { PAUSE_NS = 10 * 1000 * 1000, QUIET_PAUSES = 8, MAX_PAUSES = 500 };
     char folder[PATH_MAX + 64];
+    struct stat found;
     snprintf(folder, sizeof folder, "%s", path);
     char *slash = strrchr(folder, '/');
     if (slash == NULL)
@@ -309,8 +328,12 @@ static void settle(const char *path)
     int fd = open(folder[0] != '\0' ? folder : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return;
-    fsync(fd);
+    bool is_known = fsync(fd) == 0 && fstat(fd, &found) == 0;
     close(fd);
+    for (int pauses = 0, quiet = 0; is_known && pauses < MAX_PAUSES && quiet < QUIET_PAUSES; pauses++) {
+        nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
+        quiet = is_busy(found.st_dev) ? 0 : quiet + 1;
+    }
 }
 
 static int run_side(ckpt_job *job, ckpt_round *round, size_t number, const ckpt_work *work, ckpt_run *out,
