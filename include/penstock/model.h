@@ -113,6 +113,9 @@ typedef struct pst_session_options {
      * fewer than max_tokens. Whole requests start in order when all that they may become fits, prompt and max_new_tokens, so
      * fewer than max_sequences may run at a time. 0: max_sequences times max_tokens. */
     uint64_t kv_tokens;
+    const char *device; /* which computes, by its name (device.h); NULL: "host" */
+    uint64_t
+        device_memory_bytes; /* bound of what is taken of an accelerator's memory; 0: what is free, less a reserve */
 } pst_session_options;
 
 /* What the requests of a job need; sums over all of them. */
@@ -166,7 +169,8 @@ typedef struct pst_plan_info {
         expected_pass_bytes; /* what a pass with a row of every sequence reads if all experts are as much in demand */
     bool locked;             /* weights that are kept and the ring are */
     uint64_t
-        kv_disk_bytes; /* of the file with keys and values; kv_bytes are then those of its window and last blocks */
+        kv_disk_bytes;  /* of the file with keys and values; kv_bytes are then those of its window and last blocks */
+    const char *device; /* that computes: "host", "cuda" */
 } pst_plan_info;
 PST_API void pst_session_get_plan(const pst_session *session, pst_plan_info *out);
 

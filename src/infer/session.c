@@ -53,6 +53,8 @@ static int check_options(const pst_model *model, const pst_session_options *give
         return pst_fail(err, PST_E_USAGE, NULL, "a resident share of %g", o->resident_share);
     if (o->kv_bits != 0 && o->kv_bits != 4 && o->kv_bits != 8 && o->kv_bits != 16 && o->kv_bits != 32)
         return pst_fail(err, PST_E_USAGE, NULL, "a KV cache of %u bits: 32, 16, 8 and 4 are there", o->kv_bits);
+    if (o->device != NULL && strcmp(o->device, "host") != 0 && strcmp(o->device, "auto") != 0)
+        return pst_fail(err, PST_E_UNSUPPORTED, NULL, "inference on device \"%s\": not yet", o->device);
     return 0;
 }
 
@@ -103,7 +105,9 @@ static pst_kv_config describe_kv(const pst_session_options *o, const pst_forward
                            .windowed = config->transformer->windowed,
                            .trace = o->trace,
                            .folder = o->kv_folder,
-                           .window_bytes = choose_window(o)};
+                           .window_bytes = choose_window(o),
+                           .device = config->device,
+                           .apart = config->apart};
 }
 
 static uint64_t choose_budget(const pst_session_options *o)
@@ -231,6 +235,7 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
         .expert_cache_bytes = s->plan.cache_slots * s->plan.slot_bytes,
         .expected_pass_bytes = pst_plan_expected_bytes(&s->plan, o->max_sequences),
         .kv_disk_bytes = cache.disk_bytes,
+        .device = s->device->ops->name,
     };
     pst_log(PST_LOG_INFO,
             "plan: %.1f MB of weights resident, %.1f MB streamed per pass through %u slots of %.1f MB; up to %u rows "

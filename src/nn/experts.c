@@ -24,6 +24,18 @@ static uint32_t sparse_before(const pst_transformer *t, uint32_t layer)
     return count;
 }
 
+/* Of one row of a router's logits. */
+static uint64_t logits_bytes(const pst_transformer *t)
+{
+    return (uint64_t)t->experts * sizeof(float);
+}
+
+/* Whether the host chooses the experts: an accelerator does it itself unless what it chose is asked for or replaced. */
+static bool chooses_here(const pst_forward_config *config)
+{
+    return !config->apart || config->routing_trace != NULL || config->record_routing;
+}
+
 uint64_t pst_experts_row_bytes(const pst_forward_config *config)
 {
     const pst_transformer *t = config->transformer;
@@ -31,7 +43,8 @@ uint64_t pst_experts_row_bytes(const pst_forward_config *config)
         return 0;
     uint64_t recorded = (uint64_t)sparse_before(t, t->layers) * t->experts_per_token * sizeof(uint32_t);
     return pst_route_row_bytes(t) + (config->record_routing ? recorded : 0) +
-           (config->routing_trace ? sizeof(pst_traced_row) : 0);
+           (config->routing_trace ? sizeof(pst_traced_row) : 0) +
+           (chooses_here(config) && config->apart ? logits_bytes(t) : 0);
 }
 
 int pst_experts_create(pst_forward *f, const pst_forward_config *config, pst_error *err)

@@ -16,7 +16,9 @@
 typedef struct pst_forward_config {
     const pst_transformer *transformer;
     pst_program *program;
-    pst_device *device;
+    pst_device *device;      /* computes */
+    pst_device *host;        /* the host's, for what stays there; NULL: `device`, which then is the host's */
+    bool apart;              /* the device's memory is its own: !device->ops->is_host. Measuring goes by this alone */
     uint32_t max_rows;       /* of a pass */
     uint32_t max_logit_rows; /* of a pass whose logits are wanted */
     uint32_t max_sequences;
@@ -30,9 +32,11 @@ typedef struct pst_forward_config {
 } pst_forward_config;
 
 /* Memory that pst_forward_create will take, for the planner: activations per row of a pass, more of them per row
- * whose logits are wanted, and the rest. max_rows, max_logit_rows and kv do not count. */
+ * whose logits are wanted, and the rest. max_rows, max_logit_rows and kv do not count. Of the host's memory, and of a
+ * device's own (zero where it has none). */
 typedef struct pst_forward_memory {
     uint64_t row_bytes, logit_row_bytes, fixed_bytes;
+    uint64_t device_row_bytes, device_logit_row_bytes, device_fixed_bytes;
 } pst_forward_memory;
 void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *out);
 

@@ -10,6 +10,8 @@
 #include "os/memory.h"
 
 enum { STRIDE_UNIT = 32 /* elements: two vectors of f32, one of bf16 */ };
+/* In an accelerator's memory, where buffers begin at multiples of 256 bytes. */
+enum { APART_SLACK = 1 << 14 };
 
 static pst_dtype buffer_type(const pst_forward_config *config, pst_nn_buffer buffer)
 {
@@ -127,29 +129,63 @@ static small_sizes measure_small(const pst_program *program)
     return most;
 }
 
+/* Bytes of a row of what gathered rows are put together in before they are copied to an accelerator. */
+static uint64_t staging_bytes(const pst_forward_config *config, const group_sizes *groups)
+{
+    if (!groups->used[PST_NN_E])
+        return buffer_bytes(config, PST_NN_X);
+    bool has_positions = config->transformer->family->positions != NULL;
+    return buffer_bytes(config, PST_NN_E) + (has_positions ? buffer_bytes(config, PST_NN_X) : 0);
+}
+
+/* What the device has in memory of its own, beside what both have. */
+static void measure_apart(const pst_forward_config *config, const group_sizes *groups, uint64_t small,
+                          pst_forward_memory *out)
+{
+    const pst_transformer *t = config->transformer;
+    out->row_bytes += staging_bytes(config, groups);
+    out->logit_row_bytes += buffer_bytes(config, PST_NN_LOGITS);
+    out->device_row_bytes =
+        groups->bytes[LASTING] + groups->shared + sizeof(pst_segment) + sizeof(uint32_t) + pst_route_row_bytes(t);
+    out->device_logit_row_bytes = groups->bytes[OF_LOGITS] + sizeof(uint32_t);
+    out->device_fixed_bytes = small + pst_latent_bytes(config) + APART_SLACK +
+                              (t->alibi ? t->heads * sizeof(float) : 0) +
+                              (t->experts ? (2 * (uint64_t)t->experts + 1) * sizeof(float) : 0);
+}
+
 void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *out)
 {
     const pst_transformer *t = config->transformer;
     group_sizes groups;
     measure_groups(config, &groups);
-    /* The bookkeeping of a row: position, logits row, segment and its sequence. */
-    out->row_bytes = groups.bytes[LASTING] + groups.shared + sizeof(pst_segment) + 3 * sizeof(uint32_t) +
-                     pst_experts_row_bytes(config);
-    out->logit_row_bytes = groups.bytes[OF_LOGITS] + sizeof(uint32_t);
-    small_sizes small = measure_small(config->program);
-    out->fixed_bytes = small.bias + (t->family->positions != NULL ? t->hidden * sizeof(float) : 0);
+    small_sizes sizes = measure_small(config->program);
+    uint64_t small = sizes.bias;
     for (int a = 0; a < PST_NN_AUX; a++)
-        out->fixed_bytes += small.aux[a];
-    out->fixed_bytes += pst_route_fixed_bytes(t) + pst_latent_bytes(config);
+        small += sizes.aux[a];
+    *out = (pst_forward_memory){0};
+    /* The bookkeeping of a row: position, logits row, segment and its sequence. */
+    out->row_bytes = sizeof(pst_segment) + 3 * sizeof(uint32_t) + pst_experts_row_bytes(config);
+    out->logit_row_bytes = sizeof(uint32_t);
+    out->fixed_bytes = t->family->positions != NULL ? t->hidden * sizeof(float) : 0;
+    out->fixed_bytes += pst_route_fixed_bytes(t) + (t->alibi ? t->heads * sizeof(float) : 0);
     out->fixed_bytes += config->look_ahead ? pst_look_ahead_bytes(t, config->program) : 0;
-    out->fixed_bytes += t->alibi ? t->heads * sizeof(float) : 0;
+    if (config->apart) {
+        measure_apart(config, &groups, small, out);
+    } else {
+        out->row_bytes += groups.bytes[LASTING] + groups.shared;
+        out->logit_row_bytes += groups.bytes[OF_LOGITS];
+        out->fixed_bytes += small + pst_latent_bytes(config);
+    }
     if (!is_rotated(config->program))
         return;
+    const uint64_t angles = t->rope.rotary * sizeof(float);
     out->fixed_bytes += t->rope.rotary / 2 * sizeof(float);
-    if (pst_rope_depends_on_length(&t->rope))
-        out->row_bytes += t->rope.rotary * sizeof(float);
-    else
-        out->fixed_bytes += (uint64_t)config->max_tokens * t->rope.rotary * sizeof(float);
+    if (pst_rope_depends_on_length(&t->rope)) {
+        out->row_bytes += angles;
+        out->device_row_bytes += config->apart ? angles : 0;
+    } else {
+        *(config->apart ? &out->device_fixed_bytes : &out->fixed_bytes) += config->max_tokens * angles;
+    }
 }
 
 static void place_group(pst_forward *f, const pst_forward_config *config, const group_sizes *groups, group which,

@@ -26,22 +26,27 @@ static uint64_t blocks_of_pool(const pst_kv_config *c)
     return c->blocks == 0 ? least * c->max_sequences : pst_max(c->blocks, least);
 }
 
+/* More than 64 bits hold. */
+static const pst_kv_memory too_much = {UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX};
+
 void pst_kv_measure(const pst_kv_config *c, pst_kv_memory *out)
 {
     /* Below 2^16 heads, 2^13 elements and 2^26 blocks of a sequence (config.c), so only these products can overflow. */
     uint64_t layer = pst_kv_block_bytes(&c->layout), blocks = blocks_of_pool(c), all;
-    *out = (pst_kv_memory){UINT64_MAX, UINT64_MAX, UINT64_MAX};
+    *out = too_much;
     if (blocks > MAX_BLOCKS || __builtin_mul_overflow(layer, c->layers, &all) ||
         __builtin_mul_overflow(all, blocks, &all))
         return;
     *out = (pst_kv_memory){.kv_bytes = all};
     uint64_t entries = (uint64_t)pst_kv_blocks_of(c->max_tokens) * c->max_sequences;
+    if (c->apart)
+        *out = (pst_kv_memory){.device_kv_bytes = all, .device_table_bytes = entries * sizeof(void *)};
     out->table_bytes = sizeof(pst_kv) + blocks * (sizeof(uint32_t) + sizeof(pst_kv_record)) +
                        entries * (sizeof(uint32_t) + sizeof(void *)) + (uint64_t)c->max_sequences * sizeof(uint32_t);
     if (c->sharing)
         out->table_bytes += (blocks * PST_KV_BLOCK + pst_kv_bucket_count(blocks)) * sizeof(uint32_t);
     if (c->folder != NULL && !pst_kv_disk_measure(c, blocks, out))
-        *out = (pst_kv_memory){UINT64_MAX, UINT64_MAX, UINT64_MAX};
+        *out = too_much;
 }
 
 static bool make_index(pst_kv *kv)
@@ -61,7 +66,7 @@ int pst_kv_create(const pst_kv_config *config, pst_kv **out, pst_error *err)
 {
     pst_kv_memory memory;
     pst_kv_measure(config, &memory);
-    if (memory.kv_bytes == UINT64_MAX)
+    if (memory.table_bytes == UINT64_MAX)
         return pst_fail(err, PST_E_BUDGET, NULL, "the KV cache of %u sequences of %u tokens fits no memory",
                         config->max_sequences, config->max_tokens);
     pst_kv *kv = pst_heap_calloc(1, sizeof *kv);

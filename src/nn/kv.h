@@ -38,16 +38,21 @@ typedef struct pst_kv_config {
     const char *folder;    /* of the file, which exists; NULL: in memory */
     pst_io *io;            /* reads and writes it; outlives the cache */
     uint64_t window_bytes; /* memory for blocks on their way, as far as one sequence per part allows; 0: a default */
+    /* Where attention is computed. */
+    pst_device *device; /* outlives the cache; NULL: the host's */
+    bool apart; /* the device's memory is its own: !device->ops->is_host, and no folder. Measuring goes by this alone */
 } pst_kv_config;
 
 /* The layout of a model's cache. */
 pst_kv_layout pst_kv_layout_of(const pst_transformer *transformer, pst_kv_type type);
 
-/* Memory that pst_kv_create will take, for the planner: of keys and values, and of tables. UINT64_MAX: more than 64 bits
- * (or blocks than 30 bits) hold. */
+/* Memory that pst_kv_create will take, for the planner: of keys and values, and of tables. All UINT64_MAX: more than
+ * 64 bits (or blocks than 30 bits) hold. */
 typedef struct pst_kv_memory {
     uint64_t kv_bytes, table_bytes;
     uint64_t disk_bytes; /* no memory: the file */
+    /* In a device's own memory, where kv_bytes is zero then; table_bytes are on the host all the same. */
+    uint64_t device_kv_bytes, device_table_bytes;
 } pst_kv_memory;
 void pst_kv_measure(const pst_kv_config *config, pst_kv_memory *out);
 /* What a pass reads of the file for a row at `position` of one sequence; 0 in memory. A block that becomes whole is written
