@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Devices as the library uses them: the interface is penstock/device_plugin.h; here is how one is made. The host's processor
- * is one (host*.c over cpu/); accelerators come from plugins (plugin.c).
+ * is one (host*.c over cpu/); accelerators come from plugins (plugin.h).
  */
 #ifndef PST_DEVICE_DEVICE_H
 #define PST_DEVICE_DEVICE_H
@@ -11,6 +11,11 @@
 #include "penstock/device_plugin.h"
 
 typedef struct pst_pool pst_pool;
+
+/* A device by its name, as in penstock/device.h: NULL or "host" is the host's processor; "auto" falls back to it, and the log
+ * says why. pool and kernels: for the host, as below. Fails in one line that names the device and why there is none.
+ * The caller owns *out. */
+int pst_device_open(const char *name, pst_pool *pool, const char *kernels, pst_device **out, pst_error *err);
 
 /* The host's processor. `kernels` names a kernel set ("avx512bf16", "avx512", "avx2", "portable") or is NULL for the
  * best that runs here. The pool stays the caller's and must outlive the device. The caller owns *out. */
