@@ -25,7 +25,7 @@ struct pst_trace {
     pst_span spans[];
 };
 
-static const char *const track_names[PST_TRACE_TRACKS] = {"drive", "waiting for the drive", "compute", "pass"};
+static const char *const track_names[PST_TRACE_TRACKS] = {"drive", "waiting for the drive", "compute", "pass", "link"};
 
 int pst_trace_create(size_t max_events, pst_trace **out, pst_error *err)
 {

@@ -15,6 +15,7 @@ typedef enum pst_trace_track {
     PST_TRACE_WAIT,
     PST_TRACE_COMPUTE,
     PST_TRACE_PASS,
+    PST_TRACE_COPY, /* to a device */
     PST_TRACE_TRACKS
 } pst_trace_track;
 

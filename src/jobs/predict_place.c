@@ -62,7 +62,7 @@ static void place_host(const pst_planned_model *m, const pst_plan_request *reque
     bool embedding_stays = true;
     for (uint32_t i = 0; i < plan->layout.part_count; i++)
         if (m->program->stages[plan->layout.parts[i].stage].gathered)
-            embedding_stays = embedding_stays && plan->resident[i];
+            embedding_stays = embedding_stays && plan->places[i] == PST_PLACE_HOST;
     placed->plan = plan;
     placed->rows_per_pass = plan->rows_per_pass;
     placed->gathered_row_bytes = embedding_stays ? 0 : gathered_row_bytes(m->program);

@@ -133,7 +133,8 @@ static void drop(pst_ring *ring, pst_ring_reader *reader, bool at_once)
         pst_io_cancel(reader->batch);
 }
 
-/* Passes by a part that is there or on its way. False: its reader was cancelled and has to end first. */
+/* Passes by a part that is there or on its way. False: its reader was cancelled, or its turn was in the pass before, and that
+ * has to end first. */
 static bool pass_by(pst_ring *ring, uint32_t slot)
 {
     const pst_ring_slot *at = &ring->slots[slot];
@@ -143,7 +144,7 @@ static bool pass_by(pst_ring *ring, uint32_t slot)
         return true;
     }
     pst_ring_reader *reader = &ring->readers[at->reader];
-    if (reader->state == PST_READER_CANCELLED)
+    if (reader->state == PST_READER_CANCELLED || reader->state == PST_READER_COPYING)
         return false;
     if (reader->state == PST_READER_DROPPED) { /* needed after all */
         ring->dropped_count--;
@@ -169,7 +170,8 @@ static uint32_t next_part(pst_ring *ring, pst_ring_place gate)
                 return PST_RING_NONE;
         }
         const pst_part *part = &layout->parts[cursor->part];
-        if (ring->plan->resident[cursor->part] || ring->stages[part->stage].gathered || part->extent_count == 0)
+        if (ring->plan->places[cursor->part] != PST_PLACE_DISK || ring->stages[part->stage].gathered ||
+            part->extent_count == 0)
             continue;
         bool wanted = is_known(ring, part->stage, cursor->pass) ? pst_ring_wants(ring, cursor->part, cursor->pass)
                                                                 : is_likely(ring, cursor->part, cursor->pass);
@@ -203,6 +205,8 @@ static int submit(pst_ring *ring, pst_ring_reader *reader, uint32_t number, pst_
 
 int pst_ring_fill(pst_ring *ring, pst_error *err)
 {
+    if (ring->link != NULL)
+        PST_TRY(pst_ring_link_reap(ring, false, err));
     reap(ring);
     pst_ring_reader *reader = find_reader(ring, true);
     if (reader == NULL)
@@ -254,7 +258,10 @@ int pst_ring_require(pst_ring *ring, uint32_t part, pst_error *err)
         if (slot != PST_RING_NONE && (number == PST_RING_NONE || ring->readers[number].state == PST_READER_BUSY))
             return 0;
         pst_ring_reader *reader = NULL;
-        if (number != PST_RING_NONE)
+        bool is_copied = number != PST_RING_NONE && ring->readers[number].state == PST_READER_COPYING;
+        if (is_copied || (pst_ring_link_is_busy(ring) && find_reader(ring, true) == NULL))
+            PST_TRY(pst_ring_link_reap(ring, true, err)); /* slots become free without anything being given up */
+        else if (number != PST_RING_NONE)
             reader = &ring->readers[number];
         else if (find_reader(ring, true) == NULL && (reader = find_reader(ring, false)) == NULL) {
             reader = find_farthest(ring);

@@ -31,6 +31,11 @@ static bool is_cached(const pst_ring *ring, uint32_t slot)
     return ring->slots[slot].part != PST_RING_NONE && ring->slots[slot].reader == PST_RING_NONE;
 }
 
+static bool may_go(const pst_ring_slot *cached)
+{
+    return !cached->pinned && cached->copies == 0;
+}
+
 /* The slot in the cache that is least in demand; PST_RING_NONE: all are pinned. */
 static uint32_t find_coldest(const pst_ring *ring)
 {
@@ -58,7 +63,7 @@ void pst_ring_note_demand(pst_ring *ring, uint32_t stage)
     }
     for (uint32_t part = state->first_part; ring->cached_count > 0 && part < state[1].first_part; part++) {
         uint32_t slot = ring->slot_of[part];
-        if (slot != PST_RING_NONE && is_cached(ring, slot) && !ring->slots[slot].pinned)
+        if (slot != PST_RING_NONE && is_cached(ring, slot) && may_go(&ring->slots[slot]))
             ring->slot_demand[slot] = demand_of(ring, part);
     }
 }
@@ -97,8 +102,19 @@ void pst_ring_settle(pst_ring *ring, uint32_t slot)
     ring->slot_demand[slot] = demand_of(ring, part);
 }
 
+static void weigh(pst_ring *ring, uint32_t slot)
+{
+    ring->slot_demand[slot] = may_go(&ring->slots[slot]) ? demand_of(ring, ring->slots[slot].part) : INFINITY;
+}
+
 void pst_ring_pin(pst_ring *ring, uint32_t slot, bool pinned)
 {
     ring->slots[slot].pinned = pinned;
-    ring->slot_demand[slot] = pinned ? INFINITY : demand_of(ring, ring->slots[slot].part);
+    weigh(ring, slot);
+}
+
+void pst_ring_count_copy(pst_ring *ring, uint32_t slot, bool begins)
+{
+    ring->slots[slot].copies += begins ? 1 : UINT32_MAX;
+    weigh(ring, slot);
 }

@@ -45,7 +45,7 @@ static int list_resident(const pst_ring *ring, pst_gatherer *gatherer, pst_error
         return pst_fail_memory(err, "the index of resident rows", layout->piece_count * sizeof *gatherer->resident);
     for (uint32_t i = 0; i < layout->part_count; i++) {
         const pst_part *part = &layout->parts[i];
-        if (!ring->plan->resident[i])
+        if (ring->plan->places[i] != PST_PLACE_HOST)
             continue;
         for (uint32_t p = 0; p < part->piece_count; p++) {
             const pst_piece *piece = &layout->pieces[part->first_piece + p];

@@ -183,6 +183,7 @@ static int close_part(cutter *cut, const pst_stage *stage, pst_error *err)
         order[i] = (located){tensor->tensor->file, part->first_piece + i, piece_file_offset(stage, piece),
                              piece->rows * tensor->row_bytes};
         part->weight_bytes += order[i].bytes;
+        part->device_bytes += pst_round_up(order[i].bytes, PST_DEVICE_ALIGN);
     }
     qsort(order, part->piece_count, sizeof *order, by_place);
     int status = 0;

@@ -11,7 +11,10 @@
 
 #include "tier/stage.h"
 
-enum { PST_EXTENT_ALIGN = 4096 };
+enum {
+    PST_EXTENT_ALIGN = 4096,
+    PST_DEVICE_ALIGN = 256 /* a piece in an accelerator's memory begins at a multiple of this */
+};
 
 /* One read: [offset, offset + bytes) of a file to `slot_offset`; all aligned. It may end past the end of the file; the
  * first `needed_bytes` must arrive. */
@@ -27,6 +30,7 @@ typedef struct pst_part {
     uint32_t first_extent, extent_count;
     uint64_t memory_bytes; /* of a slot; a multiple of PST_EXTENT_ALIGN */
     uint64_t weight_bytes; /* of tensors, without what alignment adds */
+    uint64_t device_bytes; /* of an accelerator's memory; a multiple of PST_DEVICE_ALIGN; never more than a slot */
 } pst_part;
 
 typedef struct pst_layout {

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the drive gives, measured with the ring's own slots, engine and reads, before the first pass. */
+/* What the drive and the link give, measured with the ring's own slots, engine, reads and copies, before the first pass. */
 #include "base/error.h"
 #include "os/clock.h"
 #include "tier/ring_internal.h"
 
-/* How long measuring a slow drive may take. */
-static const uint64_t MEASURE_NS = 700 * 1000 * 1000;
+/* How long measuring a slow drive may take, and how long the link is measured. */
+static const uint64_t MEASURE_NS = 700 * 1000 * 1000, MEASURE_LINK_NS = 100 * 1000 * 1000;
 
 /* Measuring under way. All bytes over all of the time: drives behind a hypervisor complete what is in flight at once, tens of
  * milliseconds of it, so that no shorter stretch says anything. */
@@ -65,10 +65,66 @@ static pst_stage_part sample_of(const pst_ring *ring, const pst_part *part, cons
                                      .memory = memory}};
 }
 
+/* A part of those that cross the link, in host memory: what measuring the drive left in the slots, or what stays there. */
+static const unsigned char *find_source(const pst_ring *ring, uint32_t turn, uint32_t *out)
+{
+    uint32_t slots = ring->plan->slots, last = ring->measured_count, held = last < slots ? last : slots;
+    if (held > 0) {
+        uint32_t number = last - 1 - turn % held;
+        *out = ring->stream[(uint64_t)number * ring->measured_step % ring->stream_count];
+        return pst_ring_slot_memory(ring, number % slots);
+    }
+    const pst_layout *layout = &ring->plan->layout;
+    for (uint32_t i = 0; i < layout->part_count; i++) {
+        uint32_t part = (uint32_t)(((uint64_t)turn + i) % layout->part_count);
+        if (ring->resident_parts[part] != NULL && !ring->stages[layout->parts[part].stage].gathered) {
+            *out = part;
+            return ring->resident_parts[part];
+        }
+    }
+    return NULL;
+}
+
+int pst_ring_measure_link(pst_ring *ring, double *out, pst_error *err)
+{
+    *out = 0;
+    if (ring->link == NULL || ring->plan->link_bytes == 0)
+        return 0;
+    uint64_t start_ns = pst_clock_ns(), bytes = 0;
+    for (uint32_t turn = 0; turn == 0 || pst_clock_ns() - start_ns < MEASURE_LINK_NS; turn++) {
+        uint32_t part;
+        pst_part_view view;
+        const unsigned char *memory = find_source(ring, turn, &part);
+        if (memory == NULL)
+            return 0;
+        PST_TRY(pst_ring_link_send(ring, part, memory, PST_RING_NONE, &view, err));
+        PST_TRY(pst_link_end(ring->link, err));
+        bytes += ring->plan->layout.parts[part].weight_bytes;
+    }
+    while (pst_link_pending(ring->link) > 0)
+        PST_TRY(pst_ring_link_reap(ring, true, err));
+    *out = (double)bytes * 1e9 / (double)(pst_clock_ns() - start_ns + 1);
+    ring->stats.link_bytes = ring->stats.link_wait_ns = 0; /* no pass's */
+    return 0;
+}
+
+/* Those on the device. */
+static uint32_t device_samples(const pst_ring *ring, pst_stage_part *out, uint32_t most)
+{
+    const pst_layout *layout = &ring->plan->layout;
+    uint32_t count = pst_link_held(ring->link, out, most);
+    for (uint32_t i = 0; i < layout->part_count && count < most; i++)
+        if (ring->plan->places[i] == PST_PLACE_DEVICE && layout->parts[i].piece_count > 0)
+            out[count++] = (pst_stage_part){&ring->stages[layout->parts[i].stage], pst_link_view(ring->link, i)};
+    return count;
+}
+
 uint32_t pst_ring_samples(const pst_ring *ring, pst_stage_part *out, uint32_t most)
 {
     const pst_layout *layout = &ring->plan->layout;
     uint32_t slots = ring->plan->slots, last = ring->measured_count, count = 0;
+    if (ring->link != NULL)
+        return device_samples(ring, out, most);
     for (uint32_t back = 1; back <= last && back <= slots && count < most; back++)
         out[count++] = sample_of(ring, nth_part(ring, last - back, ring->measured_step),
                                  pst_ring_slot_memory(ring, (last - back) % slots));

@@ -9,8 +9,9 @@
 #include "os/clock.h"
 #include "tier/ring_internal.h"
 
-/* How long the owner sleeps in a wait before it looks at the cancel flag again. */
-static const uint64_t CANCEL_CHECK_NS = 50 * 1000 * 1000;
+/* How long the owner sleeps in a wait before it looks at the cancel flag again, or for copies that are done, whose slots the
+ * drive could be filling. */
+static const uint64_t CANCEL_CHECK_NS = 50 * 1000 * 1000, COPY_CHECK_NS = 200 * 1000;
 
 uint32_t pst_ring_prepare_reads(const pst_ring *ring, const pst_part *part, unsigned char *memory, pst_io_op *ops)
 {
@@ -52,11 +53,25 @@ int pst_ring_wait_batch(const pst_ring *ring, pst_io_batch *batch, pst_error *er
     }
 }
 
+/* Likewise, reading ahead meanwhile into the slots that the device gives back. */
+static int wait_and_fill(pst_ring *ring, pst_io_batch *batch, pst_error *err)
+{
+    while (pst_ring_link_is_busy(ring)) {
+        int status = pst_io_wait(batch, COPY_CHECK_NS, err);
+        if (status <= 0)
+            return status;
+        if (atomic_load_explicit(ring->cancel, memory_order_relaxed))
+            return pst_fail(err, PST_E_CANCELLED, NULL, "cancelled");
+        PST_TRY(pst_ring_fill(ring, err));
+    }
+    return pst_ring_wait_batch(ring, batch, err);
+}
+
 /* Waits until a reader's part is there. */
 static int await_part(pst_ring *ring, const pst_ring_reader *reader, const pst_part *part, pst_error *err)
 {
     uint64_t start = pst_clock_ns();
-    PST_TRY(pst_ring_wait_batch(ring, reader->batch, err));
+    PST_TRY(wait_and_fill(ring, reader->batch, err));
     PST_TRY(pst_ring_check_reads(ring, part, reader->ops, err));
     uint64_t end = pst_clock_ns();
     const char *name = ring->stages[part->stage].name;
@@ -67,13 +82,11 @@ static int await_part(pst_ring *ring, const pst_ring_reader *reader, const pst_p
     return 0;
 }
 
-static int compute_part(pst_ring *ring, const pst_part *part, const unsigned char *memory, bool cached, pst_error *err)
+static int compute_view(pst_ring *ring, const pst_part *part, const pst_part_view *view, bool cached, pst_error *err)
 {
     const pst_stage *stage = &ring->stages[part->stage];
-    pst_part_view view = {
-        .pieces = ring->plan->layout.pieces + part->first_piece, .piece_count = part->piece_count, .memory = memory};
     uint64_t start = pst_clock_ns();
-    PST_TRY(stage->compute(stage->context, stage, &view, err));
+    PST_TRY(stage->compute(stage->context, stage, view, err));
     uint64_t end = pst_clock_ns();
     ring->stats.compute_ns += end - start;
     if (ring->trace != NULL && cached) {
@@ -84,6 +97,20 @@ static int compute_part(pst_ring *ring, const pst_part *part, const unsigned cha
         pst_trace_span(ring->trace, PST_TRACE_COMPUTE, stage->name, start, end, part->weight_bytes);
     }
     return 0;
+}
+
+/* Computes a part in host memory: in `slot`, or PST_RING_NONE where it stays. */
+static int compute_part(pst_ring *ring, uint32_t number, const unsigned char *memory, uint32_t slot, bool cached,
+                        pst_error *err)
+{
+    const pst_part *part = &ring->plan->layout.parts[number];
+    pst_part_view view = {
+        .pieces = ring->plan->layout.pieces + part->first_piece, .piece_count = part->piece_count, .memory = memory};
+    if (ring->link == NULL || part->extent_count == 0)
+        return compute_view(ring, part, &view, cached, err);
+    PST_TRY(pst_ring_link_send(ring, number, memory, slot, &view, err));
+    PST_TRY(compute_view(ring, part, &view, cached, err));
+    return pst_link_end(ring->link, err);
 }
 
 static void count_unit(pst_ring *ring, const pst_part *part, bool cached)
@@ -104,13 +131,15 @@ static int run_streamed(pst_ring *ring, uint32_t number, pst_error *err)
     bool cached = ring->slots[slot].reader == PST_RING_NONE;
     count_unit(ring, part, cached);
     if (cached) {
-        PST_TRY(compute_part(ring, part, memory, true, err));
+        PST_TRY(compute_part(ring, number, memory, slot, true, err));
         pst_ring_pin(ring, slot, false);
         return 0;
     }
     pst_ring_reader *reader = &ring->readers[ring->slots[slot].reader];
     PST_TRY(await_part(ring, reader, part, err));
-    PST_TRY(compute_part(ring, part, memory, false, err));
+    PST_TRY(compute_part(ring, number, memory, slot, false, err));
+    if (ring->link != NULL)
+        return 0; /* the slot is the copy's, until pst_ring_link_reap */
     reader->state = PST_READER_IDLE;
     pst_ring_settle(ring, slot);
     return 0;
@@ -130,8 +159,11 @@ static int run_part(pst_ring *ring, uint32_t number, pst_error *err)
         return 0;
     if (atomic_load_explicit(ring->cancel, memory_order_relaxed))
         return pst_fail(err, PST_E_CANCELLED, NULL, "cancelled");
-    if (ring->plan->resident[number] || part->extent_count == 0)
-        PST_TRY(compute_part(ring, part, ring->resident_parts[number], false, err));
+    if (ring->plan->places[number] == PST_PLACE_DEVICE) {
+        const pst_part_view view = pst_link_view(ring->link, number);
+        PST_TRY(compute_view(ring, part, &view, false, err));
+    } else if (ring->plan->places[number] == PST_PLACE_HOST || part->extent_count == 0)
+        PST_TRY(compute_part(ring, number, ring->resident_parts[number], PST_RING_NONE, false, err));
     else
         PST_TRY(run_streamed(ring, number, err));
     ring->now.part = number + 1;

@@ -14,6 +14,10 @@
  * (the mean over all at first, then with a half-life of 64 passes, so that it follows a drift); a part comes into the cache
  * when it was read anyway and is more in demand than the least demanded one there.
  *
+ * With a device that is not the host (link.h) the parts that are not there are copied into its slots as their turn comes, and
+ * the functions get the device's memory. The owner runs ahead of the device: a slot of the ring, or of the cache, stays as it
+ * is until its copy is done. A failure of the device reaches the caller in the pass in which it is noticed.
+ *
  * Invariants: a part is in one slot at most; every part is computed once per pass at most, in the order of the layout, whatever
  * was guessed or cached. A part that the pass needs is pinned from when reading ahead has come by it until it is computed.
  *
@@ -25,6 +29,7 @@
 #include <stdatomic.h>
 
 #include "base/trace.h"
+#include "penstock/device_plugin.h"
 #include "penstock/io.h"
 #include "tier/plan.h"
 
@@ -39,6 +44,7 @@ typedef struct pst_ring_config {
     pst_trace *trace;          /* may be NULL */
     const atomic_bool *cancel; /* looked at between parts and while waiting */
     bool lock_memory;          /* slots and resident weights are not paged out; a warning where that is not allowed */
+    pst_device *device;        /* that computes, outlives the ring; NULL, or one that is the host: as the plan has it */
 } pst_ring_config;
 
 /* Opens the store's files, allocates, and loads the resident parts. Streaming begins with the first pass. */
@@ -59,8 +65,13 @@ int pst_ring_gather(pst_ring *ring, uint32_t stage, const uint32_t *rows, size_t
  * gives the rate in bytes per second; 0 when nothing streams. Before the first pass only. */
 int pst_ring_measure(pst_ring *ring, uint64_t bytes, double *out, pst_error *err);
 
-/* Up to `most` parts that are in memory, to measure arithmetic with, and how many: those that pst_ring_measure left in the
- * slots, or resident ones where it read none. Before the first pass only; the views' pieces are the plan's. */
+/* Copies parts that are in host memory (those that pst_ring_measure left in the slots, or resident ones) to the device's slots,
+ * over and over for a tenth of a second, and gives the rate in bytes per second; 0 when nothing crosses the link. Before the
+ * first pass only. */
+int pst_ring_measure_link(pst_ring *ring, double *out, pst_error *err);
+
+/* Up to `most` parts that are in the memory of whoever computes, to measure arithmetic with, and how many: those that the two
+ * functions above left in slots, or resident ones where there are none. Before the first pass only. */
 uint32_t pst_ring_samples(const pst_ring *ring, pst_stage_part *out, uint32_t most);
 /* Whether slots and resident weights are locked in memory. */
 bool pst_ring_is_locked(const pst_ring *ring);
@@ -77,6 +88,8 @@ typedef struct pst_ring_stats {
     /* Parts of units that were read before they were chosen, by what the choice was; and the bytes read in vain. */
     uint64_t guessed_right, guessed_wrong;
     uint64_t wasted_bytes; /* part of weight_bytes */
+    uint64_t link_bytes;   /* tensor bytes that were copied to the device in passes */
+    uint64_t link_wait_ns; /* the owner waited for a copy, so that its slot could be used again */
 } pst_ring_stats;
 void pst_ring_get_stats(const pst_ring *ring, pst_ring_stats *out);
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What ring.c (the pass), ahead.c (reading ahead), cache.c (which units' parts stay), gather.c (single rows), measure.c and
- * ring_memory.c (making and filling) share.
+ * What ring.c (the pass), ahead.c (reading ahead), cache.c (which units' parts stay), gather.c (single rows), ring_link.c (on to
+ * a device), measure.c and ring_memory.c (making and filling) share.
  */
 #ifndef PST_TIER_RING_INTERNAL_H
 #define PST_TIER_RING_INTERNAL_H
 
+#include "tier/link.h"
 #include "tier/ring.h"
 
 enum { PST_GATHER_ROWS = 64 }; /* rows fetched in one batch */
@@ -14,6 +15,7 @@ enum { PST_GATHER_ROWS = 64 }; /* rows fetched in one batch */
 /* A read under way, or done and its part not yet computed. There are plan->slots of them, each with a slot while it is busy. */
 typedef enum pst_reader_state {
     PST_READER_IDLE,
+    PST_READER_COPYING, /* its part's turn is over, but the device still copies from the slot */
     PST_READER_BUSY,
     PST_READER_DROPPED,  /* nobody needs it: idle again when it has ended */
     PST_READER_CANCELLED /* likewise, and it was told to end at once, so its part is not there */
@@ -34,6 +36,7 @@ typedef struct pst_ring_slot {
     uint32_t part;   /* PST_RING_NONE: free */
     uint32_t reader; /* PST_RING_NONE: free or cached */
     bool pinned;     /* cached, and this pass or the next will compute it */
+    uint32_t copies; /* cached: that the device makes of it just now */
 } pst_ring_slot;
 
 /* What is known of a stage with units (choose not NULL) in this pass, and of every stage's place. */
@@ -73,6 +76,7 @@ struct pst_ring {
     pst_trace *trace;
     const atomic_bool *cancel;
     bool lock_memory;
+    pst_link *link; /* NULL: the host computes */
 
     pst_io_file **files; /* by the store's file number */
     size_t file_count;
@@ -157,7 +161,29 @@ bool pst_ring_would_keep(const pst_ring *ring, uint32_t part);
 void pst_ring_settle(pst_ring *ring, uint32_t slot);
 /* Keeps a cached part until it is computed, or no longer. */
 void pst_ring_pin(pst_ring *ring, uint32_t slot, bool pinned);
+/* Keeps a cached part, too, while the device copies from it. */
+void pst_ring_count_copy(pst_ring *ring, uint32_t slot, bool begins);
 void pst_ring_free_slot(pst_ring *ring, uint32_t slot);
+
+/* ---- ring_link.c ---- */
+
+/* Makes the link, and has the device use the slots; then fills what stays on the device. */
+int pst_ring_link_init(pst_ring *ring, pst_device *device, pst_error *err);
+int pst_ring_link_load(pst_ring *ring, pst_error *err);
+/* Hands a part in host memory (in `slot`, or PST_RING_NONE: it stays where it is) to the device; *out is what to compute with. */
+int pst_ring_link_send(pst_ring *ring, uint32_t part, const unsigned char *memory, uint32_t slot, pst_part_view *out,
+                       pst_error *err);
+/* Takes back the slots whose copies are done. wait: at least one, if any copy is under way. */
+int pst_ring_link_reap(pst_ring *ring, bool wait, pst_error *err);
+
+static inline bool pst_ring_link_is_busy(const pst_ring *ring)
+{
+    return ring->link != NULL && pst_link_pending(ring->link) > 0;
+}
+
+/* ---- ring_memory.c ---- */
+
+void pst_ring_free_slot_memory(pst_ring *ring);
 
 /* ---- gather.c ---- */
 

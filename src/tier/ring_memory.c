@@ -29,7 +29,7 @@ static int list_stream(pst_ring *ring, pst_error *err)
     if (ring->stream == NULL || ring->resident_parts == NULL)
         return pst_fail_memory(err, "the list of parts", layout->part_count * sizeof(void *));
     for (uint32_t i = 0; i < layout->part_count; i++)
-        if (!ring->plan->resident[i] && !ring->stages[layout->parts[i].stage].gathered &&
+        if (ring->plan->places[i] == PST_PLACE_DISK && !ring->stages[layout->parts[i].stage].gathered &&
             layout->parts[i].extent_count > 0)
             ring->stream[ring->stream_count++] = i;
     return 0;
@@ -139,7 +139,7 @@ static int run_loads(pst_ring *ring, pending_load *loads, pst_error *err)
     uint64_t offset = 0;
     uint32_t turn = 0;
     for (uint32_t i = 0; i < layout->part_count; i++) {
-        if (!ring->plan->resident[i])
+        if (ring->plan->places[i] != PST_PLACE_HOST)
             continue;
         pending_load *load = &loads[turn++ % LOADS_IN_FLIGHT];
         PST_TRY(finish_load(ring, load, err));
@@ -172,6 +172,8 @@ static int load_resident(pst_ring *ring, pst_error *err)
     }
     if (status == 0)
         status = run_loads(ring, loads, err);
+    if (status == 0 && ring->link != NULL)
+        status = pst_link_register(ring->link, ring->resident_memory, ring->plan->resident_memory_bytes, err);
     for (uint32_t i = 0; i < LOADS_IN_FLIGHT; i++) {
         pst_io_batch_destroy(loads[i].batch);
         pst_heap_free(loads[i].ops);
@@ -198,6 +200,8 @@ int pst_ring_create(const pst_ring_config *config, pst_ring **out, pst_error *er
     PST_TRY_GOTO(fail, list_stream(ring, err));
     PST_TRY_GOTO(fail, list_stages(ring, err));
     PST_TRY_GOTO(fail, make_slots(ring, err));
+    PST_TRY_GOTO(fail, pst_ring_link_init(ring, config->device, err));
+    PST_TRY_GOTO(fail, pst_ring_link_load(ring, err));
     PST_TRY_GOTO(fail, load_resident(ring, err));
     PST_TRY_GOTO(fail, pst_ring_gather_init(ring, err));
     *out = ring;
@@ -205,6 +209,17 @@ int pst_ring_create(const pst_ring_config *config, pst_ring **out, pst_error *er
 fail:
     pst_ring_destroy(ring);
     return status;
+}
+
+void pst_ring_free_slot_memory(pst_ring *ring)
+{
+    if (ring->slot_memory == NULL)
+        return;
+    if (ring->link != NULL)
+        pst_link_unregister(ring->link, ring->slot_memory);
+    pst_io_unregister(ring->io, ring->slot_memory);
+    pst_memory_unmap(ring->slot_memory, ring->plan->slot_memory_bytes);
+    ring->slot_memory = NULL;
 }
 
 void pst_ring_destroy(pst_ring *ring)
@@ -218,12 +233,12 @@ void pst_ring_destroy(pst_ring *ring)
         pst_io_batch_destroy(ring->readers[i].batch);
         pst_heap_free(ring->readers[i].ops);
     }
+    pst_link_destroy(ring->link); /* it copies from what follows */
     pst_ring_gather_destroy(ring);
     for (size_t i = 0; i < ring->file_count; i++)
         pst_io_file_close(ring->files[i], NULL); /* only read from: nothing can be lost */
-    if (ring->slot_memory != NULL)
-        pst_io_unregister(ring->io, ring->slot_memory);
-    pst_memory_unmap(ring->slot_memory, ring->plan->slot_memory_bytes);
+    ring->link = NULL;
+    pst_ring_free_slot_memory(ring);
     pst_memory_unmap(ring->resident_memory, ring->plan->resident_memory_bytes);
     pst_heap_free(ring->readers);
     pst_heap_free(ring->slots);

@@ -306,7 +306,7 @@ static uint64_t count_wanted(const world *w, const pst_plan *plan)
     uint64_t count = 0;
     for (uint32_t i = 0; i < plan->layout.part_count; i++) {
         const pst_part *part = &plan->layout.parts[i];
-        count += w->stages[part->stage].unit_count > 1 && w->wanted[part->stage][part->unit] && !plan->resident[i];
+        count += w->stages[part->stage].unit_count > 1 && w->wanted[part->stage][part->unit] && plan->places[i] == PST_PLACE_DISK;
     }
     return count;
 }
