@@ -51,7 +51,8 @@ struct pst_session {
     pst_model *model;
     pst_session_options options;
     pst_pool *pool;
-    pst_device *device;
+    pst_device *host;
+    pst_device *device; /* which computes: the host, or an accelerator */
     pst_io *io;
     pst_io *kv_io;               /* NULL: keys and values are in memory */
     uint64_t kv_row_traffic;     /* bytes that a row in the middle of a sequence reads of them */
@@ -90,6 +91,10 @@ struct pst_session {
  * its memory. */
 int pst_session_request_plan(const pst_session_options *options, uint64_t process_bytes, pst_forward_config *config,
                              pst_plan_request *out, pst_kv_memory *out_cache, pst_error *err);
+/* pst_session_open on this device, whose owner the session is from now on, also where it fails; NULL: the one that the options
+ * name. */
+int pst_session_open_on(pst_model *model, const pst_session_options *options, pst_device *device, pst_session **out,
+                        pst_error *err);
 /* Measures the drive and the processor, in the session's own memory; before the first pass. */
 int pst_session_measure(pst_session *session, pst_error *err);
 /* Whether a sequence of so many positions in all, 1 to max_tokens, can start now: a slot is free, and so many blocks of the KV

@@ -120,7 +120,8 @@ static int run(scoring *s)
         size_t count;
         PST_TRY(pst_session_step(s->session, &rows, &count, s->err));
         pst_matrix logits = pst_forward_logits(s->session->forward);
-        int status = s->session->device->ops->log_sum_exp(s->session->device, &logits, s->normalizers);
+        pst_device *host = s->session->host; /* where the logits are */
+        int status = host->ops->log_sum_exp(host, &logits, s->normalizers);
         if (status < 0)
             return pst_fail(s->err, status, NULL, "normalizing logits failed: %s", pst_strerror(status));
         for (size_t i = 0; i < count; i++)

@@ -53,8 +53,6 @@ static int check_options(const pst_model *model, const pst_session_options *give
         return pst_fail(err, PST_E_USAGE, NULL, "a resident share of %g", o->resident_share);
     if (o->kv_bits != 0 && o->kv_bits != 4 && o->kv_bits != 8 && o->kv_bits != 16 && o->kv_bits != 32)
         return pst_fail(err, PST_E_USAGE, NULL, "a KV cache of %u bits: 32, 16, 8 and 4 are there", o->kv_bits);
-    if (o->device != NULL && strcmp(o->device, "host") != 0 && strcmp(o->device, "auto") != 0)
-        return pst_fail(err, PST_E_UNSUPPORTED, NULL, "inference on device \"%s\": not yet", o->device);
     return 0;
 }
 
@@ -138,7 +136,8 @@ static bool looks_ahead(const pst_session_options *o, const pst_forward_config *
     const pst_program *program = config->program;
     uint64_t budget = choose_budget(o), bytes = pst_look_ahead_bytes(config->transformer, program);
     uint64_t most = budget < choose_resident(program, o) ? budget : choose_resident(program, o);
-    return o->routing_trace == NULL && bytes > 0 && bytes <= budget / LOOK_AHEAD_SHARE && most < program->weight_bytes;
+    return !config->apart && o->routing_trace == NULL && bytes > 0 && bytes <= budget / LOOK_AHEAD_SHARE &&
+           most < program->weight_bytes;
 }
 
 int pst_session_request_plan(const pst_session_options *o, uint64_t process_bytes, pst_forward_config *config,
@@ -229,7 +228,7 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
         .queue_depth = io.queue_depth,
         .io_workers = io.workers,
         .io_single_submit = io.single_submit,
-        .kernels = pst_device_host_kernels(s->device),
+        .kernels = pst_device_host_kernels(s->host),
         .compute_type = config->compute_type,
         .kv_bits = pst_kv_bits(config->kv_type),
         .expert_cache_bytes = s->plan.cache_slots * s->plan.slot_bytes,
@@ -266,12 +265,29 @@ static int make_sequences(pst_session *s, uint32_t max_logit_rows, pst_error *er
     return 0;
 }
 
+static int open_device(pst_session *s, pst_error *err)
+{
+    const pst_session_options *o = &s->options;
+    PST_TRY(pst_device_host_create(s->pool, o->kernels, &s->host, err));
+    if (s->device == NULL)
+        PST_TRY(pst_device_open(o->device, s->pool, o->kernels, &s->device, err));
+    if (s->device->ops->is_host) { /* one is enough */
+        pst_device_destroy(s->device);
+        s->device = s->host;
+    }
+    if (s->device != s->host && o->kv_folder != NULL)
+        return pst_fail(err, PST_E_UNSUPPORTED, NULL,
+                        "keys and values in a folder (--kv-dir), computed with on device %s: not yet",
+                        s->device->ops->name);
+    return 0;
+}
+
 static int make_engines(pst_session *s, pst_error *err)
 {
     const pst_session_options *o = &s->options;
     pst_io_options io = PST_IO_OPTIONS_LIKE(o, s->model->folder);
     PST_TRY(pst_pool_create(o->threads, &s->pool, err));
-    PST_TRY(pst_device_host_create(s->pool, o->kernels, &s->device, err));
+    PST_TRY(open_device(s, err));
     PST_TRY(pst_io_open(&io, &s->io, err));
     if (o->kv_folder != NULL) { /* a handle of its own: keys and values need not wait for weights that are read ahead */
         PST_TRY(pst_folder_create(o->kv_folder, err));
@@ -300,7 +316,11 @@ static int open_session(pst_session *s, pst_error *err)
 {
     const pst_session_options *o = &s->options;
     PST_TRY(make_engines(s, err));
-    pst_forward_config config = {.transformer = &s->transformer, .program = s->program, .device = s->device};
+    pst_forward_config config = {.transformer = &s->transformer,
+                                 .program = s->program,
+                                 .device = s->device,
+                                 .host = s->host,
+                                 .apart = s->device != s->host};
     if (o->routing_trace != NULL)
         PST_TRY(pst_routing_trace_open(o->routing_trace, &s->transformer, &s->routing_trace, err));
     config.routing_trace = s->routing_trace;
@@ -315,6 +335,9 @@ static int open_session(pst_session *s, pst_error *err)
     PST_TRY(pst_kv_create(&kv, &s->kv, err));
     config.kv = s->kv;
     PST_TRY(pst_forward_create(&config, &s->forward, err));
+    if (s->device != s->host)
+        return pst_fail(err, PST_E_UNSUPPORTED, NULL, "weights in the memory of device %s: not yet",
+                        s->device->ops->name);
     pst_ring_config ring = {.store = s->model->store,
                             .stages = s->program->stages,
                             .stage_count = s->program->stage_count,
@@ -328,12 +351,16 @@ static int open_session(pst_session *s, pst_error *err)
     return o->measure_bound ? pst_session_measure(s, err) : 0;
 }
 
-int pst_session_open(pst_model *model, const pst_session_options *options, pst_session **out, pst_error *err)
+int pst_session_open_on(pst_model *model, const pst_session_options *options, pst_device *device, pst_session **out,
+                        pst_error *err)
 {
     pst_session *s = pst_heap_calloc(1, sizeof *s);
-    if (s == NULL)
+    if (s == NULL) {
+        pst_device_destroy(device);
         return pst_fail_memory(err, "a session", sizeof *s);
+    }
     s->model = model;
+    s->device = device;
     int status = check_options(model, options, &s->options, err);
     if (status >= 0)
         status = open_session(s, err);
@@ -345,10 +372,17 @@ int pst_session_open(pst_model *model, const pst_session_options *options, pst_s
     return 0;
 }
 
+int pst_session_open(pst_model *model, const pst_session_options *options, pst_session **out, pst_error *err)
+{
+    return pst_session_open_on(model, options, NULL, out, err);
+}
+
 void pst_session_close(pst_session *s)
 {
     if (s == NULL)
         return;
+    if (s->device != NULL && s->device != s->host) /* a pass that failed may have left work that uses all the memory */
+        s->device->ops->synchronize(s->device, NULL);
     pst_ring_destroy(s->ring);
     pst_forward_destroy(s->forward);
     pst_kv_destroy(s->kv);
@@ -357,7 +391,9 @@ void pst_session_close(pst_session *s)
     pst_program_destroy(s->program);
     pst_io_close(s->io);
     pst_io_close(s->kv_io);
-    pst_device_destroy(s->device);
+    if (s->device != s->host)
+        pst_device_destroy(s->device);
+    pst_device_destroy(s->host);
     pst_pool_destroy(s->pool);
     pst_heap_free(s->sequences);
     pst_heap_free(s->sequence_ids);

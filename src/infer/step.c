@@ -168,7 +168,9 @@ static int run_pass(pst_session *s, uint32_t count, pst_error *err)
             s->row_ids[i] = s->rows[i].position + s->transformer.position_offset;
         PST_TRY(pst_ring_gather(s->ring, 1, s->row_ids, count, pst_forward_embed_position, s->forward, err));
     }
+    PST_TRY(pst_forward_gathered(s->forward, err));
     PST_TRY(pst_ring_pass(s->ring, count, !s->last_pass, err));
+    PST_TRY(pst_forward_end(s->forward, err));
     return tell_routing(s, count, err);
 }
 

@@ -104,8 +104,10 @@ void pst_batch_types(pst_session *session, char *out)
 {
     pst_plan_info plan;
     pst_session_get_plan(session, &plan);
-    snprintf(out, PST_BATCH_TYPES_BYTES, "kernels %s, compute type %s, a cache of %u bits", plan.kernels,
-             pst_dtype_name(plan.compute_type), plan.kv_bits);
+    const bool is_host = strcmp(plan.device, "host") == 0;
+    snprintf(out, PST_BATCH_TYPES_BYTES, "%s %.32s, compute type %s, a cache of %u bits",
+             is_host ? "kernels" : "device", is_host ? plan.kernels : plan.device, pst_dtype_name(plan.compute_type),
+             plan.kv_bits);
 }
 
 char *pst_batch_header(const pst_batch *b, const char *types)

@@ -5,7 +5,7 @@
  */
 #include "nn/forward.h"
 
-#include <string.h>
+#include <stdio.h>
 
 #include "base/error.h"
 #include "nn/forward_internal.h"
@@ -44,7 +44,9 @@ int pst_forward_checked(const pst_forward_run *run, int status)
 {
     if (status >= 0)
         return 1;
-    return pst_fail(run->err, status, NULL, "%s: computing failed: %s", run->stage->name, pst_strerror(status));
+    char what[64];
+    snprintf(what, sizeof what, "%.40s: computing", run->stage->name);
+    return pst_nn_fail_device(run->err, run->f->device, status, what);
 }
 
 const pst_piece *pst_forward_next_piece(const pst_forward_run *run, int32_t tensor)
@@ -56,13 +58,44 @@ const pst_piece *pst_forward_next_piece(const pst_forward_run *run, int32_t tens
     return piece->tensor == (uint32_t)tensor ? piece : NULL;
 }
 
-void pst_forward_keep(const pst_forward_run *run, int32_t tensor, unsigned char *to)
+/* Whether what is left of a step's matrix is in this part. */
+static bool ends_here(const pst_forward_run *run, int32_t matrix)
 {
+    for (size_t i = run->f->next_piece; i < run->part->piece_count; i++) {
+        const pst_piece *piece = &run->part->pieces[i];
+        if (piece->tensor == (uint32_t)matrix)
+            return piece->first_row + piece->rows == run->stage->tensors[matrix].rows;
+    }
+    return false;
+}
+
+static int keep(const pst_forward_run *run, const pst_nn_step *step, int32_t tensor, unsigned char *to,
+                const unsigned char **out_now)
+{
+    pst_forward *f = run->f;
     const pst_piece *piece = tensor < 0 ? NULL : pst_forward_next_piece(run, tensor);
     if (piece == NULL)
-        return;
-    memcpy(to, run->part->memory + piece->offset, run->stage->tensors[tensor].row_bytes);
-    run->f->next_piece++;
+        return 0;
+    const unsigned char *from = run->part->memory + piece->offset;
+    f->next_piece++;
+    *out_now = from;
+    if (ends_here(run, step->weight))
+        return 0;
+    *out_now = to;
+    return pst_forward_checked(run,
+                               f->device->ops->copy(f->device, NULL, to, from, run->stage->tensors[tensor].row_bytes));
+}
+
+int pst_forward_keep_bias(const pst_forward_run *run, const pst_nn_step *step)
+{
+    return keep(run, step, step->bias, run->f->bias, &run->f->bias_now);
+}
+
+int pst_forward_keep_aux(const pst_forward_run *run, const pst_nn_step *step)
+{
+    for (int i = 0; i < PST_NN_AUX; i++)
+        PST_TRY(keep(run, step, step->aux[i], run->f->aux[i], &run->f->aux_now[i]));
+    return 0;
 }
 
 pst_weight pst_forward_weight(const pst_forward_run *run, const pst_nn_step *step, const pst_piece *piece,
@@ -75,9 +108,9 @@ pst_weight pst_forward_weight(const pst_forward_run *run, const pst_nn_step *ste
                          .columns = columns,
                          .format = step->format,
                          .first_row = piece->first_row};
-    weight.scales = step->aux[0] >= 0 ? f->aux[0] : NULL;
-    weight.zeros = step->aux[1] >= 0 ? f->aux[1] : NULL;
-    weight.index = step->aux[2] >= 0 ? (const int32_t *)(const void *)f->aux[2] : NULL;
+    weight.scales = step->aux[0] >= 0 ? f->aux_now[0] : NULL;
+    weight.zeros = step->aux[1] >= 0 ? f->aux_now[1] : NULL;
+    weight.index = step->aux[2] >= 0 ? (const int32_t *)(const void *)f->aux_now[2] : NULL;
     return weight;
 }
 
@@ -129,6 +162,8 @@ int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_vi
     const pst_nn_stage *nn = context;
     pst_forward *f = *nn->forward;
     pst_forward_run run = {f, nn, stage, part, err};
+    if (f->routed.failed < 0)
+        return pst_nn_fail_device(err, f->device, f->routed.failed, "choosing experts");
     if (f->stage != stage)
         begin_stage(f, stage);
     if (f->look.layers != NULL)
@@ -160,7 +195,27 @@ static void turn_row(pst_forward *f, uint32_t index, const pst_row *row)
     }
     f->rope_rows[index] = index;
     pst_rope_frequencies(rope, row->position < row->prompt ? row->prompt : row->position + 1, f->rope_frequencies);
-    pst_rope_row(rope, f->rope_frequencies, row->position, f->rope_table + (size_t)index * rope->rotary);
+    pst_rope_row(rope, f->rope_frequencies, row->position,
+                 (float *)f->rope_rows_table.host + (size_t)index * rope->rotary);
+}
+
+/* What operators read of the rows of this pass. */
+static int publish_rows(pst_forward *f, pst_error *err)
+{
+    const uint64_t angles = f->rope_rows_table.bytes ? f->t->rope.rotary * sizeof(float) : 0;
+    const struct {
+        const pst_mirror *mirror;
+        uint64_t bytes;
+    } tables[] = {{&f->segment_table, f->segment_count * sizeof *f->segments},
+                  {&f->rope_row_table, f->rope_table ? f->row_count * sizeof *f->rope_rows : 0},
+                  {&f->rope_rows_table, f->row_count * angles},
+                  {&f->logit_row_table, f->logit_rows * sizeof *f->logit_row}};
+    for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {
+        int status = pst_mirror_publish(f->device, tables[i].mirror, 0, tables[i].bytes);
+        if (status < 0)
+            return pst_nn_fail_device(err, f->device, status, "copying the rows of a pass");
+    }
+    return 0;
 }
 
 int pst_forward_begin(pst_forward *f, const pst_row *rows, uint32_t count, pst_error *err)
@@ -191,7 +246,8 @@ int pst_forward_begin(pst_forward *f, const pst_row *rows, uint32_t count, pst_e
             f->logit_row[f->logit_rows++] = i;
     }
     f->row_count = count;
-    return pst_kv_begin_pass(f->kv, f->segments, f->segment_sequence, f->segment_count, err);
+    PST_TRY(pst_kv_begin_pass(f->kv, f->segments, f->segment_sequence, f->segment_count, err));
+    return publish_rows(f, err);
 }
 
 /* Writes a gathered row as numbers. */
@@ -200,20 +256,20 @@ static int convert_row(const pst_forward *f, uint32_t stage, const void *row, fl
     const pst_weight_format *format = f->program->nn_stages[stage].steps->format;
     pst_weight weight = {.data = row, .type = format->type, .rows = 1, .columns = columns, .format = format};
     pst_matrix one = {to, PST_F32, 1, columns, columns};
-    return f->device->ops->convert(f->device, &weight, &one);
+    return f->host->ops->convert(f->host, &weight, &one);
 }
 
 int pst_forward_embed(void *forward, size_t index, const void *row)
 {
     pst_forward *f = forward;
-    const pst_matrix *to = &f->buffers[f->buffers[PST_NN_E].data != NULL ? PST_NN_E : PST_NN_X];
+    const pst_matrix *to = &f->gathered[0];
     return convert_row(f, 0, row, (float *)to->data + index * to->stride, to->columns);
 }
 
 int pst_forward_embed_position(void *forward, size_t index, const void *row)
 {
     pst_forward *f = forward;
-    const pst_matrix *x = &f->buffers[PST_NN_X];
+    const pst_matrix *x = &f->gathered[1];
     float *to = (float *)x->data + index * x->stride;
     if (f->buffers[PST_NN_E].data != NULL) /* the projected embedding is added to it later */
         return convert_row(f, 1, row, to, x->columns);
@@ -223,7 +279,40 @@ int pst_forward_embed_position(void *forward, size_t index, const void *row)
     return 0;
 }
 
+int pst_forward_gathered(pst_forward *f, pst_error *err)
+{
+    const bool is_projected = f->buffers[PST_NN_E].data != NULL;
+    const pst_nn_buffer buffers[] = {is_projected ? PST_NN_E : PST_NN_X, PST_NN_X};
+    for (int i = 0; i < 2 && f->apart; i++) {
+        const pst_matrix *from = &f->gathered[i], *to = &f->buffers[buffers[i]];
+        if (from->data == NULL || (i == 1 && from->data == f->gathered[0].data))
+            continue;
+        int status =
+            f->device->ops->copy(f->device, NULL, to->data, from->data, f->row_count * from->stride * sizeof(float));
+        if (status < 0)
+            return pst_nn_fail_device(err, f->device, status, "copying embeddings");
+    }
+    return 0;
+}
+
+int pst_forward_end(pst_forward *f, pst_error *err)
+{
+    if (!f->apart)
+        return 0;
+    pst_device *device = f->device;
+    int status = pst_experts_await(f);
+    const pst_matrix logits = pst_forward_matrix(f, PST_NN_LOGITS);
+    const uint64_t bytes = logits.rows * logits.stride * sizeof(float);
+    if (status >= 0 && bytes > 0)
+        status = device->ops->copy(device, NULL, f->logits.data, logits.data, bytes);
+    if (status >= 0)
+        status = device->ops->synchronize(device, NULL);
+    return status < 0 ? pst_nn_fail_device(err, device, status, "computing") : 0;
+}
+
 pst_matrix pst_forward_logits(const pst_forward *f)
 {
-    return pst_forward_matrix(f, PST_NN_LOGITS);
+    pst_matrix logits = f->logits;
+    logits.rows = f->logit_rows;
+    return logits;
 }

@@ -5,6 +5,10 @@
  * A stage's operators run in order as its weights arrive: a matrix product computes the output columns whose weight rows
  * are in the part, an operator without weights runs as soon as it is its turn. All rows of the pass go through a part
  * before it is let go. Threads: the session's owner.
+ *
+ * On an accelerator: begin and gathered hand over what the host knows of the rows, compute queues work, end waits for it. In
+ * between the host waits only where it must know how many rows each expert got. A pass that failed may leave work queued:
+ * destroying waits for it.
  */
 #ifndef PST_NN_FORWARD_H
 #define PST_NN_FORWARD_H
@@ -62,8 +66,14 @@ int pst_forward_begin(pst_forward *forward, const pst_row *rows, uint32_t count,
 int pst_forward_embed(void *forward, size_t index, const void *row);
 /* The same with the learned position of row `index`, after all embeddings: for the program's gathered stage 1. */
 int pst_forward_embed_position(void *forward, size_t index, const void *row);
-/* A pst_stage_compute; the context is a pst_nn_stage. */
+/* Hands the gathered rows to the device: after the last one, before the first part. */
+int pst_forward_gathered(pst_forward *forward, pst_error *err);
+/* A pst_stage_compute; the context is a pst_nn_stage. The part is in the memory of the device that computes, which may not be
+ * done with it when this returns. */
 int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err);
+/* After the last part: waits for the device, brings the logits to the host and tells what went wrong since. Nothing of the
+ * pass is used any more when it has succeeded. */
+int pst_forward_end(pst_forward *forward, pst_error *err);
 /* A pst_stage_choose of the stage that computes logits: whether a row of this pass wants any. */
 uint32_t pst_forward_choose_head(void *context, const pst_stage *stage, bool *wanted);
 /* How fast a pass of `rows` rows (at most max_rows) multiplies with the largest matrices of parts that are in memory, in
@@ -73,7 +83,7 @@ int pst_forward_measure_rate(pst_forward *forward, const pst_stage_part *parts, 
                              double *out, pst_error *err);
 /* The experts of a row of the last pass: those of the first layer with experts, then of the next; with record_routing. */
 const uint32_t *pst_forward_routing(const pst_forward *forward, uint32_t row);
-/* Logits of the rows that wanted them, in their order, F32; valid until the next begin. */
+/* Logits of the rows that wanted them, in their order, F32, in the host's memory; valid until the next begin. */
 pst_matrix pst_forward_logits(const pst_forward *forward);
 
 #endif

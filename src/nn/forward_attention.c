@@ -7,7 +7,10 @@
 
 pst_segments pst_forward_segments(const pst_forward *f, uint32_t first, uint32_t count)
 {
-    pst_segments all = {.items = f->segments + first, .count = count, .first_row = 0, .rows = f->row_count};
+    pst_segments all = {.items = (const pst_segment *)f->segment_table.there + first,
+                        .count = count,
+                        .first_row = 0,
+                        .rows = f->row_count};
     for (uint32_t i = first; i < first + count; i++) {
         const pst_segment *s = &f->segments[i];
         all.max_rows = s->rows > all.max_rows ? s->rows : all.max_rows;
@@ -27,12 +30,13 @@ int pst_forward_attention(const pst_forward_run *run, const pst_nn_step *step)
                          .heads = t->heads,
                          .layout = f->kv_layout,
                          .window = t->windowed != NULL && t->windowed[run->nn->layer] ? t->window : 0,
-                         .alibi = f->alibi,
+                         .alibi = f->alibi.there,
                          .scale = t->attention_scale != 0 ? t->attention_scale : 1.0f / sqrtf((float)t->head_dim)};
     if (t->scale_by_layer)
         job.scale /= (float)(run->nn->layer + 1);
     pst_kv_store store = {
         .k = pst_forward_matrix(f, PST_NN_K), .v = pst_forward_matrix(f, PST_NN_V), .layout = f->kv_layout};
+    job.block_offset = store.block_offset = pst_kv_layer_offset(f->kv, run->nn->layer);
     uint32_t first, count;
     int status;
     while ((status = pst_kv_next_group(f->kv, run->nn->layer, &first, &count, run->err)) > 0) {

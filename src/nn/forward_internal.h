@@ -7,6 +7,7 @@
 #ifndef PST_NN_FORWARD_INTERNAL_H
 #define PST_NN_FORWARD_INTERNAL_H
 
+#include "nn/device_memory.h"
 #include "nn/forward.h"
 #include "nn/route.h"
 
@@ -49,9 +50,23 @@ typedef struct pst_latent_memory {
     uint32_t block_rows;
 } pst_latent_memory;
 
+/* Which rows each expert computes: where the host reads it and where operators do. */
+typedef struct pst_routed {
+    pst_route here, there; /* the same arrays unless the device is apart; `there` without scratch */
+    pst_mirror mirror;     /* of an accelerator: what both lie in */
+    pst_matrix logits;     /* of an accelerator with a routing trace: the router's, in pinned memory */
+    uint64_t logits_bytes;
+    pst_device_event *counted; /* of an accelerator: `here` has what it chose */
+    uint32_t layer;            /* routed last */
+    bool is_pending;           /* it has not been waited for */
+    int failed;                /* status of waiting where there was no way to tell of it */
+} pst_routed;
+
 struct pst_forward {
     const pst_transformer *t;
-    pst_device *device;
+    pst_device *device; /* what a pass computes with is in its memory, out of the host's reach if `apart` */
+    pst_device *host;   /* the same one unless `apart` */
+    bool apart;
     pst_program *program;
     uint32_t max_rows, max_logit_rows, max_sequences, max_tokens;
     pst_kv_layout kv_layout;
@@ -60,14 +75,26 @@ struct pst_forward {
     pst_matrix buffers[PST_NN_BUFFERS]; /* rows are set per pass; data NULL: no step of the program uses it */
     unsigned char *activations;         /* what they lie in */
     uint64_t activation_bytes;
+    /* Where rows of the gathered stages are put, in the host's memory: the buffers themselves, or what is copied there. */
+    pst_matrix gathered[2];
+    unsigned char *staging; /* NULL: the buffers themselves */
+    uint64_t staging_bytes;
+    /* The logits in the host's memory. */
+    pst_matrix logits;
+    uint64_t logits_bytes; /* 0: they are the buffer itself */
     /* Cosines and sines: a row per position, or, where they depend on a sequence's length, a row per row of the pass. */
-    float *rope_table; /* NULL: nothing is rotated */
+    const float *rope_table; /* NULL: nothing is rotated */
+    void *rope_memory;       /* of a row per position */
     uint64_t rope_bytes;
-    float *rope_frequencies; /* scratch: rotary/2 */
-    float *alibi;            /* slopes by head; NULL: none */
+    pst_mirror rope_rows_table; /* else */
+    float *rope_frequencies;    /* scratch: rotary/2 */
+    pst_mirror alibi;           /* slopes by head; zeroed: none */
     /* The small tensors of the product or norm under way, as in the file: they come before the matrix and may be in an
-     * earlier part, whose slot is gone by the time that they are needed. */
+     * earlier part, whose slot is gone by the time that they are needed: then they are kept here. */
+    unsigned char *small;
+    uint64_t small_bytes;
     unsigned char *bias, *aux[PST_NN_AUX];
+    const unsigned char *bias_now, *aux_now[PST_NN_AUX]; /* kept ones, or those in the part under way */
     float *position_row; /* a learned position on its way to x: hidden; NULL: there are none */
 
     /* The rows of this pass. */
@@ -75,7 +102,7 @@ struct pst_forward {
     uint32_t expert_rows; /* those that the expert under way computes: of the buffers EH to EY */
     pst_latent_memory latent;
     pst_look_ahead look;
-    pst_route route; /* of the layer under way; zeroed: the model has no experts */
+    pst_routed routed; /* of the layer under way; zeroed: the model has no experts */
     uint32_t sparse_layers;
     const pst_routing_trace *routing_trace;
     pst_traced_row *traced; /* by row; NULL: no trace */
@@ -83,6 +110,7 @@ struct pst_forward {
     uint32_t *rope_rows;    /* by row: its row of rope_table */
     uint32_t *logit_row;    /* by logits row: its row */
     pst_segment *segments;
+    pst_mirror rope_row_table, logit_row_table, segment_table; /* which these are the host's halves of */
     uint32_t *segment_sequence;
     uint32_t segment_count;
 
@@ -114,9 +142,11 @@ pst_matrix pst_forward_matrix(const pst_forward *forward, pst_nn_buffer buffer);
 /* The part's next piece if it belongs to the tensor, else NULL: then the rest comes with a later part. An operator that
  * used it up adds one to forward->next_piece. */
 const pst_piece *pst_forward_next_piece(const pst_forward_run *run, int32_t tensor);
-/* Copies a tensor to `to` if it is the part's next piece. */
-void pst_forward_keep(const pst_forward_run *run, int32_t tensor, unsigned char *to);
-/* A piece of a step's matrix as a weight, with what pst_forward_keep has of its format; `columns` of the matrix as it is
+/* Takes the small tensors of a step that are the part's next pieces: for later parts a copy, unless this one has all that
+ * they belong to. */
+int pst_forward_keep_bias(const pst_forward_run *run, const pst_nn_step *step);
+int pst_forward_keep_aux(const pst_forward_run *run, const pst_nn_step *step);
+/* A piece of a step's matrix as a weight, with what pst_forward_keep_aux has of its format; `columns` of the matrix as it is
  * stored. */
 pst_weight pst_forward_weight(const pst_forward_run *run, const pst_nn_step *step, const pst_piece *piece,
                               size_t columns);
@@ -141,5 +171,7 @@ void pst_latent_destroy(pst_forward *forward);
 uint64_t pst_experts_row_bytes(const pst_forward_config *config);
 int pst_experts_create(pst_forward *forward, const pst_forward_config *config, pst_error *err);
 void pst_experts_destroy(pst_forward *forward);
+/* Sees to it that routed.here says how many rows each expert has; the device's status. */
+int pst_experts_await(pst_forward *forward);
 
 #endif

@@ -4,14 +4,16 @@
  * experts' and those before the first layer are never alive together, so they share one place. Rows are padded so that rows
  * of a power-of-two width do not fall onto the same cache sets.
  */
+#include <string.h>
+
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/number.h"
 #include "nn/forward_internal.h"
-#include "os/memory.h"
 
 enum { STRIDE_UNIT = 32 /* elements: two vectors of f32, one of bf16 */ };
 /* In an accelerator's memory, where buffers begin at multiples of 256 bytes. */
-enum { APART_SLACK = 1 << 14 };
+enum { APART_ALIGNMENT = 256, APART_SLACK = 1 << 14 };
 
 static pst_dtype buffer_type(const pst_forward_config *config, pst_nn_buffer buffer)
 {
@@ -188,8 +190,8 @@ void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *o
     }
 }
 
-static void place_group(pst_forward *f, const pst_forward_config *config, const group_sizes *groups, group which,
-                        uint64_t rows, uint64_t offset)
+static uint64_t place_group(pst_forward *f, const pst_forward_config *config, const group_sizes *groups, group which,
+                            uint64_t rows, uint64_t offset)
 {
     for (pst_nn_buffer buffer = 0; buffer < PST_NN_BUFFERS; buffer++) {
         if (!groups->used[buffer] || group_of(buffer) != which)
@@ -199,65 +201,150 @@ static void place_group(pst_forward *f, const pst_forward_config *config, const 
                                           .columns = pst_nn_width(config->transformer, buffer),
                                           .stride = buffer_stride(config, buffer)};
         offset += rows * buffer_bytes(config, buffer);
+        if (f->apart)
+            offset = pst_round_up(offset, APART_ALIGNMENT);
     }
+    return offset;
 }
 
 static int make_activations(pst_forward *f, const pst_forward_config *config, pst_error *err)
 {
     group_sizes groups;
     measure_groups(config, &groups);
-    uint64_t rows = config->max_rows, logit_rows = config->max_logit_rows;
-    uint64_t lasting = rows * groups.bytes[LASTING], shared = rows * groups.shared;
-    f->activation_bytes = lasting + shared + logit_rows * groups.bytes[OF_LOGITS];
-    PST_TRY(pst_memory_map(f->activation_bytes, "activations", (void **)&f->activations, err));
-    place_group(f, config, &groups, LASTING, rows, 0);
+    const uint64_t rows = config->max_rows, slack = f->apart ? PST_NN_BUFFERS * APART_ALIGNMENT : 0;
+    f->activation_bytes =
+        rows * (groups.bytes[LASTING] + groups.shared) + config->max_logit_rows * groups.bytes[OF_LOGITS] + slack;
+    PST_TRY(pst_nn_take_memory(f->device, PST_MEMORY_DEVICE, f->activation_bytes, "activations",
+                               (void **)&f->activations, err));
+    const uint64_t lasting = place_group(f, config, &groups, LASTING, rows, 0);
+    uint64_t end = lasting;
     for (group g = OF_FRONT; g < OF_LOGITS; g++)
-        place_group(f, config, &groups, g, rows, lasting);
-    place_group(f, config, &groups, OF_LOGITS, logit_rows, lasting + shared);
+        end = pst_max(end, place_group(f, config, &groups, g, rows, lasting));
+    place_group(f, config, &groups, OF_LOGITS, config->max_logit_rows, end);
     return 0;
 }
 
-/* Room for the small tensors; at least a byte each, so that NULL means failure. */
+/* What the host fills and reads of the activations: of an accelerator's in pinned memory. */
+static int make_host_side(pst_forward *f, pst_error *err)
+{
+    const pst_matrix *x = &f->buffers[PST_NN_X], *e = &f->buffers[PST_NN_E];
+    const bool is_projected = e->data != NULL;
+    f->gathered[0] = is_projected ? *e : *x;
+    f->gathered[1] = *x;
+    f->logits = f->buffers[PST_NN_LOGITS];
+    if (!f->apart)
+        return 0;
+    const uint64_t rows = f->max_rows, e_bytes = rows * f->gathered[0].stride * sizeof(float);
+    const bool is_apart =
+        is_projected && f->t->family->positions != NULL; /* positions are not added to what is gathered */
+    f->staging_bytes = e_bytes + (is_apart ? rows * x->stride * sizeof(float) : 0);
+    PST_TRY(pst_nn_take_memory(f->device, PST_MEMORY_HOST, f->staging_bytes, "embeddings", (void **)&f->staging, err));
+    memset(f->staging, 0, f->staging_bytes); /* padding is copied, too */
+    f->gathered[0].data = f->gathered[1].data = f->staging;
+    if (is_projected)
+        f->gathered[1].data = is_apart ? f->staging + e_bytes : NULL;
+    f->logits_bytes = f->max_logit_rows * f->logits.stride * sizeof(float);
+    f->logits.data = NULL;
+    return pst_nn_take_memory(f->device, PST_MEMORY_HOST, f->logits_bytes, "logits", &f->logits.data, err);
+}
+
+/* Room for the small tensors. */
 static int make_small(pst_forward *f, pst_error *err)
 {
-    small_sizes small = measure_small(f->program);
-    f->bias = pst_heap_alloc(small.bias + 1);
-    bool is_made = f->bias != NULL;
+    small_sizes sizes = measure_small(f->program);
+    const uint64_t unit = f->apart ? APART_ALIGNMENT : sizeof(double);
+    f->small_bytes = pst_round_up(sizes.bias, unit);
+    for (int a = 0; a < PST_NN_AUX; a++)
+        f->small_bytes += pst_round_up(sizes.aux[a], unit);
+    const char *what = "the small tensors of a product";
+    if (f->apart)
+        PST_TRY(pst_nn_take_memory(f->device, PST_MEMORY_DEVICE, f->small_bytes, what, (void **)&f->small, err));
+    else if ((f->small = pst_heap_calloc(f->small_bytes + 1, 1)) == NULL)
+        return pst_fail_memory(err, what, f->small_bytes);
+    int status = f->apart ? f->device->ops->fill(f->device, NULL, f->small, 0, pst_max(f->small_bytes, 1)) : 0;
+    if (status < 0)
+        return pst_nn_fail_device(err, f->device, status, "clearing memory");
+    f->bias_now = f->bias = f->small;
+    unsigned char *next = f->small + pst_round_up(sizes.bias, unit);
     for (int a = 0; a < PST_NN_AUX; a++) {
-        f->aux[a] = pst_heap_calloc(small.aux[a] + 1, 1); /* an index is valid before it comes */
-        is_made = is_made && f->aux[a] != NULL;
+        f->aux_now[a] = f->aux[a] = next; /* zeros: an index is valid before it comes */
+        next += pst_round_up(sizes.aux[a], unit);
     }
-    if (f->t->family->positions != NULL) {
-        f->position_row = pst_heap_calloc(f->t->hidden, sizeof *f->position_row);
-        is_made = is_made && f->position_row != NULL;
-    }
-    return is_made ? 0 : pst_fail_memory(err, "the small tensors of a product", small.bias + small.aux[0]);
+    if (f->t->family->positions == NULL)
+        return 0;
+    f->position_row = pst_heap_calloc(f->t->hidden, sizeof *f->position_row);
+    return f->position_row != NULL ? 0 : pst_fail_memory(err, "a learned position", f->t->hidden * sizeof(float));
 }
 
-static int make_tables(pst_forward *f, pst_error *err)
+/* The tables that operators read, by rows of a pass. */
+static int make_row_tables(pst_forward *f, pst_error *err)
+{
+    const char *what = "the rows of a pass";
+    PST_TRY(pst_mirror_create(f->device, f->max_rows * sizeof *f->rope_rows, what, &f->rope_row_table, err));
+    PST_TRY(pst_mirror_create(f->device, f->max_logit_rows * sizeof *f->logit_row, what, &f->logit_row_table, err));
+    PST_TRY(pst_mirror_create(f->device, f->max_rows * sizeof *f->segments, what, &f->segment_table, err));
+    f->rope_rows = f->rope_row_table.host;
+    f->logit_row = f->logit_row_table.host;
+    f->segments = f->segment_table.host;
+    f->segment_sequence = pst_heap_calloc(f->max_rows, sizeof *f->segment_sequence);
+    return f->segment_sequence ? 0 : pst_fail_memory(err, what, f->max_rows * sizeof *f->segment_sequence);
+}
+
+/* Writes the angles of every position, on an accelerator piece by piece: the host keeps none of them. */
+static int fill_rope(pst_forward *f, pst_error *err)
+{
+    enum { PIECE_ROWS = 256 };
+    const pst_rope *rope = &f->t->rope;
+    float *to = f->rope_memory, *rows = NULL;
+    if (!f->apart) {
+        pst_rope_table(rope, f->max_tokens, f->rope_frequencies, to);
+        return 0;
+    }
+    rows = pst_heap_calloc(PIECE_ROWS, rope->rotary * sizeof *rows);
+    if (rows == NULL)
+        return pst_fail_memory(err, "rotary angles", PIECE_ROWS * rope->rotary * sizeof *rows);
+    pst_rope_frequencies(rope, f->max_tokens, f->rope_frequencies);
+    int status = 0;
+    for (uint32_t first = 0; first < f->max_tokens && status >= 0; first += PIECE_ROWS) {
+        const uint32_t count = (uint32_t)pst_min(f->max_tokens - first, PIECE_ROWS);
+        for (uint32_t i = 0; i < count; i++)
+            pst_rope_row(rope, f->rope_frequencies, first + i, rows + (size_t)i * rope->rotary);
+        status = f->device->ops->copy(f->device, NULL, to + (size_t)first * rope->rotary, rows,
+                                      (uint64_t)count * rope->rotary * sizeof *rows);
+    }
+    pst_heap_free(rows); /* copying from pageable memory has waited */
+    return status < 0 ? pst_nn_fail_device(err, f->device, status, "copying rotary angles") : 0;
+}
+
+static int make_rope(pst_forward *f, pst_error *err)
 {
     const pst_rope *rope = &f->t->rope;
-    f->rope_rows = pst_heap_calloc(f->max_rows, sizeof *f->rope_rows);
-    f->logit_row = pst_heap_calloc(f->max_logit_rows, sizeof *f->logit_row);
-    f->segments = pst_heap_calloc(f->max_rows, sizeof *f->segments);
-    f->segment_sequence = pst_heap_calloc(f->max_rows, sizeof *f->segment_sequence);
     f->rope_frequencies = pst_heap_calloc(rope->rotary / 2 + 1, sizeof *f->rope_frequencies);
-    if (!f->rope_rows || !f->logit_row || !f->segments || !f->segment_sequence || !f->rope_frequencies)
-        return pst_fail_memory(err, "the rows of a pass", f->max_rows * sizeof *f->segments);
-    if (f->t->alibi) {
-        f->alibi = pst_heap_calloc(f->t->heads, sizeof *f->alibi);
-        if (f->alibi == NULL)
-            return pst_fail_memory(err, "the slopes of heads", f->t->heads * sizeof *f->alibi);
-        pst_alibi_slopes(f->t->heads, f->alibi);
-    }
+    if (f->rope_frequencies == NULL)
+        return pst_fail_memory(err, "rotary frequencies", rope->rotary / 2 * sizeof *f->rope_frequencies);
     if (!is_rotated(f->program))
         return 0;
-    bool is_by_row = pst_rope_depends_on_length(rope);
-    f->rope_bytes = (uint64_t)(is_by_row ? f->max_rows : f->max_tokens) * rope->rotary * sizeof(float);
-    PST_TRY(pst_memory_map(f->rope_bytes, "rotary angles", (void **)&f->rope_table, err));
-    if (!is_by_row)
-        pst_rope_table(rope, f->max_tokens, f->rope_frequencies, f->rope_table);
-    return 0;
+    const uint64_t row_bytes = rope->rotary * sizeof(float);
+    if (pst_rope_depends_on_length(rope)) {
+        PST_TRY(pst_mirror_create(f->device, f->max_rows * row_bytes, "rotary angles", &f->rope_rows_table, err));
+        f->rope_table = f->rope_rows_table.there;
+        return 0;
+    }
+    f->rope_bytes = f->max_tokens * row_bytes;
+    PST_TRY(pst_nn_take_memory(f->device, PST_MEMORY_DEVICE, f->rope_bytes, "rotary angles", &f->rope_memory, err));
+    f->rope_table = f->rope_memory;
+    return fill_rope(f, err);
+}
+
+static int make_alibi(pst_forward *f, pst_error *err)
+{
+    if (!f->t->alibi)
+        return 0;
+    const uint64_t bytes = f->t->heads * sizeof(float);
+    PST_TRY(pst_mirror_create(f->device, bytes, "the slopes of heads", &f->alibi, err));
+    pst_alibi_slopes(f->t->heads, f->alibi.host);
+    int status = pst_mirror_publish(f->device, &f->alibi, 0, bytes);
+    return status < 0 ? pst_nn_fail_device(err, f->device, status, "copying the slopes of heads") : 0;
 }
 
 int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_error *err)
@@ -267,6 +354,8 @@ int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_
         return pst_fail_memory(err, "a pass", sizeof *f);
     f->t = config->transformer;
     f->device = config->device;
+    f->host = config->host ? config->host : config->device;
+    f->apart = config->apart;
     f->program = config->program;
     f->max_rows = config->max_rows;
     f->max_logit_rows = config->max_logit_rows;
@@ -277,7 +366,10 @@ int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_
     int status;
     PST_TRY_GOTO(fail, make_activations(f, config, err));
     PST_TRY_GOTO(fail, make_small(f, err));
-    PST_TRY_GOTO(fail, make_tables(f, err));
+    PST_TRY_GOTO(fail, make_host_side(f, err));
+    PST_TRY_GOTO(fail, make_row_tables(f, err));
+    PST_TRY_GOTO(fail, make_rope(f, err));
+    PST_TRY_GOTO(fail, make_alibi(f, err));
     PST_TRY_GOTO(fail, pst_experts_create(f, config, err));
     PST_TRY_GOTO(fail, pst_latent_create(f, config, err));
     PST_TRY_GOTO(fail, pst_look_ahead_create(f, config, err));
@@ -293,20 +385,28 @@ void pst_forward_destroy(pst_forward *f)
 {
     if (f == NULL)
         return;
-    pst_memory_unmap(f->activations, f->activation_bytes);
-    pst_memory_unmap(f->rope_table, f->rope_bytes);
+    pst_device *device = f->device;
+    if (f->apart) /* a pass that failed may have left work that uses all this */
+        device->ops->synchronize(device, NULL);
+    pst_nn_give_memory(device, PST_MEMORY_DEVICE, f->activations, f->activation_bytes);
+    pst_nn_give_memory(device, PST_MEMORY_HOST, f->staging, f->staging_bytes);
+    if (f->apart)
+        pst_nn_give_memory(device, PST_MEMORY_HOST, f->logits.data, f->logits_bytes);
+    pst_nn_give_memory(device, PST_MEMORY_DEVICE, f->rope_memory, f->rope_bytes);
     pst_experts_destroy(f);
     pst_latent_destroy(f);
     pst_look_ahead_destroy(f);
-    pst_heap_free(f->bias);
-    for (int a = 0; a < PST_NN_AUX; a++)
-        pst_heap_free(f->aux[a]);
+    if (f->apart)
+        pst_nn_give_memory(device, PST_MEMORY_DEVICE, f->small, f->small_bytes);
+    else
+        pst_heap_free(f->small);
     pst_heap_free(f->position_row);
-    pst_heap_free(f->rope_rows);
     pst_heap_free(f->rope_frequencies);
-    pst_heap_free(f->alibi);
-    pst_heap_free(f->logit_row);
-    pst_heap_free(f->segments);
+    pst_mirror_destroy(device, &f->rope_row_table);
+    pst_mirror_destroy(device, &f->rope_rows_table);
+    pst_mirror_destroy(device, &f->logit_row_table);
+    pst_mirror_destroy(device, &f->segment_table);
+    pst_mirror_destroy(device, &f->alibi);
     pst_heap_free(f->segment_sequence);
     pst_heap_free(f);
 }

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The operators that dense families are made of, attention aside; see forward_internal.h. */
-#include <string.h>
-
 #include "base/error.h"
 #include "nn/forward_internal.h"
 
@@ -27,14 +25,14 @@ int pst_forward_norm(const pst_forward_run *run, const pst_nn_step *step)
 int pst_forward_layer_norm(const pst_forward_run *run, const pst_nn_step *step)
 {
     pst_forward *f = run->f;
-    pst_forward_keep(run, step->bias, f->bias);
+    PST_TRY(pst_forward_keep_bias(run, step));
     const pst_piece *piece = pst_forward_next_piece(run, step->weight);
     if (piece == NULL)
         return 0;
     pst_matrix in = pst_forward_matrix(f, step->op->in), out = pst_forward_matrix(f, step->op->out);
     pst_weight weight = pst_forward_weight(run, step, piece, in.columns), bias = {0};
     if (step->bias >= 0)
-        bias = (pst_weight){f->bias, run->stage->tensors[step->bias].tensor->dtype, 1, in.columns, .format = NULL};
+        bias = (pst_weight){f->bias_now, run->stage->tensors[step->bias].tensor->dtype, 1, in.columns, .format = NULL};
     f->next_piece++;
     if (in.rows == 0)
         return 1;
@@ -49,7 +47,7 @@ static pst_weight bias_of(const pst_forward_run *run, const pst_nn_step *step, c
     pst_dtype type = run->stage->tensors[step->bias].tensor->dtype;
     bool is_transposed = step->format->transposed;
     uint64_t skip = is_transposed ? 0 : first_row * (pst_dtype_bits(type) / 8);
-    return (pst_weight){run->f->bias + skip, type, 1, is_transposed ? w->columns : w->rows, .format = NULL};
+    return (pst_weight){run->f->bias_now + skip, type, 1, is_transposed ? w->columns : w->rows, .format = NULL};
 }
 
 /* Computes what is at hand of a product. */
@@ -68,9 +66,8 @@ int pst_forward_matmul(const pst_forward_run *run, const pst_nn_step *step)
 {
     pst_forward *f = run->f;
     const pst_nn_op *op = step->op;
-    pst_forward_keep(run, step->bias, f->bias);
-    for (int i = 0; i < PST_NN_AUX; i++)
-        pst_forward_keep(run, step->aux[i], f->aux[i]);
+    PST_TRY(pst_forward_keep_bias(run, step));
+    PST_TRY(pst_forward_keep_aux(run, step));
     bool is_transposed = step->format->transposed;
     const pst_piece *piece;
     while ((piece = pst_forward_next_piece(run, step->weight)) != NULL) {
@@ -95,19 +92,22 @@ int pst_forward_split_qkv(const pst_forward_run *run, const pst_nn_step *step)
     const pst_transformer *t = f->t;
     pst_matrix in = pst_forward_matrix(f, step->op->in);
     const pst_nn_buffer parts[] = {PST_NN_Q, PST_NN_K, PST_NN_V};
-    size_t dim = t->head_dim, begin = 0;
-    for (int p = 0; p < 3; p++) {
+    const bool is_whole = t->qkv_order == PST_QKV_CONCATENATED;
+    const size_t dim = t->head_dim;
+    size_t begin = 0;
+    for (size_t p = 0; p < 3; p++) {
         pst_matrix out = pst_forward_matrix(f, parts[p]);
-        for (size_t row = 0; row < in.rows; row++) {
-            const float *from = (const float *)in.data + row * in.stride;
-            float *to = (float *)out.data + row * out.stride;
-            if (t->qkv_order == PST_QKV_CONCATENATED) {
-                memcpy(to, from + begin, out.columns * sizeof *to);
-                continue;
-            }
-            for (size_t head = 0; head < t->heads; head++)
-                memcpy(to + head * dim, from + (3 * head + (size_t)p) * dim, dim * sizeof *to);
-        }
+        pst_block_copy job = {.x = (const float *)in.data + (is_whole ? begin : p * dim),
+                              .x_row_stride = in.stride,
+                              .x_block_stride = is_whole ? 0 : 3 * dim,
+                              .y = out.data,
+                              .y_type = PST_F32,
+                              .y_row_stride = out.stride,
+                              .y_block_stride = is_whole ? 0 : dim,
+                              .rows = in.rows,
+                              .blocks = is_whole ? 1 : t->heads,
+                              .columns = is_whole ? out.columns : dim};
+        PST_TRY(pst_forward_checked(run, f->device->ops->copy_blocks(f->device, &job)));
         begin += out.columns;
     }
     return 1;
@@ -118,9 +118,9 @@ int pst_forward_rope(const pst_forward_run *run, const pst_nn_step *step)
     pst_forward *f = run->f;
     const pst_transformer *t = f->t;
     pst_matrix x = pst_forward_matrix(f, step->op->in);
-    return pst_forward_checked(run,
-                               f->device->ops->rope(f->device, &x, (uint32_t)(x.columns / t->head_dim), t->head_dim,
-                                                    t->rope.rotary, t->rope.interleaved, f->rope_table, f->rope_rows));
+    return pst_forward_checked(run, f->device->ops->rope(f->device, &x, (uint32_t)(x.columns / t->head_dim),
+                                                         t->head_dim, t->rope.rotary, t->rope.interleaved,
+                                                         f->rope_table, f->rope_row_table.there));
 }
 
 int pst_forward_activate(const pst_forward_run *run, const pst_nn_step *step)
@@ -151,8 +151,7 @@ int pst_forward_select(const pst_forward_run *run, const pst_nn_step *step)
 {
     const pst_forward *f = run->f;
     pst_matrix x = pst_forward_matrix(f, step->op->in), s = pst_forward_matrix(f, step->op->out);
-    for (uint32_t i = 0; i < f->logit_rows; i++)
-        memcpy((float *)s.data + i * s.stride, (const float *)x.data + f->logit_row[i] * x.stride,
-               x.columns * sizeof(float));
-    return 1;
+    if (s.rows == 0)
+        return 1;
+    return pst_forward_checked(run, f->device->ops->take_rows(f->device, &x, f->logit_row_table.there, &s));
 }

@@ -78,20 +78,23 @@ int pst_kv_create(const pst_kv_config *config, pst_kv **out, pst_error *err)
     const size_t entries = (size_t)kv->blocks_per_sequence * config->max_sequences;
     kv->block_bytes = pst_kv_block_bytes(&config->layout);
     kv->layer_bytes = kv->block_bytes * kv->blocks;
-    kv->kv_bytes = config->folder == NULL ? memory.kv_bytes : 0;
+    kv->kv_bytes = config->folder == NULL ? memory.kv_bytes + memory.device_kv_bytes : 0;
     kv->oldest = kv->newest = PST_KV_NONE;
+    kv->changed_first = SIZE_MAX;
     kv->records = pst_heap_calloc(kv->blocks, sizeof *kv->records);
     kv->free = pst_heap_calloc(kv->blocks, sizeof *kv->free);
     kv->table = pst_heap_calloc(entries, sizeof *kv->table);
-    kv->bound = pst_heap_calloc(entries, sizeof *kv->bound);
     kv->reached = pst_heap_calloc(config->max_sequences, sizeof *kv->reached);
     int status = 0;
-    bool made = kv->records && kv->free && kv->table && kv->bound && kv->reached;
+    bool made = kv->records && kv->free && kv->table && kv->reached;
     if (!made || (config->sharing && !make_index(kv)))
         PST_TRY_GOTO(fail, pst_fail_memory(err, "the KV cache's tables", memory.table_bytes));
-    PST_TRY_GOTO(fail, config->folder != NULL
-                           ? pst_kv_disk_create(kv, &memory, err)
-                           : pst_memory_map(kv->kv_bytes, "the KV cache", (void **)&kv->memory, err));
+    PST_TRY_GOTO(fail, pst_mirror_create(config->device, entries * sizeof *kv->bound, "the KV cache's tables",
+                                         &kv->bound_table, err));
+    kv->bound = kv->bound_table.host;
+    PST_TRY_GOTO(fail, config->folder != NULL ? pst_kv_disk_create(kv, &memory, err)
+                                              : pst_nn_take_memory(config->device, PST_MEMORY_DEVICE, kv->kv_bytes,
+                                                                   "the KV cache", (void **)&kv->memory, err));
     for (uint32_t i = 0; i < kv->blocks; i++) /* the first one on top */
         kv->free[kv->free_count++] = kv->blocks - 1 - i;
     *out = kv;
@@ -106,13 +109,15 @@ void pst_kv_destroy(pst_kv *kv)
     if (kv == NULL)
         return;
     pst_kv_disk_destroy(kv->disk);
-    pst_memory_unmap(kv->memory, kv->kv_bytes);
+    if (pst_nn_is_apart(kv->config.device)) /* a pass that failed may still be using it */
+        kv->config.device->ops->synchronize(kv->config.device, NULL);
+    pst_nn_give_memory(kv->config.device, PST_MEMORY_DEVICE, kv->memory, kv->kv_bytes);
     pst_heap_free(kv->records);
     pst_heap_free(kv->ids);
     pst_heap_free(kv->buckets);
     pst_heap_free(kv->free);
     pst_heap_free(kv->table);
-    pst_heap_free(kv->bound);
+    pst_mirror_destroy(kv->config.device, &kv->bound_table);
     pst_heap_free(kv->reached);
     pst_heap_free(kv);
 }
@@ -143,12 +148,38 @@ void pst_kv_release(pst_kv *kv, uint32_t sequence)
     }
 }
 
-void *const *pst_kv_bind(pst_kv *kv, uint32_t sequence, uint32_t layer)
+void *const *pst_kv_bind(pst_kv *kv, uint32_t sequence)
 {
     const size_t first = (size_t)sequence * kv->blocks_per_sequence;
-    for (uint32_t i = 0; i < kv->reached[sequence]; i++)
-        kv->bound[first + i] = kv->memory + layer * kv->layer_bytes + (uint64_t)kv->table[first + i] * kv->block_bytes;
-    return kv->bound + first;
+    for (size_t i = first; i < first + kv->reached[sequence]; i++) {
+        void *block = kv->memory + (uint64_t)kv->table[i] * kv->block_bytes;
+        if (kv->bound[i] == block)
+            continue;
+        kv->bound[i] = block;
+        kv->changed_first = pst_min(kv->changed_first, i);
+        kv->changed_end = pst_max(kv->changed_end, i + 1);
+    }
+    return (void *const *)kv->bound_table.there + first;
+}
+
+uint64_t pst_kv_layer_offset(const pst_kv *kv, uint32_t layer)
+{
+    return kv->disk != NULL ? 0 : layer * kv->layer_bytes;
+}
+
+/* Binds the segments; what changed of the tables since the last pass goes to the device. */
+static int bind_segments(pst_kv *kv, pst_error *err)
+{
+    pst_device *device = kv->config.device;
+    for (uint32_t i = 0; i < kv->segment_count; i++)
+        kv->segments[i].blocks = pst_kv_bind(kv, kv->sequences[i]);
+    if (kv->changed_end == 0)
+        return 0;
+    int status = pst_mirror_publish(device, &kv->bound_table, kv->changed_first * sizeof *kv->bound,
+                                    (kv->changed_end - kv->changed_first) * sizeof *kv->bound);
+    kv->changed_first = SIZE_MAX;
+    kv->changed_end = 0;
+    return status < 0 ? pst_nn_fail_device(err, device, status, "copying the KV cache's tables") : 0;
 }
 
 bool pst_kv_is_on_disk(const pst_kv *kv)
@@ -167,7 +198,7 @@ int pst_kv_begin_pass(pst_kv *kv, pst_segment *segments, const uint32_t *sequenc
     kv->sequences = sequences;
     kv->segment_count = count;
     kv->is_given = false;
-    return 0;
+    return bind_segments(kv, err);
 }
 
 int pst_kv_next_group(pst_kv *kv, uint32_t layer, uint32_t *first, uint32_t *count, pst_error *err)
@@ -177,8 +208,6 @@ int pst_kv_next_group(pst_kv *kv, uint32_t layer, uint32_t *first, uint32_t *cou
     kv->is_given = !kv->is_given;
     if (!kv->is_given)
         return 0;
-    for (uint32_t i = 0; i < kv->segment_count; i++)
-        kv->segments[i].blocks = pst_kv_bind(kv, kv->sequences[i], layer);
     *first = 0;
     *count = kv->segment_count;
     return 1;

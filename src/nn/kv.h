@@ -77,12 +77,15 @@ uint32_t pst_kv_block_count(const pst_kv *kv);
 void pst_kv_reach(pst_kv *kv, uint32_t sequence, uint32_t positions);
 /* Gives the sequence's blocks back. */
 void pst_kv_release(pst_kv *kv, uint32_t sequence);
-/* In memory: the sequence's blocks of a layer, as pst_segment wants them; valid until the sequence is bound to another layer. */
-void *const *pst_kv_bind(pst_kv *kv, uint32_t sequence, uint32_t layer);
+/* In memory: the sequence's blocks of layer 0, as pst_segment wants them (in the device's memory, once the pass has begun). */
+void *const *pst_kv_bind(pst_kv *kv, uint32_t sequence);
+/* What is added to a bound block's address in this layer, pst_attention's block_offset; 0 on disk, where each layer is bound. */
+uint64_t pst_kv_layer_offset(const pst_kv *kv, uint32_t layer);
 
 /* A pass begins with these segments of these sequences, rising in rows, one of each sequence at most. Their blocks are seen to
- * (pst_kv_reach). Both arrays stay the caller's until the next pass; `blocks` is set here, layer by layer. After a failure of
- * this or of the next two functions the cache can only be destroyed. */
+ * (pst_kv_reach). Both arrays stay the caller's until the next pass; `blocks` is set here, on disk layer by layer. After a
+ * failure of this or of the next two functions the cache can only be destroyed. An accelerator gets the tables of blocks on its
+ * compute stream, and is done with them before the next pass begins. */
 int pst_kv_begin_pass(pst_kv *kv, pst_segment *segments, const uint32_t *sequences, uint32_t count, pst_error *err);
 /* The next group of segments of a layer (layers in rising order): 1: segments [*first, *first + *count) are bound until
  * pst_kv_end_group; 0: all were given. Rows that are to be read from disk later are stored between the two. */

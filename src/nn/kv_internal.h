@@ -3,6 +3,7 @@
 #ifndef PST_NN_KV_INTERNAL_H
 #define PST_NN_KV_INTERNAL_H
 
+#include "nn/device_memory.h"
 #include "nn/kv.h"
 
 #define PST_KV_NONE UINT32_MAX
@@ -26,7 +27,7 @@ struct pst_kv {
     uint32_t blocks, blocks_per_sequence; /* of the pool; entries of a sequence's table */
     uint64_t block_bytes, layer_bytes;    /* of one layer: a block; all blocks */
     uint64_t kv_bytes;
-    unsigned char *memory; /* NULL: on disk */
+    unsigned char *memory; /* the device's; NULL: on disk */
     pst_kv_disk *disk;     /* NULL: in memory */
     uint64_t passes;       /* begun */
     /* The pass under way, in memory: segments, and whether this layer's were given out. */
@@ -37,9 +38,11 @@ struct pst_kv {
     pst_kv_record *records;
     uint32_t *free; /* stack of blocks that hold nothing */
     uint32_t free_count;
-    uint32_t *table;   /* [sequence][blocks_per_sequence] */
-    uint32_t *reached; /* by sequence: how many of them it has */
-    void **bound;      /* like the table: their memory in the layer bound last */
+    uint32_t *table;                   /* [sequence][blocks_per_sequence] */
+    uint32_t *reached;                 /* by sequence: how many of them it has */
+    void **bound;                      /* like the table: their memory in layer 0, or on disk in the layer bound last */
+    pst_mirror bound_table;            /* which `bound` is the host's half of */
+    size_t changed_first, changed_end; /* entries of it that the device has not seen; on the host of no meaning */
 
     /* With config.sharing. */
     uint32_t *ids;     /* [block][PST_KV_BLOCK], of indexed blocks */

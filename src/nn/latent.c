@@ -12,12 +12,9 @@
  * A head's query and result are some 5 times as long here as in ordinary attention, so rows go through in blocks; no bit
  * depends on the block, since no operator's does.
  */
-#include <string.h>
-
 #include "base/error.h"
 #include "base/number.h"
 #include "nn/forward_internal.h"
-#include "os/memory.h"
 
 enum { MAX_BLOCK_ROWS = 64 };
 static const uint64_t BLOCK_BYTES = 24ull
@@ -80,7 +77,7 @@ int pst_latent_create(pst_forward *f, const pst_forward_config *config, pst_erro
     m->bytes = pst_latent_bytes(config);
     if (m->bytes == 0)
         return 0;
-    PST_TRY(pst_memory_map(m->bytes, "latent attention", (void **)&m->memory, err));
+    PST_TRY(pst_nn_take_memory(f->device, PST_MEMORY_DEVICE, m->bytes, "latent attention", (void **)&m->memory, err));
     row_sizes sizes = sizes_of(f->t);
     m->block_rows = block_rows(f->t);
     m->kept = m->memory;
@@ -92,7 +89,7 @@ int pst_latent_create(pst_forward *f, const pst_forward_config *config, pst_erro
 
 void pst_latent_destroy(pst_forward *f)
 {
-    pst_memory_unmap(f->latent.memory, f->latent.bytes);
+    pst_nn_give_memory(f->device, PST_MEMORY_DEVICE, f->latent.memory, f->latent.bytes);
 }
 
 int pst_forward_latent_norm(const pst_forward_run *run, const pst_nn_step *step)
@@ -116,15 +113,15 @@ int pst_forward_latent_keep(const pst_forward_run *run, const pst_nn_step *step)
     const bool is_plain = step->format->layout == PST_WEIGHT_PLAIN;
     const uint64_t row_bytes = (uint64_t)rank * kept_bytes(step);
     f->latent.kept_type = is_plain ? step->format->type : PST_F32;
-    for (int i = 0; i < PST_NN_AUX; i++)
-        pst_forward_keep(run, step->aux[i], f->aux[i]);
+    PST_TRY(pst_forward_keep_aux(run, step));
     const pst_piece *piece;
     while ((piece = pst_forward_next_piece(run, step->weight)) != NULL) {
         pst_weight weight = pst_forward_weight(run, step, piece, rank);
         unsigned char *to = f->latent.kept + piece->first_row * row_bytes;
         f->next_piece++;
         if (is_plain) {
-            memcpy(to, weight.data, piece->rows * row_bytes);
+            PST_TRY(pst_forward_checked(
+                run, f->device->ops->copy(f->device, NULL, to, weight.data, piece->rows * row_bytes)));
         } else {
             pst_matrix numbers = {to, PST_F32, piece->rows, rank, rank};
             PST_TRY(pst_forward_checked(run, f->device->ops->convert(f->device, &weight, &numbers)));
@@ -142,7 +139,7 @@ static int rotate(const pst_forward *f, pst_matrix x, uint32_t heads, uint32_t h
     x.data = (float *)x.data + first;
     x.columns = (size_t)heads * head_dim;
     return f->device->ops->rope(f->device, &x, heads, head_dim, rope->rotary, rope->interleaved, f->rope_table,
-                                f->rope_rows);
+                                f->rope_row_table.there);
 }
 
 /* `columns` columns of a matrix from `first` on. */
@@ -177,29 +174,17 @@ static int into_latent_space(const pst_forward *f, const pst_matrix *q, const ps
                           .y = columns_of(*out, (size_t)head * key_dim, l->kv_lora_rank)};
         PST_TRY(f->device->ops->matmul(f->device, &job));
     }
-    for (size_t row = 0; row < q->rows; row++) {
-        const float *from = (const float *)q->data + row * q->stride + l->nope_dim;
-        float *to = (float *)out->data + row * out->stride + l->kv_lora_rank;
-        for (size_t head = 0; head < f->t->heads; head++)
-            memcpy(to + head * key_dim, from + head * f->t->head_dim, l->rope_dim * sizeof *to);
-    }
-    return 0;
-}
-
-/* f32 to the type of a product's input, to nearest even. */
-static void round_row(const float *x, void *y, pst_dtype type, size_t count)
-{
-    if (type == PST_F32) {
-        memcpy(y, x, count * sizeof *x);
-        return;
-    }
-    uint16_t *to = y;
-    for (size_t i = 0; i < count; i++) {
-        uint32_t bits;
-        memcpy(&bits, &x[i], sizeof bits);
-        bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-        to[i] = is_nan ? (uint16_t)(bits >> 16 | 0x40) : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-    }
+    const pst_block_copy rotated = {.x = (const float *)q->data + l->nope_dim,
+                                    .x_row_stride = q->stride,
+                                    .x_block_stride = f->t->head_dim,
+                                    .y = (float *)out->data + l->kv_lora_rank,
+                                    .y_type = PST_F32,
+                                    .y_row_stride = out->stride,
+                                    .y_block_stride = key_dim,
+                                    .rows = q->rows,
+                                    .blocks = f->t->heads,
+                                    .columns = l->rope_dim};
+    return f->device->ops->copy_blocks(f->device, &rotated);
 }
 
 /* a of a block of rows from a'. */
@@ -217,14 +202,19 @@ static int out_of_latent_space(const pst_forward *f, const pst_matrix *a, const 
         };
         PST_TRY(f->device->ops->matmul(f->device, &job));
     }
-    const size_t bytes = pst_dtype_bits(out->type) / 8;
-    for (size_t row = 0; row < v.rows; row++)
-        round_row(f->latent.v + row * width, (char *)out->data + row * out->stride * bytes, out->type, width);
-    return 0;
+    const pst_block_copy rounded = {.x = f->latent.v,
+                                    .x_row_stride = width,
+                                    .y = out->data,
+                                    .y_type = out->type,
+                                    .y_row_stride = out->stride,
+                                    .rows = v.rows,
+                                    .blocks = 1,
+                                    .columns = width};
+    return f->device->ops->copy_blocks(f->device, &rounded);
 }
 
 /* Rows [first, first + rows) of q, at the latest block_rows, to `out`. */
-static int attend(const pst_forward *f, const pst_segments *segments, const pst_matrix *q, size_t first, size_t rows,
+static int attend(const pst_forward *f, const pst_kv_store *store, const pst_matrix *q, size_t first, size_t rows,
                   const pst_matrix *out)
 {
     const pst_latent_memory *m = &f->latent;
@@ -235,7 +225,8 @@ static int attend(const pst_forward *f, const pst_segments *segments, const pst_
     from.rows = to.rows = rows;
     pst_attention job = {.q = {m->q, PST_F32, rows, sizes.q, sizes.q},
                          .out = {m->a, PST_F32, rows, sizes.a, sizes.a},
-                         .segments = *segments,
+                         .segments = store->segments,
+                         .block_offset = store->block_offset,
                          .heads = f->t->heads,
                          .layout = f->kv_layout,
                          .scale = f->t->attention_scale};
@@ -247,16 +238,18 @@ static int attend(const pst_forward *f, const pst_segments *segments, const pst_
 }
 
 /* Stores and attends the rows of a group of segments. */
-static int attend_group(const pst_forward *f, uint32_t first_segment, uint32_t count, const pst_matrix *q,
-                        const pst_matrix *ckv, const pst_matrix *out)
+static int attend_group(const pst_forward *f, uint32_t layer, uint32_t first_segment, uint32_t count,
+                        const pst_matrix *q, const pst_matrix *ckv, const pst_matrix *out)
 {
-    const pst_kv_store store = {
-        .k = *ckv, .segments = pst_forward_segments(f, first_segment, count), .layout = f->kv_layout};
+    const pst_kv_store store = {.k = *ckv,
+                                .segments = pst_forward_segments(f, first_segment, count),
+                                .block_offset = pst_kv_layer_offset(f->kv, layer),
+                                .layout = f->kv_layout};
     PST_TRY(f->device->ops->kv_store(f->device, &store));
     const pst_segment *last = &f->segments[first_segment + count - 1];
     const size_t end = last->first_row + last->rows;
     for (size_t first = f->segments[first_segment].first_row; first < end; first += f->latent.block_rows)
-        PST_TRY(attend(f, &store.segments, q, first, pst_min(f->latent.block_rows, end - first), out));
+        PST_TRY(attend(f, &store, q, first, pst_min(f->latent.block_rows, end - first), out));
     return 0;
 }
 
@@ -271,7 +264,7 @@ int pst_forward_latent_attention(const pst_forward_run *run, const pst_nn_step *
     uint32_t first, count;
     int status;
     while ((status = pst_kv_next_group(f->kv, run->nn->layer, &first, &count, run->err)) > 0) {
-        PST_TRY(pst_forward_checked(run, attend_group(f, first, count, &q, &ckv, &out)));
+        PST_TRY(pst_forward_checked(run, attend_group(f, run->nn->layer, first, count, &q, &ckv, &out)));
         PST_TRY(pst_kv_end_group(f->kv, run->err));
     }
     return status < 0 ? status : 1;

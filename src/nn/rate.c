@@ -1,11 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Measuring the processor: the model's own largest matrices as they lie in the ring's memory, in their own format, multiplied
+ * Measuring the processor (or accelerator): the model's own largest matrices as they lie in the ring's memory, in their own format, multiplied
  * in a pass's own buffers, so that it takes no memory besides. What disturbs a processor only makes it slower, so the best of
  * short bursts counts, as soon as another has come close to it.
  */
-#include <string.h>
-
 #include "base/error.h"
 #include "base/number.h"
 #include "nn/forward_internal.h"
@@ -60,20 +58,27 @@ static void add_piece(pst_forward *f, const pst_stage_part *at, const pst_piece 
     job->w = pst_forward_weight(&run, step, piece, is_transposed ? job->y.columns : job->x.columns);
 }
 
-/* Numbers that are neither zero nor far from one, and memory that is there. */
-static void fill_input(const pst_matrix *x)
+static int fail(pst_forward *f, int status, pst_error *err)
 {
-    size_t element = pst_dtype_bits(x->type) / 8;
-    for (size_t row = 0; row < x->rows; row++)
-        memset((char *)x->data + row * x->stride * element, 0x3c, x->columns * element);
+    return pst_nn_fail_device(err, f->device, status, "measuring the processor");
+}
+
+/* Numbers that are neither zero nor far from one, and memory that is there. */
+static int fill_input(pst_forward *f, const pst_matrix *x, pst_error *err)
+{
+    int status =
+        f->device->ops->fill(f->device, NULL, x->data, 0x3c, x->rows * x->stride * (pst_dtype_bits(x->type) / 8));
+    return status < 0 ? fail(f, status, err) : 0;
 }
 
 static int run_job(pst_forward *f, const pst_matmul *job, uint64_t *out_ns, pst_error *err)
 {
     uint64_t start = pst_clock_ns();
     int status = f->device->ops->matmul(f->device, job);
+    if (status >= 0)
+        status = f->device->ops->synchronize(f->device, NULL);
     *out_ns = pst_clock_ns() - start + 1;
-    return status < 0 ? pst_fail(err, status, NULL, "measuring the processor failed: %s", pst_strerror(status)) : 0;
+    return status < 0 ? fail(f, status, err) : 0;
 }
 
 /* Takes as many of a matrix's rows as a short product allows: a slow processor would be at one for seconds. */
@@ -90,17 +95,36 @@ static int shorten(pst_forward *f, pst_matmul *job, pst_error *err)
     return 0;
 }
 
-/* Operations per second of a burst. */
+/* `count` products at a stretch. An accelerator is waited for at their end, so that what is timed is not the waiting. */
+static int run_stretch(pst_forward *f, job_list *list, uint32_t count, double *operations, uint64_t *out_ns,
+                       pst_error *err)
+{
+    uint64_t start = pst_clock_ns();
+    int status = 0;
+    for (uint32_t i = 0; i < count && status >= 0; i++) {
+        const pst_matmul *job = &list->jobs[list->next++ % list->count];
+        status = f->device->ops->matmul(f->device, job);
+        *operations += 2.0 * (double)job->x.rows * (double)job->w.rows * (double)job->w.columns;
+    }
+    if (status >= 0)
+        status = f->device->ops->synchronize(f->device, NULL);
+    *out_ns = pst_clock_ns() - start + 1;
+    return status < 0 ? fail(f, status, err) : 0;
+}
+
+/* Operations per second of a burst: on an accelerator of its last and longest stretch. */
 static int run_burst(pst_forward *f, job_list *list, double *out, pst_error *err)
 {
     uint64_t spent_ns = 0;
     double operations = 0;
-    while (spent_ns < BURST_NS) {
-        const pst_matmul *job = &list->jobs[list->next++ % list->count];
+    for (uint32_t count = 1; spent_ns < BURST_NS; count *= f->apart ? 2 : 1) {
         uint64_t ns;
-        PST_TRY(run_job(f, job, &ns, err));
+        if (f->apart) {
+            spent_ns = 0;
+            operations = 0;
+        }
+        PST_TRY(run_stretch(f, list, count, &operations, &ns, err));
         spent_ns += ns;
-        operations += 2.0 * (double)job->x.rows * (double)job->w.rows * (double)job->w.columns;
     }
     *out = operations * 1e9 / (double)spent_ns;
     return 0;
@@ -118,7 +142,7 @@ int pst_forward_measure_rate(pst_forward *f, const pst_stage_part *parts, uint32
         return 0; /* no matrix in memory to say anything with */
     uint64_t begin = pst_clock_ns();
     for (uint32_t i = 0; i < list.count; i++) {
-        fill_input(&list.jobs[i].x);
+        PST_TRY(fill_input(f, &list.jobs[i].x, err));
         PST_TRY(shorten(f, &list.jobs[i], err));
     }
     double best = 0, second = 0;

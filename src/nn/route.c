@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/number.h"
 #include "device/route.h"
 
 size_t pst_route_scratch_floats(const pst_transformer *t)
@@ -52,6 +53,29 @@ void pst_route_destroy(pst_route *route)
     pst_heap_free(route->scratch);
     pst_heap_free(route->correction);
     *route = (pst_route){0};
+}
+
+uint64_t pst_route_place(const pst_transformer *t, uint32_t max_rows, void *memory, pst_route *out)
+{
+    enum { ALIGNMENT = 256 };
+    const uint64_t picks = (uint64_t)max_rows * t->experts_per_token * sizeof(uint32_t);
+    const uint64_t bytes[] = {(t->experts + 1) * sizeof(uint32_t), picks, picks, picks, picks,
+                              t->experts * sizeof(float)};
+    void *places[sizeof bytes / sizeof bytes[0]];
+    uint64_t offset = 0;
+    for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++) {
+        places[i] = memory ? (char *)memory + offset : NULL;
+        offset += pst_round_up(bytes[i], ALIGNMENT);
+    }
+    *out = (pst_route){.t = t,
+                       .max_rows = max_rows,
+                       .first = places[0],
+                       .order = places[1],
+                       .order_weight = places[2],
+                       .chosen = places[3],
+                       .weights = places[4],
+                       .correction = places[5]};
+    return offset;
 }
 
 static pst_router router_of(const pst_transformer *t)

@@ -30,6 +30,10 @@ uint64_t pst_route_fixed_bytes(const pst_transformer *transformer);
 int pst_route_create(const pst_transformer *transformer, uint32_t max_rows, pst_route *out, pst_error *err);
 void pst_route_destroy(pst_route *route); /* what it holds; a zeroed one is fine */
 
+/* Arrays of a route in memory of the caller's, each at a multiple of 256 bytes, no scratch; NULL: none. How many bytes. Not to be
+ * destroyed. */
+uint64_t pst_route_place(const pst_transformer *transformer, uint32_t max_rows, void *memory, pst_route *out);
+
 size_t pst_route_scratch_floats(const pst_transformer *transformer);
 /* One row: its experts, rising, and their weights (experts_per_token of each). correction: by expert; NULL: none. Of equal
  * scores the lower expert's counts as the better one. Whatever the logits are, the experts are distinct and valid. */

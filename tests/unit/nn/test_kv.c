@@ -38,9 +38,9 @@ static void check_marks(pst_kv *kv, const uint32_t *reached, const uint32_t *age
     const size_t bytes = pst_kv_block_bytes(&config.layout);
     for (uint32_t layer = 0; layer < LAYERS; layer++) {
         for (uint32_t s = 0; s < SEQUENCES; s++) {
-            void *const *blocks = pst_kv_bind(kv, s, layer);
+            void *const *blocks = pst_kv_bind(kv, s);
             for (uint32_t b = 0; b < (reached[s] + PST_KV_BLOCK - 1) / PST_KV_BLOCK; b++) {
-                const unsigned char *memory = blocks[b];
+                const unsigned char *memory = (unsigned char *)blocks[b] + pst_kv_layer_offset(kv, layer);
                 for (size_t i = 0; i < bytes; i++)
                     assert_int_equal(memory[i], mark(s, b, layer, age[s]));
             }
@@ -71,9 +71,10 @@ static void test_random(void **state)
             uint32_t now = (reached[s] + PST_KV_BLOCK - 1) / PST_KV_BLOCK;
             used += now - before;
             for (uint32_t layer = 0; layer < LAYERS; layer++) {
-                void *const *blocks = pst_kv_bind(kv, s, layer);
+                void *const *blocks = pst_kv_bind(kv, s);
                 for (uint32_t b = before; b < now; b++)
-                    memset(blocks[b], mark(s, b, layer, age[s]), pst_kv_block_bytes(&config.layout));
+                    memset((char *)blocks[b] + pst_kv_layer_offset(kv, layer), mark(s, b, layer, age[s]),
+                           pst_kv_block_bytes(&config.layout));
             }
         }
         assert_int_equal(pst_kv_free_blocks(kv), SEQUENCES * BLOCKS - used);
@@ -166,14 +167,14 @@ static void test_sharing(void **state)
     assert_int_equal(pst_kv_share(kv, 1, b), PST_KV_WAIT);
     pst_kv_advance(kv, 0, B - 1, B, a);
     assert_int_equal(pst_kv_share(kv, 1, b), PST_KV_TAKEN);
-    assert_ptr_equal(pst_kv_bind(kv, 0, 1)[0], pst_kv_bind(kv, 1, 1)[0]);
+    assert_ptr_equal(pst_kv_bind(kv, 0)[0], pst_kv_bind(kv, 1)[0]);
     assert_int_equal(pst_kv_free_blocks(kv), 11);
     /* The same ids after another prefix are another block. */
     assert_int_equal(pst_kv_share(kv, 2, a + B), PST_KV_COMPUTE);
     pst_kv_advance(kv, 2, 0, B, a + B);
     assert_int_equal(pst_kv_share(kv, 1, b + B), PST_KV_COMPUTE);
     pst_kv_advance(kv, 1, B, 2 * B, b);
-    assert_ptr_not_equal(pst_kv_bind(kv, 1, 0)[1], pst_kv_bind(kv, 2, 0)[0]);
+    assert_ptr_not_equal(pst_kv_bind(kv, 1)[1], pst_kv_bind(kv, 2)[0]);
     assert_int_equal(pst_kv_free_blocks(kv), 9);
     /* Who gives up a block that is not whole leaves nothing behind: the next one computes. */
     assert_int_equal(pst_kv_share(kv, 1, b + 2 * B), PST_KV_COMPUTE);
@@ -204,7 +205,7 @@ static void test_sharing_generated(void **state)
             pst_kv_advance(kv, sequence, i, i + 1, a);
     assert_int_equal(pst_kv_free_blocks(kv), 10);
     assert_int_equal(pst_kv_share(kv, 2, a), PST_KV_TAKEN);
-    assert_ptr_equal(pst_kv_bind(kv, 0, 0)[0], pst_kv_bind(kv, 2, 0)[0]);
+    assert_ptr_equal(pst_kv_bind(kv, 0)[0], pst_kv_bind(kv, 2)[0]);
     /* What follows a block that nobody can find cannot be found either; and it is free when it is left. */
     assert_int_equal(pst_kv_share(kv, 1, a + B), PST_KV_COMPUTE);
     pst_kv_advance(kv, 1, B, 2 * B, a);
