@@ -13,7 +13,7 @@
 
 #include "base/error.h"
 
-enum { GUARD_BYTES = 256, GUARD = 0xa5, MAX_BUFFERS = 96, MAX_POINTS = 64 };
+enum { GUARD_BYTES = 256, GUARD = 0xa5, MAX_BUFFERS = 96 };
 
 typedef struct point {
     size_t offset, addend;
@@ -29,7 +29,7 @@ struct ops_buffer {
     unsigned char *after;  /* what the last one did, with guards and shift */
     unsigned char *host;   /* the host's, with guards */
     unsigned char *memory; /* the device's, with guards and shift */
-    point points[MAX_POINTS];
+    point *points;
     size_t point_count;
 };
 
@@ -85,7 +85,8 @@ ops_buffer *ops_array(const ref_array *array, size_t align)
 
 void ops_points(ops_buffer *buffer, size_t offset, const ops_buffer *to, size_t addend)
 {
-    assert_true(buffer->point_count < MAX_POINTS);
+    buffer->points = realloc(buffer->points, (buffer->point_count + 1) * sizeof *buffer->points);
+    assert_non_null(buffer->points);
     buffer->points[buffer->point_count++] = (point){offset, addend, to};
 }
 
@@ -218,6 +219,7 @@ void ops_free(void)
         free(b->first);
         free(b->after);
         free(b->host);
+        free(b->points);
         free(b);
     }
     buffer_count = 0;

@@ -121,7 +121,7 @@ void ops_same_as_first(const char *what, const char *text);
 /* Runs the case's call again, for all its rows or in runs of some of them, and wants the bits of the first run. */
 void ops_repeat(const ops_test *test, void *c, size_t rows, bool in_parts, const char *what, const char *text);
 
-extern const ops_test ops_rows_tests[], ops_move_tests[], ops_matmul_tests[], ops_route_tests[];
+extern const ops_test ops_rows_tests[], ops_move_tests[], ops_matmul_tests[], ops_sequence_tests[], ops_route_tests[];
 void ops_test_bad_index(void **state);
 
 #endif

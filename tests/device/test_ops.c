@@ -20,7 +20,8 @@ static void one(void **state)
 
 int main(void)
 {
-    const ops_test *const lists[] = {ops_rows_tests, ops_move_tests, ops_matmul_tests, ops_route_tests};
+    const ops_test *const lists[] = {ops_rows_tests, ops_move_tests, ops_matmul_tests, ops_sequence_tests,
+                                     ops_route_tests};
     struct CMUnitTest tests[32];
     size_t count = 0;
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
