@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Kernels, block after block. Every thread of a block is a fiber; it runs until it has to wait for others (at a barrier, in a
+ * warp) or leaves, and then hands on to the next one of the queue. Whoever comes last sets all that waited free, in an order
+ * drawn anew each time: a kernel that lacks a barrier meets an order that shows it. A queue that is empty before all have
+ * left means that some wait for what never comes.
+ *
+ * Shared memory: dynamic memory is a piece that ends at a page which cannot be touched; static arrays are the thread-local
+ * variables of this library (it must have no others), so that they are found through the program header of its thread-local
+ * storage. Both hold what is not a number when a block starts.
+ */
+#include "emulator.h"
+#include "fiber.h"
+
+#include <algorithm>
+#include <link.h>
+#include <map>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <vector>
+
+pst_emulated_place pst_emulated_here;
+
+enum thread_state { THREAD_READY, THREAD_BARRIER, THREAD_WARP, THREAD_LEFT };
+
+struct async_copy {
+    void *to;
+    const void *from;
+    bool there;
+};
+
+struct emulated_thread {
+    pst_fiber fiber;
+    bool started; /* its fiber waits at the end of an earlier block's thread */
+    uint3 index;
+    thread_state state;
+    int line;
+    pst_emulated_offer offer;
+    uint64_t result;
+    std::vector<async_copy> copies;
+    std::vector<size_t> groups; /* of committed copies: where each ends */
+};
+
+static struct {
+    const pst_emulated_grid *grid;
+    emulated_thread threads[PST_EMULATED_MAX_THREADS];
+    uint16_t queue[PST_EMULATED_MAX_THREADS]; /* a ring */
+    uint32_t head, tail;
+    uint32_t count, left, at_barrier;
+    int barrier_line;
+    uint32_t in_warp[PST_EMULATED_MAX_THREADS / PST_EMULATED_WARP];
+    emulated_thread *now;
+    bool failed;
+    pst_fiber main;
+    char *dynamic; /* where this kernel's begins */
+    char *static_begin, *static_end;
+} block;
+
+/* ---- The queue ---- */
+
+static void push(uint32_t thread)
+{
+    block.threads[thread].state = THREAD_READY;
+    block.queue[block.tail++ % PST_EMULATED_MAX_THREADS] = (uint16_t)thread;
+}
+
+/* Threads first.. to the queue in any order. */
+static void push_shuffled(uint32_t first, uint32_t count)
+{
+    uint16_t order[PST_EMULATED_MAX_THREADS];
+    uint64_t bits = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if (i % 4 == 0)
+            bits = pst_emulated_random();
+        const uint32_t j = (uint32_t)((bits & 0xffff) * (i + 1) >> 16);
+        bits >>= 16;
+        order[i] = order[j];
+        order[j] = (uint16_t)(first + i);
+    }
+    for (uint32_t i = 0; i < count; i++)
+        push(order[i]);
+}
+
+/* The thread that runs gives way; it returns when it is its turn again. */
+static void give_way(void)
+{
+    emulated_thread *self = block.now;
+    pst_fiber *to = &block.main;
+    if (block.head != block.tail) {
+        block.now = &block.threads[block.queue[block.head++ % PST_EMULATED_MAX_THREADS]];
+        pst_emulated_here.thread = block.now->index;
+        to = &block.now->fiber;
+    }
+    if (to != &self->fiber)
+        pst_fiber_switch(&self->fiber, to);
+}
+
+/* ---- What threads call ---- */
+
+void pst_emulated_fault(const char *format, ...)
+{
+    char text[256];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    const pst_emulated_place &here = pst_emulated_here;
+    pst_emulated_say(EMULATED_KERNEL, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u): %s", block.grid->name,
+                     here.block.x, here.block.y, here.block.z, here.thread.x, here.thread.y, here.thread.z, text);
+    block.failed = true;
+    pst_fiber_switch(&block.now->fiber, &block.main);
+    __builtin_unreachable(); /* nobody comes back to a kernel that failed */
+}
+
+void pst_emulated_barrier(int line)
+{
+    if (block.left > 0)
+        pst_emulated_fault("waits at the barrier of line %d, which %u threads that have left never reach", line,
+                           block.left);
+    if (block.at_barrier > 0 && block.barrier_line != line)
+        pst_emulated_fault("is at the barrier of line %d while others are at that of line %d", line,
+                           block.barrier_line);
+    block.barrier_line = line;
+    block.now->line = line;
+    block.now->state = THREAD_BARRIER;
+    if (++block.at_barrier == block.count) {
+        block.at_barrier = 0;
+        push_shuffled(0, block.count);
+    }
+    give_way();
+}
+
+uint64_t pst_emulated_together(const pst_emulated_offer &offer)
+{
+    emulated_thread *self = block.now;
+    const uint32_t number = (uint32_t)(self - block.threads), warp = number / PST_EMULATED_WARP;
+    const uint32_t first = warp * PST_EMULATED_WARP;
+    if (offer.mask != 0xffffffffu)
+        pst_emulated_fault("line %d: not all lanes are in the mask %x", offer.line, offer.mask);
+    if (first + PST_EMULATED_WARP > block.count)
+        pst_emulated_fault("line %d: a warp of %u lanes", offer.line, block.count - first);
+    for (uint32_t i = first; i < first + PST_EMULATED_WARP; i++) {
+        const emulated_thread *other = &block.threads[i];
+        if (other->state == THREAD_LEFT)
+            pst_emulated_fault("line %d: waits for a lane that has left", offer.line);
+        if (other->state == THREAD_WARP && (other->offer.line != offer.line || other->offer.what != offer.what))
+            pst_emulated_fault("is at line %d while another lane of its warp is at line %d", offer.line,
+                               other->offer.line);
+    }
+    self->offer = offer;
+    self->line = offer.line;
+    self->state = THREAD_WARP;
+    if (++block.in_warp[warp] == PST_EMULATED_WARP) {
+        block.in_warp[warp] = 0;
+        pst_emulated_offer *offers[PST_EMULATED_WARP];
+        uint64_t results[PST_EMULATED_WARP];
+        for (uint32_t i = 0; i < PST_EMULATED_WARP; i++)
+            offers[i] = &block.threads[first + i].offer;
+        pst_emulated_complete(offers, results);
+        for (uint32_t i = 0; i < PST_EMULATED_WARP; i++)
+            block.threads[first + i].result = results[i];
+        push_shuffled(first, PST_EMULATED_WARP);
+    }
+    give_way();
+    return self->result;
+}
+
+void *pst_emulated_dynamic_shared()
+{
+    return block.dynamic;
+}
+
+bool pst_emulated_is_shared(const void *memory, size_t bytes)
+{
+    const char *begin = (const char *)memory, *end = begin + bytes;
+    return (begin >= block.static_begin && end <= block.static_end) ||
+           (begin >= block.dynamic && end <= block.dynamic + block.grid->shared_bytes);
+}
+
+void pst_copy_async_16(void *shared, const void *global, bool there)
+{
+    if ((uintptr_t)shared % 16 != 0 || (there && (uintptr_t)global % 16 != 0))
+        pst_emulated_fault("an asynchronous copy from %p to %p: not aligned to 16 bytes", global, shared);
+    if (!pst_emulated_is_shared(shared, 16))
+        pst_emulated_fault("an asynchronous copy to %p, which is not in shared memory", shared);
+    block.now->copies.push_back({shared, global, there});
+}
+
+void pst_copy_async_commit()
+{
+    block.now->groups.push_back(block.now->copies.size());
+}
+
+void pst_emulated_copy_wait(int pending)
+{
+    emulated_thread *self = block.now;
+    if (self->groups.size() <= (size_t)pending)
+        return;
+    const size_t groups = self->groups.size() - (size_t)pending, copies = self->groups[groups - 1];
+    for (size_t i = 0; i < copies; i++) {
+        const async_copy &copy = self->copies[i];
+        if (copy.there)
+            memcpy(copy.to, copy.from, 16);
+        else
+            memset(copy.to, 0, 16);
+    }
+    self->copies.erase(self->copies.begin(), self->copies.begin() + (ptrdiff_t)copies);
+    self->groups.erase(self->groups.begin(), self->groups.begin() + (ptrdiff_t)groups);
+    for (size_t &end : self->groups)
+        end -= copies;
+}
+
+/* ---- Blocks ---- */
+
+static void leave(void)
+{
+    if (block.at_barrier > 0)
+        pst_emulated_fault("leaves while %u threads wait at the barrier of line %d", block.at_barrier,
+                           block.barrier_line);
+    if (block.now->copies.size() > 0)
+        pst_emulated_fault("leaves with asynchronous copies that it has not waited for");
+    block.now->groups.clear();
+    block.now->state = THREAD_LEFT;
+    block.left++;
+    give_way();
+}
+
+static void thread_entry()
+{
+    emulated_thread *self = block.now;
+    pst_fiber_entered(&self->fiber);
+    for (;;) { /* once per block */
+        block.grid->thread();
+        leave();
+    }
+}
+
+static int find_tls(struct dl_phdr_info *info, size_t size, void *context)
+{
+    (void)size;
+    (void)context;
+    bool ours = false;
+    const uintptr_t here = (uintptr_t)&block;
+    const ElfW(Phdr) *tls = NULL;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *header = &info->dlpi_phdr[i];
+        const uintptr_t begin = info->dlpi_addr + header->p_vaddr;
+        ours |= header->p_type == PT_LOAD && here >= begin && here < begin + header->p_memsz;
+        if (header->p_type == PT_TLS)
+            tls = header;
+    }
+    if (!ours)
+        return 0;
+    if (tls != NULL && info->dlpi_tls_data != NULL) {
+        block.static_begin = (char *)info->dlpi_tls_data;
+        block.static_end = block.static_begin + tls->p_memsz;
+    }
+    return 1;
+}
+
+/* Makes this thread's copy of the library's thread-local storage come into being. */
+static void touch_static_shared(void)
+{
+    __shared__ volatile char any[1];
+    any[0] = 0;
+}
+
+static bool find_shared(size_t dynamic_bytes)
+{
+    static char *dynamic_end;
+    if (dynamic_end == NULL) {
+        const size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = 256 << 10;
+        char *memory = (char *)mmap(NULL, bytes + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED)
+            return false;
+        if (mprotect(memory + page, bytes, PROT_READ | PROT_WRITE) != 0) {
+            munmap(memory, bytes + 2 * page);
+            return false;
+        }
+        dynamic_end = memory + page + bytes;
+    }
+    block.dynamic = dynamic_end - (dynamic_bytes + 15) / 16 * 16;
+    touch_static_shared();
+    block.static_begin = block.static_end = NULL;
+    dl_iterate_phdr(find_tls, NULL);
+    return true;
+}
+
+/* Why nobody can go on. */
+static int deadlock(void)
+{
+    for (uint32_t i = 0; i < block.count; i++) {
+        const emulated_thread *thread = &block.threads[i];
+        if (thread->state == THREAD_WARP)
+            return pst_emulated_say(EMULATED_KERNEL,
+                                    "kernel %s: thread %u waits in its warp at line %d for lanes that never come",
+                                    block.grid->name, i, thread->line);
+    }
+    return pst_emulated_say(EMULATED_KERNEL, "kernel %s: %u of %u threads wait at the barrier of line %d for ever",
+                            block.grid->name, block.at_barrier, block.count, block.barrier_line);
+}
+
+static int run_block(void)
+{
+    pst_emulated_poison(block.static_begin, (size_t)(block.static_end - block.static_begin));
+    pst_emulated_poison(block.dynamic, block.grid->shared_bytes);
+    block.head = block.tail = block.left = block.at_barrier = 0;
+    memset(block.in_warp, 0, sizeof block.in_warp);
+    push_shuffled(0, block.count);
+    block.now = &block.threads[block.queue[block.head++]];
+    pst_emulated_here.thread = block.now->index;
+    pst_fiber_switch(&block.main, &block.now->fiber);
+    if (block.failed)
+        return EMULATED_KERNEL;
+    return block.left == block.count ? EMULATED_OK : deadlock();
+}
+
+static bool prepare_threads(void)
+{
+    const dim3 &size = block.grid->block;
+    for (uint32_t i = 0; i < block.count; i++) {
+        emulated_thread *thread = &block.threads[i];
+        if (thread->fiber.stack == NULL && !pst_fiber_create(&thread->fiber))
+            return false;
+        if (!thread->started)
+            pst_fiber_start(&thread->fiber, thread_entry);
+        thread->started = true;
+        thread->index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
+    }
+    return true;
+}
+
+/* Fibers of a kernel that failed are somewhere in it: they begin anew. */
+static void abandon_threads(void)
+{
+    for (emulated_thread &thread : block.threads) {
+        thread.started = false;
+        thread.copies.clear();
+        thread.groups.clear();
+    }
+}
+
+int pst_emulated_run_grid(const pst_emulated_grid &grid)
+{
+    block.grid = &grid;
+    block.count = grid.block.x * grid.block.y * grid.block.z;
+    block.failed = false;
+    pst_fiber_main(&block.main);
+    if (!find_shared(grid.shared_bytes) || !prepare_threads())
+        return pst_emulated_say(EMULATED_MEMORY, "no memory for the threads of kernel %s", grid.name);
+    pst_emulated_place &here = pst_emulated_here;
+    here.block_size = grid.block;
+    here.grid_size = grid.grid;
+    int error = EMULATED_OK;
+    for (uint32_t z = 0; z < grid.grid.z && error == EMULATED_OK; z++)
+        for (uint32_t y = 0; y < grid.grid.y && error == EMULATED_OK; y++)
+            for (uint32_t x = 0; x < grid.grid.x && error == EMULATED_OK; x++) {
+                here.block = {x, y, z};
+                error = run_block();
+            }
+    if (error != EMULATED_OK)
+        abandon_threads();
+    return error;
+}
+
+__attribute__((destructor)) static void release_threads(void)
+{
+    for (emulated_thread &thread : block.threads)
+        pst_fiber_destroy(&thread.fiber);
+}

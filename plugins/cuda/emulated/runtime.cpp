@@ -1,0 +1,762 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The emulator's runtime. Memory: every allocation is a mapping of its own that ends at a page which cannot be touched, full
+ * of what is not a number at first; the few bytes left over at its ends are looked at when it is given back.
+ *
+ * Streams are lazy: what is asked of them is queued, and carried out when something has to wait for it, or at some random
+ * call before. Only the order of a stream and its waits for events restrict what comes first: who forgets an event meets
+ * an order that shows it. Memory that is neither of the device nor pinned makes a copy wait, as with the vendor.
+ *
+ * A lock covers all of it; kernels run under it.
+ */
+#include "control.h"
+#include "emulator.h"
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <vector>
+
+namespace
+{
+enum memory_kind { KIND_DEVICE, KIND_HOST, KIND_REGISTERED };
+
+struct allocation {
+    memory_kind kind;
+    size_t bytes;
+    char *mapping; /* its usable pages; NULL: the caller's memory */
+    size_t mapping_bytes;
+    int device;
+};
+
+struct stream_state;
+
+/* One thing to do: work, or waiting until another stream has done so much. */
+struct queued {
+    std::function<int()> work;
+    std::shared_ptr<stream_state> on;
+    uint64_t until;
+};
+
+struct stream_state {
+    std::deque<queued> queue;
+    uint64_t taken = 0, done = 0;
+    int error = EMULATED_OK; /* of a copy, until the next call that waits for it */
+};
+
+std::mutex lock;
+std::map<uintptr_t, allocation> memory;
+std::set<pst_vendor_event> events;
+std::map<pst_vendor_stream, std::shared_ptr<stream_state>> streams;
+uint64_t random_state = 0x9e3779b97f4a7c15u;
+bool protecting;
+uint64_t device_bytes = 1ull << 30;
+size_t shared_limit = 227 << 10;
+int devices = 1, current_device;
+uint64_t calls[PST_EMULATED_CALLS], fail_at[PST_EMULATED_CALLS];
+uint64_t most_device_bytes;
+int sticky; /* what a kernel did; every later call fails with it */
+int last_error;
+char message[512];
+const unsigned char edge_byte = 0xa5;
+
+typedef std::lock_guard<std::mutex> guard;
+} // namespace
+
+struct pst_emulated_stream {
+    char unused;
+};
+
+struct pst_emulated_event {
+    std::shared_ptr<stream_state> on; /* NULL: never recorded */
+    uint64_t until;
+};
+
+/* ---- Errors and chance ---- */
+
+int pst_emulated_say(int error, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    return error;
+}
+
+uint64_t pst_emulated_random(void) /* xorshift64* */
+{
+    random_state ^= random_state >> 12;
+    random_state ^= random_state << 25;
+    random_state ^= random_state >> 27;
+    return random_state * 0x2545f4914f6cdd1du;
+}
+
+uint64_t pst_emulated_random_below(uint64_t n)
+{
+    return pst_emulated_random() % n;
+}
+
+void pst_emulated_poison(void *at, size_t bytes)
+{
+    if (bytes > 0)
+        memset(at, 0xff, bytes);
+}
+
+static int failed(int error)
+{
+    if (error != EMULATED_OK)
+        last_error = error;
+    return error;
+}
+
+/* Counts a call; whether it is the one that shall fail. */
+static bool injected(pst_emulated_call call)
+{
+    calls[call]++;
+    if (fail_at[call] == 0 || --fail_at[call] > 0)
+        return false;
+    pst_emulated_say(EMULATED_INJECTED, "an injected failure");
+    return true;
+}
+
+/* What stands in the way of any call. */
+static int ready(void)
+{
+    if (devices < 0)
+        return EMULATED_NO_DRIVER;
+    return devices == 0 ? (int)EMULATED_NO_DEVICE : sticky;
+}
+
+/* ---- Memory ---- */
+
+static void protect_all(int protection)
+{
+    for (auto &entry : memory)
+        if (entry.second.kind == KIND_DEVICE)
+            mprotect(entry.second.mapping, entry.second.mapping_bytes, protection);
+}
+
+namespace
+{
+/* While one lives, the emulator may touch device memory. */
+struct reach {
+    static int depth;
+    reach()
+    {
+        if (protecting && depth++ == 0)
+            protect_all(PROT_READ | PROT_WRITE);
+    }
+    ~reach()
+    {
+        if (protecting && --depth == 0)
+            protect_all(PROT_NONE);
+    }
+};
+int reach::depth;
+} // namespace
+
+static uint64_t used_bytes(int device)
+{
+    uint64_t sum = 0;
+    for (auto &entry : memory)
+        if (entry.second.kind == KIND_DEVICE && entry.second.device == device)
+            sum += entry.second.bytes;
+    return sum;
+}
+
+/* The allocation that holds these bytes, all of them; NULL with *partly if it ends inside, or NULL: ordinary memory. */
+static const allocation *find(const void *address, size_t bytes, bool *partly)
+{
+    const uintptr_t at = (uintptr_t)address;
+    *partly = false;
+    auto next = memory.upper_bound(at);
+    if (next != memory.begin()) {
+        auto here = std::prev(next);
+        if (at < here->first + here->second.bytes) {
+            *partly = at + bytes > here->first + here->second.bytes;
+            return *partly ? NULL : &here->second;
+        }
+    }
+    *partly = next != memory.end() && at + bytes > next->first;
+    return NULL;
+}
+
+static int map_memory(memory_kind kind, size_t bytes, void **out)
+{
+    if (bytes == 0)
+        return pst_emulated_say(EMULATED_INVALID, "an allocation of nothing");
+    if (kind == KIND_DEVICE && (bytes > device_bytes || used_bytes(current_device) > device_bytes - bytes))
+        return pst_emulated_say(EMULATED_MEMORY, "out of memory");
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), usable = (bytes + 255 + page) / page * page;
+    if (usable < bytes)
+        return pst_emulated_say(EMULATED_MEMORY, "out of memory");
+    char *mapping = (char *)mmap(NULL, usable + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapping == MAP_FAILED)
+        return pst_emulated_say(EMULATED_MEMORY, "out of memory");
+    mapping += page;
+    if (mprotect(mapping, usable, PROT_READ | PROT_WRITE) != 0) {
+        munmap(mapping - page, usable + 2 * page);
+        return pst_emulated_say(EMULATED_MEMORY, "out of memory");
+    }
+    char *at = mapping + usable - (bytes + 255) / 256 * 256; /* as near to the end as the alignment allows */
+    memset(mapping, edge_byte, (size_t)(at - mapping));
+    pst_emulated_poison(at, bytes);
+    memset(at + bytes, edge_byte, (size_t)(mapping + usable - at) - bytes);
+    memory[(uintptr_t)at] = {kind, bytes, mapping, usable, current_device};
+    if (kind == KIND_DEVICE) {
+        const uint64_t used = used_bytes(current_device);
+        most_device_bytes = used > most_device_bytes ? used : most_device_bytes;
+        if (protecting && reach::depth == 0)
+            mprotect(mapping, usable, PROT_NONE);
+    }
+    *out = at;
+    return EMULATED_OK;
+}
+
+static bool edges_are_whole(const char *at, const allocation &a)
+{
+    for (const char *p = a.mapping; p < at; p++)
+        if ((unsigned char)*p != edge_byte)
+            return false;
+    for (const char *p = at + a.bytes; p < a.mapping + a.mapping_bytes; p++)
+        if ((unsigned char)*p != edge_byte)
+            return false;
+    return true;
+}
+
+static void unmap_memory(const allocation &a)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    munmap(a.mapping - page, a.mapping_bytes + 2 * page);
+}
+
+/* ---- Streams ---- */
+
+/* Carries out what a stream has to do up to then. */
+static void advance(stream_state &stream, uint64_t until)
+{
+    while (stream.done < until) {
+        const queued item = std::move(stream.queue.front());
+        stream.queue.pop_front();
+        if (item.on != NULL) {
+            advance(*item.on, item.until);
+        } else if (sticky == EMULATED_OK) {
+            const int error = item.work();
+            if (error == EMULATED_KERNEL)
+                sticky = error;
+            else if (error != EMULATED_OK)
+                stream.error = error;
+        }
+        stream.done++;
+    }
+}
+
+/* Some more of what is queued anywhere. */
+static void advance_some(void)
+{
+    std::vector<stream_state *> busy;
+    for (auto &entry : streams)
+        if (!entry.second->queue.empty())
+            busy.push_back(entry.second.get());
+    if (busy.empty())
+        return;
+    const reach all;
+    for (uint64_t steps = 1 + pst_emulated_random_below(3); steps > 0; steps--) {
+        stream_state &stream = *busy[pst_emulated_random_below(busy.size())];
+        if (!stream.queue.empty())
+            advance(stream, stream.done + 1);
+    }
+}
+
+static void advance_all(void)
+{
+    const reach all;
+    while (true) {
+        bool busy = false;
+        for (auto &entry : streams)
+            busy |= !entry.second->queue.empty();
+        if (!busy)
+            return;
+        advance_some();
+    }
+}
+
+static int take(pst_vendor_stream stream, queued item)
+{
+    auto found = streams.find(stream);
+    if (found == streams.end())
+        return failed(pst_emulated_say(EMULATED_INVALID, "a stream that does not exist"));
+    found->second->queue.push_back(std::move(item));
+    found->second->taken++;
+    if (pst_emulated_random_below(4) == 0)
+        advance_some();
+    return EMULATED_OK;
+}
+
+/* Waits for a stream up to there; what went wrong on it since the last time. */
+static int wait_for(stream_state &stream, uint64_t until)
+{
+    if (pst_emulated_random_below(2) == 0)
+        advance_some();
+    {
+        const reach all;
+        advance(stream, until);
+    }
+    const int error = sticky != EMULATED_OK ? sticky : stream.error;
+    stream.error = EMULATED_OK;
+    return failed(error);
+}
+
+pst_vendor_error pst_vendor_stream_create(pst_vendor_stream *out)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    if (injected(PST_EMULATED_CREATE))
+        return failed(EMULATED_INJECTED);
+    *out = new pst_emulated_stream();
+    streams[*out] = std::make_shared<stream_state>();
+    return EMULATED_OK;
+}
+
+pst_vendor_error pst_vendor_stream_destroy(pst_vendor_stream stream)
+{
+    const guard held(lock);
+    auto found = streams.find(stream);
+    if (found == streams.end())
+        return failed(pst_emulated_say(EMULATED_INVALID, "a stream that does not exist"));
+    {
+        const reach all;
+        advance(*found->second, found->second->taken);
+    }
+    streams.erase(found);
+    delete stream;
+    return EMULATED_OK;
+}
+
+pst_vendor_error pst_vendor_stream_synchronize(pst_vendor_stream stream)
+{
+    const guard held(lock);
+    auto found = streams.find(stream);
+    if (found == streams.end())
+        return failed(pst_emulated_say(EMULATED_INVALID, "a stream that does not exist"));
+    return wait_for(*found->second, found->second->taken);
+}
+
+pst_vendor_error pst_vendor_stream_wait(pst_vendor_stream stream, pst_vendor_event event)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    if (events.count(event) == 0)
+        return failed(pst_emulated_say(EMULATED_INVALID, "an event that does not exist"));
+    return event->on == NULL ? (int)EMULATED_OK : take(stream, {nullptr, event->on, event->until});
+}
+
+pst_vendor_error pst_vendor_event_create(pst_vendor_event *out)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    if (injected(PST_EMULATED_CREATE))
+        return failed(EMULATED_INJECTED);
+    *out = new pst_emulated_event();
+    events.insert(*out);
+    return EMULATED_OK;
+}
+
+pst_vendor_error pst_vendor_event_destroy(pst_vendor_event event)
+{
+    const guard held(lock);
+    if (events.erase(event) == 0)
+        return failed(pst_emulated_say(EMULATED_INVALID, "an event that does not exist"));
+    delete event;
+    return EMULATED_OK;
+}
+
+pst_vendor_error pst_vendor_event_record(pst_vendor_event event, pst_vendor_stream stream)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    auto found = streams.find(stream);
+    if (events.count(event) == 0 || found == streams.end())
+        return failed(pst_emulated_say(EMULATED_INVALID, "an event or a stream that does not exist"));
+    event->on = found->second;
+    event->until = found->second->taken;
+    return EMULATED_OK;
+}
+
+pst_vendor_error pst_vendor_event_synchronize(pst_vendor_event event)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    if (events.count(event) == 0)
+        return failed(pst_emulated_say(EMULATED_INVALID, "an event that does not exist"));
+    return event->on == NULL ? (int)EMULATED_OK : wait_for(*event->on, event->until);
+}
+
+pst_vendor_error pst_vendor_event_query(pst_vendor_event event, bool *done)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    if (events.count(event) == 0)
+        return failed(pst_emulated_say(EMULATED_INVALID, "an event that does not exist"));
+    *done = event->on == NULL || event->on->done >= event->until;
+    if (!*done) { /* time passes */
+        const reach all;
+        advance(*event->on, event->on->done + pst_emulated_random_below(2));
+        advance_some();
+    }
+    return EMULATED_OK;
+}
+
+/* ---- Copies and launches ---- */
+
+/* Ordinary memory of the host: the copy is done when the call returns. *waits. */
+static int check_range(const void *address, size_t bytes, const char *what, bool *waits)
+{
+    bool partly;
+    const allocation *a = find(address, bytes, &partly);
+    if (partly)
+        return pst_emulated_say(EMULATED_INVALID, "%zu bytes %s %p go beyond what was allocated", bytes, what, address);
+    *waits |= a == NULL;
+    return EMULATED_OK;
+}
+
+static int carry_out(pst_vendor_stream stream, bool waits, std::function<int()> work)
+{
+    if (injected(PST_EMULATED_COPY))
+        return failed(EMULATED_INJECTED);
+    if (injected(PST_EMULATED_COPY_LATER))
+        work = [] { return (int)EMULATED_INJECTED; };
+    if (int error = take(stream, {work, NULL, 0}))
+        return error;
+    stream_state &state = *streams[stream];
+    return waits ? wait_for(state, state.taken) : (int)EMULATED_OK;
+}
+
+pst_vendor_error pst_vendor_copy(void *to, const void *from, size_t bytes, pst_vendor_stream stream)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    bool waits = false;
+    if (int error = check_range(to, bytes, "to", &waits))
+        return failed(error);
+    if (int error = check_range(from, bytes, "from", &waits))
+        return failed(error);
+    return carry_out(stream, waits, [to, from, bytes] {
+        memmove(to, from, bytes);
+        return (int)EMULATED_OK;
+    });
+}
+
+pst_vendor_error pst_vendor_fill(void *to, int byte, size_t bytes, pst_vendor_stream stream)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    bool waits = false;
+    if (int error = check_range(to, bytes, "to", &waits))
+        return failed(error);
+    if (waits)
+        return failed(pst_emulated_say(EMULATED_INVALID, "a fill of memory that the device does not know"));
+    return carry_out(stream, false, [to, byte, bytes] {
+        memset(to, byte, bytes);
+        return (int)EMULATED_OK;
+    });
+}
+
+static int check_launch(const pst_emulated_grid &g)
+{
+    const dim3 &block = g.block, &grid = g.grid;
+    if (block.x == 0 || block.y == 0 || block.z == 0 || block.z > 64 || block.x > PST_EMULATED_MAX_THREADS ||
+        block.y > PST_EMULATED_MAX_THREADS || (uint64_t)block.x * block.y * block.z > PST_EMULATED_MAX_THREADS)
+        return pst_emulated_say(EMULATED_INVALID, "kernel %s: blocks of %u x %u x %u threads", g.name, block.x, block.y,
+                                block.z);
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
+        return pst_emulated_say(EMULATED_INVALID, "kernel %s: a grid of %u x %u x %u blocks", g.name, grid.x, grid.y,
+                                grid.z);
+    if (g.shared_bytes > shared_limit)
+        return pst_emulated_say(EMULATED_INVALID, "kernel %s: %zu bytes of shared memory", g.name, g.shared_bytes);
+    return EMULATED_OK;
+}
+
+pst_vendor_error pst_emulated_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes,
+                                     pst_vendor_stream stream, std::function<void()> thread)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    const pst_emulated_grid all = {name, grid, block, shared_bytes, std::move(thread)};
+    if (int error = check_launch(all))
+        return failed(error);
+    if (injected(PST_EMULATED_LAUNCH))
+        return failed(EMULATED_INJECTED);
+    if (injected(PST_EMULATED_LAUNCH_LATER))
+        return take(stream, {[] { return (int)EMULATED_KERNEL; }, NULL, 0});
+    return take(stream, {[all] { return pst_emulated_run_grid(all); }, NULL, 0});
+}
+
+/* ---- Devices and memory as calls ---- */
+
+bool pst_vendor_failed(pst_vendor_error error)
+{
+    return error != EMULATED_OK;
+}
+
+bool pst_vendor_out_of_memory(pst_vendor_error error)
+{
+    return error == EMULATED_MEMORY;
+}
+
+bool pst_vendor_absent(pst_vendor_error error)
+{
+    return error == EMULATED_NO_DEVICE || error == EMULATED_NO_DRIVER;
+}
+
+bool pst_vendor_no_driver(pst_vendor_error error)
+{
+    return error == EMULATED_NO_DRIVER;
+}
+
+const char *pst_vendor_error_text(pst_vendor_error error)
+{
+    switch (error) {
+    case EMULATED_OK: return "no error";
+    case EMULATED_MEMORY: return "out of memory";
+    case EMULATED_NO_DEVICE: return "no device was ordered";
+    case EMULATED_NO_DRIVER: return "no driver was ordered";
+    default: return message;
+    }
+}
+
+pst_vendor_error pst_vendor_last_error(void)
+{
+    const guard held(lock);
+    const int error = sticky != EMULATED_OK ? sticky : last_error;
+    last_error = EMULATED_OK;
+    return error;
+}
+
+pst_vendor_error pst_vendor_device_count(int *count)
+{
+    const guard held(lock);
+    if (devices <= 0)
+        return failed(ready());
+    *count = devices;
+    return EMULATED_OK;
+}
+
+pst_vendor_error pst_vendor_get_device(int *number)
+{
+    const guard held(lock);
+    *number = current_device;
+    return failed(ready());
+}
+
+pst_vendor_error pst_vendor_set_device(int number)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    if (number < 0 || number >= devices)
+        return failed(pst_emulated_say(EMULATED_INVALID, "no device %d", number));
+    current_device = number;
+    return EMULATED_OK;
+}
+
+pst_vendor_error pst_vendor_get_properties(pst_vendor_properties *out, int number)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    if (number < 0 || number >= devices)
+        return failed(pst_emulated_say(EMULATED_INVALID, "no device %d", number));
+    *out = {};
+    snprintf(out->model, sizeof out->model, "emulated on the host");
+    out->compute_major = 9;
+    out->processors = 4;
+    out->shared_bytes = shared_limit;
+    out->cache_bytes = 4 << 20;
+    return EMULATED_OK;
+}
+
+pst_vendor_error pst_vendor_memory_info(size_t *free_bytes, size_t *total_bytes)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    const uint64_t used = used_bytes(current_device);
+    *free_bytes = used < device_bytes ? device_bytes - used : 0;
+    *total_bytes = device_bytes;
+    return EMULATED_OK;
+}
+
+static int allocate(memory_kind kind, void **out, size_t bytes)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    if (injected(PST_EMULATED_ALLOCATE))
+        return failed(EMULATED_MEMORY);
+    return failed(map_memory(kind, bytes, out));
+}
+
+/* Waits for all that runs, as the vendor does. */
+static int release(memory_kind kind, void *at)
+{
+    const guard held(lock);
+    if (at == NULL)
+        return EMULATED_OK;
+    advance_all();
+    auto found = memory.find((uintptr_t)at);
+    if (found == memory.end() || found->second.kind != kind)
+        return failed(pst_emulated_say(EMULATED_INVALID, "%p was not allocated so", at));
+    const allocation a = found->second;
+    bool whole = true;
+    if (kind != KIND_REGISTERED) {
+        const reach all;
+        whole = edges_are_whole((const char *)at, a);
+    }
+    memory.erase(found);
+    if (kind != KIND_REGISTERED)
+        unmap_memory(a);
+    if (whole)
+        return failed(sticky);
+    sticky = pst_emulated_say(EMULATED_KERNEL, "somebody wrote beyond the ends of %p, %zu bytes", at, a.bytes);
+    return failed(sticky);
+}
+
+pst_vendor_error pst_vendor_allocate(void **out, size_t bytes)
+{
+    return allocate(KIND_DEVICE, out, bytes);
+}
+
+pst_vendor_error pst_vendor_free(void *at)
+{
+    return release(KIND_DEVICE, at);
+}
+
+pst_vendor_error pst_vendor_allocate_host(void **out, size_t bytes)
+{
+    return allocate(KIND_HOST, out, bytes);
+}
+
+pst_vendor_error pst_vendor_free_host(void *at)
+{
+    return release(KIND_HOST, at);
+}
+
+pst_vendor_error pst_vendor_register_host(void *at, size_t bytes)
+{
+    const guard held(lock);
+    if (int error = ready())
+        return failed(error);
+    if (injected(PST_EMULATED_REGISTER))
+        return failed(EMULATED_INJECTED);
+    bool partly;
+    if (at == NULL || bytes == 0 || find(at, bytes, &partly) != NULL || partly)
+        return failed(pst_emulated_say(EMULATED_INVALID, "memory that is registered already, or none"));
+    memory[(uintptr_t)at] = {KIND_REGISTERED, bytes, NULL, 0, current_device};
+    return EMULATED_OK;
+}
+
+pst_vendor_error pst_vendor_unregister_host(void *at)
+{
+    return release(KIND_REGISTERED, at);
+}
+
+/* ---- Control ---- */
+
+void pst_emulated_seed(uint64_t seed)
+{
+    const guard held(lock);
+    random_state = seed * 0x9e3779b97f4a7c15u ^ 0xd1b54a32d192ed03u;
+    if (random_state == 0)
+        random_state = 1;
+}
+
+void pst_emulated_protect(bool on)
+{
+    const guard held(lock);
+    protecting = on;
+    protect_all(on ? PROT_NONE : PROT_READ | PROT_WRITE);
+}
+
+void pst_emulated_memory(uint64_t bytes)
+{
+    const guard held(lock);
+    device_bytes = bytes;
+}
+
+void pst_emulated_shared_limit(size_t bytes)
+{
+    const guard held(lock);
+    shared_limit = bytes < (227 << 10) ? bytes : 227 << 10;
+}
+
+void pst_emulated_devices(int count)
+{
+    const guard held(lock);
+    devices = count;
+    current_device = 0;
+}
+
+void pst_emulated_fail(pst_emulated_call call, uint64_t nth)
+{
+    const guard held(lock);
+    fail_at[call] = nth;
+}
+
+uint64_t pst_emulated_calls(pst_emulated_call call)
+{
+    const guard held(lock);
+    return calls[call];
+}
+
+void pst_emulated_reset(void)
+{
+    const guard held(lock);
+    for (auto &entry : streams) {
+        entry.second->queue.clear();
+        entry.second->done = entry.second->taken;
+        entry.second->error = EMULATED_OK;
+    }
+    sticky = last_error = EMULATED_OK;
+    memset(fail_at, 0, sizeof fail_at);
+    message[0] = '\0';
+    most_device_bytes = used_bytes(0);
+}
+
+void pst_emulated_count(pst_emulated_counts *out)
+{
+    const guard held(lock);
+    pst_emulated_counts counts = {};
+    for (auto &entry : memory) {
+        const allocation &a = entry.second;
+        counts.device_memory += a.kind == KIND_DEVICE;
+        counts.host_memory += a.kind == KIND_HOST;
+        counts.registered += a.kind == KIND_REGISTERED;
+        counts.device_bytes += a.kind == KIND_DEVICE ? a.bytes : 0;
+        counts.host_bytes += a.kind == KIND_HOST ? a.bytes : 0;
+    }
+    counts.streams = streams.size();
+    counts.events = events.size();
+    counts.most_device_bytes = most_device_bytes;
+    *out = counts;
+}
+
+const char *pst_emulated_message(void)
+{
+    return message;
+}
