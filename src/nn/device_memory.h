@@ -9,6 +9,9 @@
 
 #include "penstock/device_plugin.h"
 
+/* Where an accelerator wants weights, and gets buffers. */
+enum { PST_APART_ALIGNMENT = 256 };
+
 /* An accelerator: its memory is its own. */
 static inline bool pst_nn_is_apart(const pst_device *device)
 {

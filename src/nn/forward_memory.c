@@ -13,7 +13,7 @@
 
 enum { STRIDE_UNIT = 32 /* elements: two vectors of f32, one of bf16 */ };
 /* In an accelerator's memory, where buffers begin at multiples of 256 bytes. */
-enum { APART_ALIGNMENT = 256, APART_SLACK = 1 << 14 };
+enum { APART_SLACK = 1 << 14 };
 
 static pst_dtype buffer_type(const pst_forward_config *config, pst_nn_buffer buffer)
 {
@@ -146,6 +146,7 @@ static void measure_apart(const pst_forward_config *config, const group_sizes *g
 {
     const pst_transformer *t = config->transformer;
     out->row_bytes += staging_bytes(config, groups);
+    out->fixed_bytes += APART_SLACK; /* pinned memory begins there, too */
     out->logit_row_bytes += buffer_bytes(config, PST_NN_LOGITS);
     out->device_row_bytes =
         groups->bytes[LASTING] + groups->shared + sizeof(pst_segment) + sizeof(uint32_t) + pst_route_row_bytes(t);
@@ -202,7 +203,7 @@ static uint64_t place_group(pst_forward *f, const pst_forward_config *config, co
                                           .stride = buffer_stride(config, buffer)};
         offset += rows * buffer_bytes(config, buffer);
         if (f->apart)
-            offset = pst_round_up(offset, APART_ALIGNMENT);
+            offset = pst_round_up(offset, PST_APART_ALIGNMENT);
     }
     return offset;
 }
@@ -211,7 +212,7 @@ static int make_activations(pst_forward *f, const pst_forward_config *config, ps
 {
     group_sizes groups;
     measure_groups(config, &groups);
-    const uint64_t rows = config->max_rows, slack = f->apart ? PST_NN_BUFFERS * APART_ALIGNMENT : 0;
+    const uint64_t rows = config->max_rows, slack = f->apart ? PST_NN_BUFFERS * PST_APART_ALIGNMENT : 0;
     f->activation_bytes =
         rows * (groups.bytes[LASTING] + groups.shared) + config->max_logit_rows * groups.bytes[OF_LOGITS] + slack;
     PST_TRY(pst_nn_take_memory(f->device, PST_MEMORY_DEVICE, f->activation_bytes, "activations",
@@ -234,6 +235,7 @@ static int make_host_side(pst_forward *f, pst_error *err)
     f->logits = f->buffers[PST_NN_LOGITS];
     if (!f->apart)
         return 0;
+    f->logits.data = NULL;
     const uint64_t rows = f->max_rows, e_bytes = rows * f->gathered[0].stride * sizeof(float);
     const bool is_apart =
         is_projected && f->t->family->positions != NULL; /* positions are not added to what is gathered */
@@ -244,7 +246,6 @@ static int make_host_side(pst_forward *f, pst_error *err)
     if (is_projected)
         f->gathered[1].data = is_apart ? f->staging + e_bytes : NULL;
     f->logits_bytes = f->max_logit_rows * f->logits.stride * sizeof(float);
-    f->logits.data = NULL;
     return pst_nn_take_memory(f->device, PST_MEMORY_HOST, f->logits_bytes, "logits", &f->logits.data, err);
 }
 
@@ -252,7 +253,7 @@ static int make_host_side(pst_forward *f, pst_error *err)
 static int make_small(pst_forward *f, pst_error *err)
 {
     small_sizes sizes = measure_small(f->program);
-    const uint64_t unit = f->apart ? APART_ALIGNMENT : sizeof(double);
+    const uint64_t unit = f->apart ? PST_APART_ALIGNMENT : sizeof(double);
     f->small_bytes = pst_round_up(sizes.bias, unit);
     for (int a = 0; a < PST_NN_AUX; a++)
         f->small_bytes += pst_round_up(sizes.aux[a], unit);

@@ -46,29 +46,54 @@ static uint32_t kept_bytes(const pst_nn_step *step)
     return step->format->layout == PST_WEIGHT_PLAIN ? pst_dtype_bits(step->format->type) / 8 : sizeof(float);
 }
 
-/* The largest kv_b_proj as it is kept. */
-static uint64_t most_kept(const pst_forward_config *config)
+/* A head's matrices as they are kept, and where an accelerator wants them: at multiples of 256 bytes. */
+typedef struct head_layout {
+    uint64_t key_bytes, value_bytes, spread_key_bytes, spread_value_bytes;
+} head_layout;
+
+static head_layout layout_of(const pst_latent *l, uint32_t element_bytes)
 {
-    const pst_latent *l = &config->transformer->latent;
+    const uint64_t row = (uint64_t)l->kv_lora_rank * element_bytes, key = l->nope_dim * row, value = l->value_dim * row;
+    return (head_layout){key, value, pst_round_up(key, PST_APART_ALIGNMENT), pst_round_up(value, PST_APART_ALIGNMENT)};
+}
+
+static bool must_spread(const head_layout *h)
+{
+    return h->key_bytes != h->spread_key_bytes || h->value_bytes != h->spread_value_bytes;
+}
+
+/* Bytes of the largest kv_b_proj as it is kept, and spread (0: none has to be). */
+typedef struct kept_sizes {
+    uint64_t kept, spread;
+} kept_sizes;
+
+static kept_sizes most_kept(const pst_forward_config *config)
+{
+    const pst_transformer *t = config->transformer;
     const pst_program *program = config->program;
-    uint64_t most = 0;
+    kept_sizes most = {0};
     for (uint32_t s = program->gathered_stages; s < program->stage_count; s++) {
         for (uint32_t i = 0; i < program->nn_stages[s].step_count; i++) {
             const pst_nn_step *step = &program->nn_stages[s].steps[i];
-            if (step->op->kind == PST_NN_LATENT_KEEP)
-                most = pst_max(most, kept_bytes(step));
+            if (step->op->kind != PST_NN_LATENT_KEEP)
+                continue;
+            const head_layout h = layout_of(&t->latent, kept_bytes(step));
+            most.kept = pst_max(most.kept, t->heads * (h.key_bytes + h.value_bytes));
+            if (config->apart && must_spread(&h))
+                most.spread = pst_max(most.spread, t->heads * (h.spread_key_bytes + h.spread_value_bytes));
         }
     }
-    return most * config->transformer->heads * (l->nope_dim + l->value_dim) * l->kv_lora_rank;
+    most.kept = pst_round_up(most.kept, config->apart ? PST_APART_ALIGNMENT : sizeof(float));
+    return most;
 }
 
 uint64_t pst_latent_bytes(const pst_forward_config *config)
 {
     if (config->transformer->latent.kv_lora_rank == 0)
         return 0;
-    row_sizes sizes = sizes_of(config->transformer);
-    return pst_round_up(most_kept(config), sizeof(float)) +
-           block_rows(config->transformer) * (sizes.q + sizes.a + sizes.v) * sizeof(float);
+    const row_sizes sizes = sizes_of(config->transformer);
+    const kept_sizes most = most_kept(config);
+    return most.kept + most.spread + block_rows(config->transformer) * (sizes.q + sizes.a + sizes.v) * sizeof(float);
 }
 
 int pst_latent_create(pst_forward *f, const pst_forward_config *config, pst_error *err)
@@ -78,10 +103,12 @@ int pst_latent_create(pst_forward *f, const pst_forward_config *config, pst_erro
     if (m->bytes == 0)
         return 0;
     PST_TRY(pst_nn_take_memory(f->device, PST_MEMORY_DEVICE, m->bytes, "latent attention", (void **)&m->memory, err));
-    row_sizes sizes = sizes_of(f->t);
+    const row_sizes sizes = sizes_of(f->t);
+    const kept_sizes most = most_kept(config);
     m->block_rows = block_rows(f->t);
     m->kept = m->memory;
-    m->q = (float *)(void *)(m->memory + pst_round_up(most_kept(config), sizeof(float)));
+    m->spread = most.spread > 0 ? m->memory + most.kept : NULL;
+    m->q = (float *)(void *)(m->memory + most.kept + most.spread);
     m->a = m->q + m->block_rows * sizes.q;
     m->v = m->a + m->block_rows * sizes.a;
     return 0;
@@ -106,6 +133,29 @@ int pst_forward_latent_norm(const pst_forward_run *run, const pst_nn_step *step)
     return pst_forward_checked(run, f->device->ops->rms_norm(f->device, &in, &weight, NORM_EPS, &out));
 }
 
+/* The whole matrix is kept: notes where each head's are, after moving them if need be. */
+static int place_heads(pst_forward *f, uint32_t element_bytes)
+{
+    pst_latent_memory *m = &f->latent;
+    const head_layout h = layout_of(&f->t->latent, element_bytes);
+    m->heads = m->kept;
+    m->key_bytes = h.key_bytes;
+    m->head_bytes = h.key_bytes + h.value_bytes;
+    if (m->spread == NULL || !must_spread(&h))
+        return 0;
+    const uint64_t from_bytes = m->head_bytes;
+    m->heads = m->spread;
+    m->key_bytes = h.spread_key_bytes;
+    m->head_bytes = h.spread_key_bytes + h.spread_value_bytes;
+    for (uint32_t head = 0; head < f->t->heads; head++) {
+        const unsigned char *from = m->kept + head * from_bytes;
+        unsigned char *to = m->spread + head * m->head_bytes;
+        PST_TRY(f->device->ops->copy(f->device, NULL, to, from, h.key_bytes));
+        PST_TRY(f->device->ops->copy(f->device, NULL, to + m->key_bytes, from + h.key_bytes, h.value_bytes));
+    }
+    return 0;
+}
+
 int pst_forward_latent_keep(const pst_forward_run *run, const pst_nn_step *step)
 {
     pst_forward *f = run->f;
@@ -127,7 +177,7 @@ int pst_forward_latent_keep(const pst_forward_run *run, const pst_nn_step *step)
             PST_TRY(pst_forward_checked(run, f->device->ops->convert(f->device, &weight, &numbers)));
         }
         if (piece->first_row + piece->rows == run->stage->tensors[step->weight].rows)
-            return 1;
+            return pst_forward_checked(run, place_heads(f, kept_bytes(step)));
     }
     return 0;
 }
@@ -150,15 +200,14 @@ static pst_matrix columns_of(pst_matrix matrix, size_t first, size_t columns)
     return matrix;
 }
 
-/* Rows [first, first + rows) of the matrix that is kept. */
-static pst_weight kept_rows(const pst_forward *f, uint64_t first, size_t rows, const pst_weight_format *format)
+/* A head's K, or V. */
+static pst_weight head_matrix(const pst_forward *f, uint32_t head, bool is_value, const pst_weight_format *format)
 {
     const pst_latent_memory *m = &f->latent;
-    const uint32_t rank = f->t->latent.kv_lora_rank;
-    return (pst_weight){.data = m->kept + first * rank * (pst_dtype_bits(m->kept_type) / 8),
+    return (pst_weight){.data = m->heads + head * m->head_bytes + (is_value ? m->key_bytes : 0),
                         .type = m->kept_type,
-                        .rows = rows,
-                        .columns = rank,
+                        .rows = is_value ? f->t->latent.value_dim : f->t->latent.nope_dim,
+                        .columns = f->t->latent.kv_lora_rank,
                         .format = format};
 }
 
@@ -167,10 +216,10 @@ static int into_latent_space(const pst_forward *f, const pst_matrix *q, const ps
 {
     const pst_latent *l = &f->t->latent;
     const pst_weight_format transposed = {.layout = PST_WEIGHT_PLAIN, .type = f->latent.kept_type, .transposed = true};
-    const uint32_t key_dim = l->kv_lora_rank + l->rope_dim, rows_per_head = l->nope_dim + l->value_dim;
+    const uint32_t key_dim = l->kv_lora_rank + l->rope_dim;
     for (uint32_t head = 0; head < f->t->heads; head++) {
         pst_matmul job = {.x = columns_of(*q, (size_t)head * f->t->head_dim, l->nope_dim),
-                          .w = kept_rows(f, (uint64_t)head * rows_per_head, l->nope_dim, &transposed),
+                          .w = head_matrix(f, head, false, &transposed),
                           .y = columns_of(*out, (size_t)head * key_dim, l->kv_lora_rank)};
         PST_TRY(f->device->ops->matmul(f->device, &job));
     }
@@ -191,13 +240,12 @@ static int into_latent_space(const pst_forward *f, const pst_matrix *q, const ps
 static int out_of_latent_space(const pst_forward *f, const pst_matrix *a, const pst_matrix *out)
 {
     const pst_latent *l = &f->t->latent;
-    const uint32_t rows_per_head = l->nope_dim + l->value_dim;
     const size_t width = sizes_of(f->t).v;
     const pst_matrix v = {f->latent.v, PST_F32, a->rows, width, width};
     for (uint32_t head = 0; head < f->t->heads; head++) {
         pst_matmul job = {
             .x = columns_of(*a, (size_t)head * l->kv_lora_rank, l->kv_lora_rank),
-            .w = kept_rows(f, (uint64_t)head * rows_per_head + l->nope_dim, l->value_dim, NULL),
+            .w = head_matrix(f, head, true, NULL),
             .y = columns_of(v, (size_t)head * l->value_dim, l->value_dim),
         };
         PST_TRY(f->device->ops->matmul(f->device, &job));
