@@ -3,8 +3,8 @@
  * penstock bench infer: prefill and decode measured, with the options and the figures of ZeRO-Inference, beside the
  * bound that the drive and the processor set.
  *
- * Options that only mean something for an accelerator are accepted and said to have no effect; what would change
- * results or memory and cannot be done is refused.
+ * Options that mean nothing here are accepted and said to have no effect; what would change results or memory and cannot be
+ * done is refused.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -74,14 +74,15 @@ static const pst_option zero_rows[] = {
     {.name = "kv-offload",
      .type = PST_OPTION_FLAG,
      AT(kv_offload),
-     .help = "no effect without an accelerator: the cache is in host memory anyway"},
-    {.name = "pin-kv-cache", .type = PST_OPTION_FLAG, AT(pin_kv_cache), .help = "no effect without an accelerator"},
-    {.name = "async-kv-offload",
+     .help = "no effect: keys and values are in the memory of whoever computes"},
+    {.name = "pin-kv-cache", .type = PST_OPTION_FLAG, AT(pin_kv_cache), .help = "no effect, likewise"},
+    {.name = "async-kv-offload", .type = PST_OPTION_FLAG, AT(async_kv_offload), .help = "no effect, likewise"},
+    {.name = "use-gds",
      .type = PST_OPTION_FLAG,
-     AT(async_kv_offload),
-     .help = "no effect without an accelerator"},
-    {.name = "use-gds", .type = PST_OPTION_FLAG, AT(use_gds), .help = "no effect without an accelerator"},
-    CLI_NUMBER_ROW(bench_values, num_gpus, "num-gpus", "0", 0, 1024, "no effect: there are no accelerators yet"),
+     AT(use_gds),
+     .help = "no effect: weights reach an accelerator through host memory"},
+    CLI_NUMBER_ROW(bench_values, num_gpus, "num-gpus", "0", 0, 1024,
+                   "no effect beyond one: --device says which accelerator computes; 1 without it is --device auto"),
     {.name = "dummy",
      .type = PST_OPTION_FLAG,
      AT(dummy),
@@ -96,6 +97,7 @@ static const pst_option_group groups[] = {
 
 typedef struct bench_job {
     const bench_values *values;
+    cli_runtime runtime; /* the values', and what --num-gpus says */
     cli_engine engine;
     uint32_t *prompt_ids; /* batch x prompt_len */
     size_t prompt_len, batch;
@@ -125,11 +127,11 @@ static int check_values(const bench_values *values, const pst_options_found *fou
         {values->pin_kv_cache, "--pin-kv-cache"},
         {values->async_kv_offload, "--async-kv-offload"},
         {values->use_gds, "--use-gds"},
-        {values->num_gpus != 0, "--num-gpus"},
+        {values->num_gpus > 1, "--num-gpus beyond one"},
     };
     for (size_t i = 0; i < CLI_COUNT(idle); i++) {
         if (idle[i].asked)
-            cli_note("%s has no effect without an accelerator", idle[i].name);
+            cli_note("%s has no effect", idle[i].name);
     }
     if (values->runtime.offload.folders.count > 0 && !cli_offload_wanted(&values->runtime.offload))
         cli_note("--offload-dir has no effect: weights are streamed from the checkpoint itself");
@@ -278,6 +280,16 @@ static void print_figures(const bench_job *job, FILE *to)
             pst_format_bytes((double)stats->weight_bytes_read, model, sizeof model),
             pst_format_bytes(stats->read_bytes_per_second, rate, sizeof rate),
             pst_format_bytes(stats->disk_bytes_per_second, disk, sizeof disk));
+    if (stats->device_memory_bytes > 0)
+        fprintf(to, "device memory: %s of %s, weights %s of it\n",
+                pst_format_bytes((double)stats->device_memory_bytes, peak, sizeof peak),
+                pst_format_bytes((double)job->engine.plan.device_budget_bytes, budget, sizeof budget),
+                pst_format_bytes((double)stats->device_resident_bytes, model, sizeof model));
+    if (stats->link_bytes > 0)
+        fprintf(to, "copied: %s (the link gave %s/s beforehand), waited for %s\n",
+                pst_format_bytes((double)stats->link_bytes, model, sizeof model),
+                pst_format_bytes(stats->link_bytes_per_second, rate, sizeof rate),
+                pst_format_seconds(stats->link_wait_seconds, time, sizeof time));
     uint64_t needed = stats->expert_bytes_read + stats->expert_bytes_found;
     if (needed > 0)
         fprintf(to, "experts: %s per token read; the cache had %.1f %%; %llu parts guessed right, %llu wrong\n",
@@ -384,8 +396,8 @@ static uint64_t needed_bytes(const void *user, uint32_t sequences)
 static int compare(const bench_values *values, const char *model, bool resident_given, pst_error *err)
 {
     const cli_runtime *r = &values->runtime;
-    char resident[32], group[24];
-    const char *options[20];
+    char resident[32], group[24], memory[24];
+    const char *options[24];
     size_t count = 0;
     if (values->prompt != NULL || values->layers != 0 || values->routing_trace != NULL)
         return cli_usage(err,
@@ -399,9 +411,15 @@ static int compare(const bench_values *values, const char *model, bool resident_
         options[count++] = resident;
     }
     snprintf(group, sizeof group, "%llu", (unsigned long long)r->offload.group_size);
-    const char *const pairs[][2] = {{"--compute-type", r->compute_type}, {"--kv-bits", r->kv_bits},
-                                    {"--kernels", r->kernels},           {"--quant-bits", r->offload.bits},
-                                    {"--quant-group-size", group},       {"--hf-cache", values->lookup.hf_cache}};
+    snprintf(memory, sizeof memory, "%llu", (unsigned long long)r->device_memory);
+    const char *const pairs[][2] = {{"--compute-type", r->compute_type},
+                                    {"--kv-bits", r->kv_bits},
+                                    {"--device", r->device},
+                                    {"--device-memory", r->device_memory ? memory : NULL},
+                                    {"--kernels", r->kernels},
+                                    {"--quant-bits", r->offload.bits},
+                                    {"--quant-group-size", group},
+                                    {"--hf-cache", values->lookup.hf_cache}};
     for (size_t i = 0; i < CLI_COUNT(pairs); i++) {
         if (pairs[i][1] == NULL)
             continue;
@@ -430,7 +448,10 @@ static int run_job(bench_job *job, const pst_options_found *found, pst_error *er
     PST_TRY(check_values(values, found, &model, err));
     if (values->against.library != NULL)
         return compare(values, model, pst_options_given(&cli_command_bench_infer.spec, found, "resident"), err);
-    PST_TRY(cli_engine_open(&job->engine, model, &values->lookup, &values->runtime, err));
+    job->runtime = values->runtime;
+    if (values->num_gpus > 0 && !pst_options_given(&cli_command_bench_infer.spec, found, "device"))
+        job->runtime.device = "auto";
+    PST_TRY(cli_engine_open(&job->engine, model, &values->lookup, &job->runtime, err));
     PST_TRY(build_requests(job, err));
     pst_session_options shape = {.max_sequences = (uint32_t)job->batch,
                                  .max_tokens = (uint32_t)(job->prompt_len + values->gen_len),
@@ -440,7 +461,7 @@ static int run_job(bench_job *job, const pst_options_found *found, pst_error *er
                                  .no_prefix_sharing = true}; /* every repetition does all the work */
     bool resident_given = pst_options_given(&cli_command_bench_infer.spec, found, "resident");
     PST_TRY(open_log(job, err));
-    PST_TRY(cli_engine_start(&job->engine, &values->runtime, resident_given, &shape, false,
+    PST_TRY(cli_engine_start(&job->engine, &job->runtime, resident_given, &shape, false,
                              &(cli_needs){needed_bytes, job}, err));
     int status = run_loops(job, err);
     if (status < 0) {

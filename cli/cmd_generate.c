@@ -404,6 +404,8 @@ static void add_stats(generate_job *job, const pst_run_stats *window, size_t req
     sum->total_seconds += before.total_seconds;
     sum->weight_bytes_read += before.weight_bytes_read;
     sum->io_wait_seconds += before.io_wait_seconds;
+    sum->link_bytes += before.link_bytes;
+    sum->link_wait_seconds += before.link_wait_seconds;
     sum->compute_seconds += before.compute_seconds;
     sum->bound_seconds += before.bound_seconds;
     if (before.bound_seconds > window->bound_seconds)

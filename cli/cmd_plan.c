@@ -9,13 +9,14 @@
 #include "base/stats.h"
 #include "common.h"
 #include "output.h"
+#include "penstock/device.h"
 #include "penstock/plan.h"
 
 typedef struct plan_values {
     cli_report report;
     cli_lookup lookup;
     cli_runtime runtime;
-    uint64_t batch, max_batch, prompt_len, gen_len, device_memory, disk_bandwidth, link_bandwidth;
+    uint64_t batch, max_batch, prompt_len, gen_len, disk_bandwidth, link_bandwidth;
     uint64_t quant_bits, quant_group_size;
     double flops, device_flops;
     bool measure;
@@ -66,12 +67,6 @@ static const pst_option machine_rows[] = {
      .min = 1,
      .max = 1e30,
      .help = "multiplications and additions per second that the processor sustains (2e12)"},
-    {.name = "device-memory",
-     .type = PST_OPTION_SIZE,
-     AT(device_memory),
-     .metavar = "SIZE",
-     .min = 1,
-     .help = "memory of an accelerator, which then computes; the equations hold, but none is run yet"},
     {.name = "device-flops",
      .type = PST_OPTION_DOUBLE,
      AT(device_flops),
@@ -84,7 +79,9 @@ static const pst_option machine_rows[] = {
      AT(link_bandwidth),
      .metavar = "BYTES",
      .min = 1,
-     .help = "bytes per second between host and accelerator (50G)"},
+     .help =
+         "bytes per second between host and accelerator (50G); with --device-memory the plan is that of an accelerator "
+         "of this kind, which need not be there"},
 };
 
 static const pst_option_group groups[] = {
@@ -99,7 +96,9 @@ static const pst_option_group groups[] = {
 typedef struct plan_job {
     const plan_values *values;
     pst_predict_options options;
-    const char *disk_from, *compute_from; /* "given", "measured", "assumed" */
+    /* "given", "measured", "assumed"; of the link also "stated" by the device. */
+    const char *disk_from, *compute_from, *link_from;
+    pst_device_info device; /* --device; name "": the host, or one that is not there */
     pst_prediction prediction;
 } plan_job;
 
@@ -130,7 +129,12 @@ static int measure(plan_job *job, const char *model, bool resident_given, pst_er
             o->disk_bytes_per_second = engine.plan.read_bytes_per_second;
             job->disk_from = "measured";
         }
-        if (o->operations_per_second <= 0) {
+        if (o->link_bytes_per_second <= 0 && engine.plan.link_bytes_per_second > 0) {
+            o->link_bytes_per_second = engine.plan.link_bytes_per_second;
+            job->link_from = "measured";
+        }
+        bool computes = o->device_memory_bytes == 0 || job->device.name[0] != '\0'; /* what the plan is for */
+        if (o->operations_per_second <= 0 && computes) {
             o->operations_per_second = engine.plan.operations_per_second;
             o->decode_operations_per_second = engine.plan.decode_operations_per_second;
             o->decode_rows = shape.max_sequences;
@@ -156,8 +160,60 @@ static void assume(plan_job *job)
             o->device_memory_bytes ? device : per_processor * (double)(processors > 0 ? processors : 1);
         job->compute_from = "assumed";
     }
-    if (o->device_memory_bytes > 0 && o->link_bytes_per_second <= 0)
+    if (o->device_memory_bytes > 0 && o->link_bytes_per_second <= 0) {
         o->link_bytes_per_second = link;
+        job->link_from = "assumed";
+    }
+}
+
+/* --device: what it is, unless it is the host. */
+static int find_device(const char *name, pst_device_info *out, pst_error *err)
+{
+    const pst_device_info none = {.struct_size = sizeof none};
+    *out = none;
+    if (strcmp(name, "host") == 0)
+        return 0;
+    char plugin[sizeof out->name];
+    const char *slash = strrchr(name, '/'), *colon = strrchr(name, ':');
+    size_t length = colon != NULL && colon > slash ? (size_t)(colon - name) : strlen(name);
+    if (length >= sizeof plugin)
+        return cli_usage(err, "--device: \"%.60s...\" is too long", name);
+    memcpy(plugin, name, length);
+    plugin[length] = '\0';
+    bool any = strcmp(name, "auto") == 0;
+    for (uint32_t number = 0;; number++) {
+        pst_device_info info = none;
+        pst_error why = {.offset = PST_NO_OFFSET};
+        int status = pst_device_describe(slash != NULL ? plugin : NULL, number, &info, &why);
+        if (status < 0)
+            return any ? 0 : pst_fail(err, status, NULL, "device %.60s: %.400s", name, why.message);
+        size_t whole = strlen(info.name);
+        bool is_first =
+            strcmp(name, plugin) == 0 && strncmp(info.name, name, length) == 0 && strcmp(info.name + length, ":0") == 0;
+        if (any || (whole > 0 && strcmp(info.name, name) == 0) || is_first) {
+            *out = info;
+            return 0;
+        }
+    }
+}
+
+/* The device's own memory and link, where nothing else was given. */
+static int use_device(plan_job *job, pst_error *err)
+{
+    pst_predict_options *o = &job->options;
+    PST_TRY(find_device(job->values->runtime.device, &job->device, err));
+    if (job->device.name[0] == '\0')
+        return 0;
+    /* As a session does: a sixteenth of the free memory, a gibibyte at most, is left to the device's kernels. */
+    uint64_t left = job->device.free_bytes / 16 < 1u << 30 ? job->device.free_bytes / 16 : 1u << 30;
+    if (o->device_memory_bytes == 0)
+        o->device_memory_bytes = job->device.free_bytes - left;
+    if (o->link_bytes_per_second <= 0 && job->device.link_bytes_per_second > 0) {
+        o->link_bytes_per_second = job->device.link_bytes_per_second;
+        job->link_from = "stated";
+    }
+    o->operations_per_second = job->values->device_flops;
+    return 0;
 }
 
 static int fill_options(plan_job *job, const char *model, bool resident_given, pst_error *err)
@@ -175,16 +231,16 @@ static int fill_options(plan_job *job, const char *model, bool resident_given, p
         .resident_set = resident_given,
         .resident_share = v->runtime.resident.is_share ? v->runtime.resident.share : -1,
         .resident_bytes = v->runtime.resident.bytes,
-        .device_memory_bytes = v->device_memory,
+        .device_memory_bytes = v->runtime.device_memory,
         .disk_bytes_per_second = (double)v->disk_bandwidth,
         .link_bytes_per_second = (double)v->link_bandwidth,
-        .operations_per_second = v->device_memory ? v->device_flops : v->flops,
+        .operations_per_second = v->runtime.device_memory ? v->device_flops : v->flops,
         .compute_type = cli_compute_type(&v->runtime),
         .kv_bits = cli_kv_bits(&v->runtime),
         .quant_bits = (uint32_t)v->quant_bits,
         .quant_group_size = (uint32_t)v->quant_group_size,
     };
-    job->disk_from = job->compute_from = "given";
+    job->disk_from = job->compute_from = job->link_from = "given";
     pst_session_options placed = {.resident_set = resident_given,
                                   .resident_share = job->options.resident_share,
                                   .resident_bytes = job->options.resident_bytes};
@@ -250,7 +306,8 @@ static int print_rates(const plan_job *job, pst_error *err)
     const pst_prediction *p = &job->prediction;
     char disk[32], link[32], by_link[64] = "";
     if (o->device_memory_bytes > 0)
-        snprintf(by_link, sizeof by_link, ", link %s/s", pst_format_bytes(o->link_bytes_per_second, link, sizeof link));
+        snprintf(by_link, sizeof by_link, ", link %s/s (%s)",
+                 pst_format_bytes(o->link_bytes_per_second, link, sizeof link), job->link_from);
     PST_TRY(cli_out_printf(err, "rates   drive %s/s (%s)%s, compute %.4g Gflop/s (%s)\n",
                            pst_format_bytes(o->disk_bytes_per_second, disk, sizeof disk), job->disk_from, by_link,
                            o->operations_per_second / 1e9, job->compute_from));
@@ -277,14 +334,17 @@ static int print_text(const plan_job *job, pst_error *err)
 {
     const pst_prediction *p = &job->prediction;
     bool has_device = p->device.budget > 0;
-    char disk[32], time[32], slot[32];
+    char disk[32], time[32], slot[32], link[32], by_link[64] = "";
+    if (has_device)
+        snprintf(by_link, sizeof by_link, ", %s over the link", size_text(p->link_bytes, link));
     PST_TRY(print_model(job, err));
     PST_TRY(print_rates(job, err));
     if (has_device)
         PST_TRY(print_tier("device", &p->device, err));
     PST_TRY(print_tier("host", &p->host, err));
-    PST_TRY(cli_out_printf(err, "disk    %s of weights; up to %u rows in a pass, %u slots of %s\n",
-                           size_text(p->disk_bytes, disk), p->rows_per_pass, p->slots, size_text(p->slot_bytes, slot)));
+    PST_TRY(cli_out_printf(err, "disk    %s of weights%s; up to %u rows in a pass, %u slots of %s\n",
+                           size_text(p->disk_bytes, disk), by_link, p->rows_per_pass, p->slots,
+                           size_text(p->slot_bytes, slot)));
     PST_TRY(print_pass("prefill", &p->prefill, has_device, err));
     PST_TRY(print_pass("decode", &p->decode, has_device, err));
     if (p->experts > 0)
@@ -335,7 +395,7 @@ static json_t *prediction_json(const pst_prediction *p)
 {
     return json_pack(
         "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:I, "
-        "s:f, s:o, s:o, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:o}",
+        "s:f, s:o, s:o, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:o}",
         "model", p->model, "family", p->family, "parameters", (json_int_t)p->parameters, "active_parameters",
         (json_int_t)p->active_parameters, "weight_bytes", (json_int_t)p->weight_bytes, "kv_token_bytes",
         (json_int_t)p->kv_token_bytes, "layers", (json_int_t)p->layers, "experts", (json_int_t)p->experts,
@@ -349,7 +409,8 @@ static json_t *prediction_json(const pst_prediction *p)
         p->prefill_seconds, "decode_seconds", p->decode_seconds, "total_seconds", p->total_seconds,
         "prefill_tokens_per_second", p->prefill_tokens_per_second, "decode_tokens_per_second",
         p->decode_tokens_per_second, "tokens_per_second", p->tokens_per_second, "steady_tokens_per_second",
-        p->steady_tokens_per_second, "limited_by", p->limited_by, "advice", advice_json(p));
+        p->steady_tokens_per_second, "limited_by", p->limited_by, "link_bytes", (json_int_t)p->link_bytes, "advice",
+        advice_json(p));
 }
 
 static int print_json(const plan_job *job, pst_error *err)
@@ -360,11 +421,11 @@ static int print_json(const plan_job *job, pst_error *err)
         json_decref(results);
         results = NULL;
     }
-    json_t *stats =
-        json_pack("{s:f, s:s, s:f, s:f, s:s, s:f, s:I}", "disk_bytes_per_second", o->disk_bytes_per_second, "disk_from",
-                  job->disk_from, "link_bytes_per_second", o->link_bytes_per_second, "operations_per_second",
-                  o->operations_per_second, "compute_from", job->compute_from, "decode_operations_per_second",
-                  o->decode_operations_per_second, "decode_rows", (json_int_t)o->decode_rows);
+    json_t *stats = json_pack(
+        "{s:f, s:s, s:f, s:s, s:f, s:s, s:f, s:I}", "disk_bytes_per_second", o->disk_bytes_per_second, "disk_from",
+        job->disk_from, "link_bytes_per_second", o->link_bytes_per_second, "link_from", job->link_from,
+        "operations_per_second", o->operations_per_second, "compute_from", job->compute_from,
+        "decode_operations_per_second", o->decode_operations_per_second, "decode_rows", (json_int_t)o->decode_rows);
     return cli_out_json(cli_json_document(results, stats), err);
 }
 
@@ -375,6 +436,7 @@ static int plan(const void *values, const pst_options_found *found, pst_error *e
     bool resident_given = pst_options_given(&cli_command_plan.spec, found, "resident");
     cli_notes_start(&job.values->report);
     PST_TRY(fill_options(&job, model, resident_given, err));
+    PST_TRY(use_device(&job, err));
     if (job.values->measure)
         PST_TRY(measure(&job, model, resident_given, err));
     assume(&job);
@@ -394,8 +456,8 @@ const cli_command cli_command_plan = {
              "computes, the tokens per second that follow, what sets the pace, and what one thing changed would "
              "give. MODEL needs no weights: a folder with config.json alone, or a shape of 'penstock synth', "
              "will do.\n\n"
-             "Rates are given, measured (--measure) or assumed; the report says which. A prediction with an "
-             "accelerator stands on its equations: none is run yet.",
+             "Rates are given, measured (--measure) or assumed; the report says which. An accelerator that is to be "
+             "planned for need not be there: --device-memory and --link-bandwidth say what is to be known of it.",
          .example = "  penstock plan ~/models/Llama-3-8B --batch 16 --host-memory 4G --measure\n"
                     "  penstock plan deepseek-r1 --host-memory 256G --disk-bandwidth 13G --flops 2e12\n"
                     "  penstock plan llama3-70b --batch 96 --host-memory 256G --disk-bandwidth 13G "

@@ -51,7 +51,7 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .type = PST_OPTION_SHARE,
      .offset = offsetof(cli_runtime, resident),
      .metavar = "SIZE|PERCENT",
-     .help = "weights kept in that memory (2G, 50%); 0 streams everything; without it what fits"},
+     .help = "weights kept in that memory, and an accelerator's (2G, 50%); 0 streams everything; without it what fits"},
     {.name = "compute-type",
      .type = PST_OPTION_CHOICE,
      .offset = offsetof(cli_runtime, compute_type),
@@ -75,12 +75,28 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
              "name and "
              "goes with the process; the results are the same"},
     CLI_THREADS_ROW(cli_runtime, threads, "threads that compute"),
+    {.name = "device",
+     .type = PST_OPTION_STRING,
+     .offset = offsetof(cli_runtime, device),
+     .metavar = "NAME|auto|host",
+     .initial = "host",
+     .help =
+         "what computes: host is this machine's processor, auto the first accelerator that works, else host; names as "
+         "'penstock devices' lists them, such as cuda or cuda:1"},
+    {.name = "device-memory",
+     .type = PST_OPTION_SIZE,
+     .offset = offsetof(cli_runtime, device_memory),
+     .metavar = "SIZE",
+     .min = 1,
+     .help =
+         "bound of what is taken of the accelerator's memory, for weights that stay there, slots for those that cross "
+         "the link in every pass, keys, values and activations; without it what is free, less a reserve"},
     {.name = "kernels",
      .type = PST_OPTION_CHOICE,
      .offset = offsetof(cli_runtime, kernels),
      .choices = "auto|portable|avx2|avx512|avx512bf16",
      .initial = "auto",
-     .help = "instruction set of the compute kernels; auto is the best of this processor"},
+     .help = "instruction set of the processor's compute kernels; auto is the best of this one"},
     {.name = "trace",
      .type = PST_OPTION_STRING,
      .offset = offsetof(cli_runtime, trace),
@@ -92,7 +108,9 @@ const pst_option cli_placement_rows[CLI_PLACEMENT_ROWS] = {
     {.name = "cpu-offload",
      .type = PST_OPTION_FLAG,
      .offset = offsetof(cli_placement, cpu_offload),
-     .help = "keep all weights in host memory; fails with the budget that this takes where it is more than there is"},
+     .help = "keep all weights in memory: what an accelerator has no room for in the host's; fails with the budget "
+             "that this "
+             "takes where it is more than there is"},
     {.name = "disk-offload",
      .type = PST_OPTION_FLAG,
      .offset = offsetof(cli_placement, disk_offload),
@@ -104,7 +122,9 @@ const pst_option cli_placement_rows[CLI_PLACEMENT_ROWS] = {
      .initial = "0",
      .min = 0,
      .max = 1,
-     .help = "1 locks the weights that are kept and the memory that others stream through, as far as ulimit -l allows"},
+     .help = "1 locks the weights that are kept and the memory that others stream through, as far as ulimit -l allows; "
+             "what an "
+             "accelerator copies from is locked in any case"},
     {.name = "expert-cache",
      .type = PST_OPTION_STRING,
      .offset = offsetof(cli_placement, expert_cache),
@@ -259,6 +279,8 @@ static void fill_options(const cli_runtime *runtime, const pst_io_options *io, b
     out->queue_depth = io->queue_depth;
     out->io_workers = io->workers;
     out->io_single_submit = io->single_submit;
+    out->device = runtime->device;
+    out->device_memory_bytes = runtime->device_memory;
     out->kernels = strcmp(runtime->kernels, "auto") == 0 ? NULL : runtime->kernels;
     out->measure_bound = true;
 }
@@ -419,18 +441,25 @@ void cli_engine_close(cli_engine *engine)
 
 void cli_closing_lines(const pst_run_stats *stats, uint64_t tokens, const cli_report *report)
 {
-    char time[32], amount[32], rate[32], peak[32], budget[32], read[96] = "no weights read";
+    char time[32], amount[32], rate[32], peak[32], budget[32], device[64] = "";
+    char read[96] = "no weights read", copied[64] = "";
     if (report->verbose > 0)
         pst_stats_print(pst_run_stat_table, pst_run_stat_count, stats, stderr);
     if (stats->weight_bytes_read > 0)
         snprintf(read, sizeof read, "read %s at %s/s",
                  pst_format_bytes((double)stats->weight_bytes_read, amount, sizeof amount),
                  pst_format_bytes(stats->read_bytes_per_second, rate, sizeof rate));
+    if (stats->link_bytes > 0)
+        snprintf(copied, sizeof copied, ", copied %s",
+                 pst_format_bytes((double)stats->link_bytes, amount, sizeof amount));
+    if (stats->device_memory_bytes > 0)
+        snprintf(device, sizeof device, ", %s on the device",
+                 pst_format_bytes((double)stats->device_memory_bytes, amount, sizeof amount));
     double speed = stats->total_seconds > 0 ? (double)tokens / stats->total_seconds : 0;
-    cli_note("%llu token%s in %s (%.*f tokens/s); %s; %.0f %% of the bound, limited by %s; peak memory %s of %s",
+    cli_note("%llu token%s in %s (%.*f tokens/s); %s%s; %.0f %% of the bound, limited by %s; peak memory %s of %s%s",
              (unsigned long long)tokens, tokens == 1 ? "" : "s",
-             pst_format_seconds(stats->total_seconds, time, sizeof time), speed < 9.95 ? 2 : 1, speed, read,
+             pst_format_seconds(stats->total_seconds, time, sizeof time), speed < 9.95 ? 2 : 1, speed, read, copied,
              stats->share_of_bound * 100, stats->limited_by != NULL ? stats->limited_by : "?",
              pst_format_bytes((double)stats->peak_rss_bytes, peak, sizeof peak),
-             pst_format_bytes((double)stats->host_memory_bytes, budget, sizeof budget));
+             pst_format_bytes((double)stats->host_memory_bytes, budget, sizeof budget), device);
 }

@@ -171,6 +171,13 @@ typedef struct pst_plan_info {
     uint64_t
         kv_disk_bytes;  /* of the file with keys and values; kv_bytes are then those of its window and last blocks */
     const char *device; /* that computes: "host", "cuda" */
+    /* An accelerator's memory, else 0: --device-memory in force, and what the plan takes of it; of that weights, keys and values,
+     * and slots that other weights pass through. resident_bytes and the like are the host's. */
+    uint64_t device_budget_bytes, device_total_bytes;
+    uint64_t device_resident_bytes, device_kv_bytes, device_slot_bytes;
+    uint32_t device_slots;
+    double expected_link_bytes;   /* what a pass with a row of every sequence copies to it, as expected_pass_bytes */
+    double link_bytes_per_second; /* measured beforehand; 0 when not, or nothing has to be copied */
 } pst_plan_info;
 PST_API void pst_session_get_plan(const pst_session *session, pst_plan_info *out);
 
@@ -241,9 +248,9 @@ typedef struct pst_run_stats {
     double io_wait_seconds;       /* compute waited for the drive */
     double compute_seconds;
     double
-        bound_seconds; /* what the drive and the processor allow: sum over the passes of max(bytes / bandwidth, operations / rate) */
+        bound_seconds; /* what drive, link and processor allow: sum over the passes of max(bytes / bandwidth, operations / rate) */
     double share_of_bound;
-    const char *limited_by; /* "disk", "page cache" (reads were buffered), "compute", or "not measured" */
+    const char *limited_by; /* "disk", "page cache" (reads were buffered), "link", "compute", or "not measured" */
     double disk_bytes_per_second, compute_flops; /* the measured bandwidth and rate that the bound stands on */
     uint64_t resident_bytes, streamed_bytes;
     uint64_t peak_rss_bytes, host_memory_bytes;
@@ -256,6 +263,11 @@ typedef struct pst_run_stats {
     uint64_t kv_bytes_read, kv_bytes_written; /* keys and values, from and to the drive */
     uint64_t computed_tokens;                 /* rows of all passes */
     double expert_bytes_per_token;            /* expert_bytes_read and wasted_bytes over computed_tokens */
+    /* With an accelerator. */
+    uint64_t link_bytes;          /* weights that were copied to it, in all passes */
+    double link_wait_seconds;     /* the copies were what was waited for */
+    double link_bytes_per_second; /* measured, as disk_bytes_per_second */
+    uint64_t device_resident_bytes, device_memory_bytes; /* weights kept there; its memory in use, by plan */
 } pst_run_stats;
 
 /* Called on the owner's thread as text (or, without a tokenizer, just tokens) appears; returning nonzero cancels. id is

@@ -117,6 +117,7 @@ typedef struct pst_prediction {
 
     pst_advice advice[PST_MAX_ADVICE]; /* best first; only what gains 2 % or more */
     uint32_t advice_count;
+    uint64_t link_bytes; /* weights that the device has not got: the most that a pass copies to it */
 } pst_prediction;
 
 /* PST_E_BUDGET names the smallest budget that works. Any thread. */

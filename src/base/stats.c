@@ -29,9 +29,9 @@ const pst_stat pst_run_stat_table[] = {
     ROW(read_bytes_per_second, "bytes/s", PST_STAT_REAL, "those over the wall time of the passes"),
     ROW(io_wait_seconds, "seconds", PST_STAT_REAL, "compute waited for the drive"),
     ROW(compute_seconds, "seconds", PST_STAT_REAL, "compute had its weights"),
-    ROW(bound_seconds, "seconds", PST_STAT_REAL, "what the drive and the processor allow"),
+    ROW(bound_seconds, "seconds", PST_STAT_REAL, "what drive, link and processor allow"),
     ROW(share_of_bound, "share", PST_STAT_REAL, "the bound over the time taken"),
-    ROW(limited_by, "", PST_STAT_TEXT, "which of the two sets the bound"),
+    ROW(limited_by, "", PST_STAT_TEXT, "which of these sets the bound"),
     ROW(disk_bytes_per_second, "bytes/s", PST_STAT_REAL, "drive bandwidth measured beforehand"),
     ROW(compute_flops, "flop/s", PST_STAT_REAL, "compute rate measured beforehand"),
     ROW(resident_bytes, "bytes", PST_STAT_COUNT, "weights kept in memory"),
@@ -52,6 +52,11 @@ const pst_stat pst_run_stat_table[] = {
     ROW(kv_bytes_written, "bytes", PST_STAT_COUNT, "keys and values that went there"),
     ROW(computed_tokens, "tokens", PST_STAT_COUNT, "rows of all passes"),
     ROW(expert_bytes_per_token, "bytes", PST_STAT_REAL, "experts' weights read, also in vain, over those"),
+    ROW(link_bytes, "bytes", PST_STAT_COUNT, "weights copied to the accelerator, in all passes"),
+    ROW(link_wait_seconds, "seconds", PST_STAT_REAL, "waiting for these copies"),
+    ROW(link_bytes_per_second, "bytes/s", PST_STAT_REAL, "link bandwidth measured beforehand"),
+    ROW(device_resident_bytes, "bytes", PST_STAT_COUNT, "weights kept on the accelerator"),
+    ROW(device_memory_bytes, "bytes", PST_STAT_COUNT, "memory in use there"),
 };
 const size_t pst_run_stat_count = sizeof pst_run_stat_table / sizeof pst_run_stat_table[0];
 

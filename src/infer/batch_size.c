@@ -3,6 +3,7 @@
 #include "infer/batch_size.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "base/heap.h"
@@ -27,8 +28,9 @@ pst_batch_rates pst_batch_rates_of(double disk, double one_row, double many_rows
 double pst_batch_token_seconds(const pst_batch_point *p, const pst_batch_rates *rates)
 {
     double disk = p->bytes > 0 ? p->bytes / rates->disk_bytes_per_second : 0;
+    double link = rates->link_bytes_per_second > 0 ? p->link_bytes / rates->link_bytes_per_second : 0;
     double compute = p->parameters * rates->parameter_seconds + p->operations / rates->operations_per_second;
-    return (disk > compute ? disk : compute) / p->tokens;
+    return fmax(fmax(disk, link), compute) / p->tokens;
 }
 
 size_t pst_batch_choose(const pst_batch_point *points, size_t count, const pst_batch_rates *rates)
@@ -55,7 +57,14 @@ uint64_t pst_batch_kv_tokens(uint32_t sequences, uint64_t requests, uint64_t tot
 /* ---- points ---- */
 
 /* More rows in a pass make it compute-bound on any processor. */
-enum { MAX_CHOSEN = 2048, MAX_POINTS = 64, PROBE_TOKENS = 256, USUAL_RATIO = 8, WORTH_MEASURING = 32 };
+enum {
+    MAX_CHOSEN = 2048,
+    MAX_POINTS = 64,
+    PROBE_TOKENS = 256,
+    USUAL_RATIO = 8,
+    DEVICE_RATIO = 128,
+    WORTH_MEASURING = 32
+};
 
 /* A job and what it is planned with. */
 typedef struct choice {
@@ -65,6 +74,7 @@ typedef struct choice {
     pst_program *program;
     pst_cost cost;
     uint64_t process_bytes, disk_room;
+    bool apart; /* an accelerator computes, with options->device_memory_bytes */
     pst_batch_point points[MAX_POINTS];
     size_t count;
 } choice;
@@ -95,6 +105,7 @@ static pst_batch_point describe(const choice *c, const pst_session_options *o, c
         point.tokens *= waves / ceil(waves);
     }
     point.bytes = pst_plan_expected_bytes(plan, rows < 1 ? 1 : (uint32_t)rows);
+    point.link_bytes = pst_plan_link_bytes(plan, rows < 1 ? 1 : (uint32_t)rows);
     if (o->kv_folder != NULL) /* read for every row, and written once */
         point.bytes +=
             (double)cache->disk_bytes / (double)o->kv_tokens * (o->max_sequences * (prompt + made / 2) + rows);
@@ -117,7 +128,7 @@ static int try_batch(const choice *c, uint32_t sequences, pst_batch_point *out, 
         return pst_fail(err, PST_E_BUDGET, NULL,
                         "a host memory budget of %.1f MiB is too small: what these requests give takes %.1f MiB of it",
                         (double)budget / 0x1p20, (double)held / 0x1p20);
-    pst_forward_config config = {.transformer = &c->transformer, .program = c->program};
+    pst_forward_config config = {.transformer = &c->transformer, .program = c->program, .apart = c->apart};
     config.record_routing = o.on_routing != NULL;
     pst_plan_request request;
     pst_kv_memory cache;
@@ -185,6 +196,8 @@ static int measure(pst_model *model, const choice *c, pst_batch_rates *out, pst_
     if (plan.read_bytes_per_second > 0 && plan.operations_per_second > 0)
         *out = pst_batch_rates_of(plan.read_bytes_per_second, plan.decode_operations_per_second,
                                   plan.operations_per_second);
+    out->link_bytes_per_second =
+        plan.link_bytes_per_second > 0 ? plan.link_bytes_per_second : out->link_bytes_per_second;
     return 0;
 }
 
@@ -193,19 +206,46 @@ static int find_rates(pst_model *model, const choice *c, pst_batch_rates *out, p
     const pst_workload *w = c->work;
     /* Where nothing is read the ratio of the two alone counts. That of a processor of today whose memory gives a parameter of
      * 16 bits for every 16 to 32 operations; the others stand for what cannot be measured: a usual drive and processor. */
-    const double usual_disk = 2e9, usual_rate = 1e11;
+    const double usual_disk = 2e9, usual_rate = 1e11, device_link = 25e9, device_rate = 1e14;
     *out = pst_batch_rates_of(usual_disk, usual_rate / USUAL_RATIO, usual_rate);
+    if (c->apart) /* from memory of some TB/s it computes with a parameter for 100 to 300 rows at no cost */
+        *out = pst_batch_rates_of(usual_disk, device_rate / DEVICE_RATIO, device_rate);
+    out->link_bytes_per_second = c->apart ? device_link : 0;
     if (w->operations_per_second > 0 && w->disk_bytes_per_second > 0) {
+        const double link = out->link_bytes_per_second;
         *out = pst_batch_rates_of(w->disk_bytes_per_second, w->one_row_operations_per_second, w->operations_per_second);
+        out->link_bytes_per_second = link;
         return 0;
     }
     bool reads = false;
     for (size_t i = 0; i < c->count; i++)
-        reads = reads || c->points[i].bytes > 0;
+        reads = reads || c->points[i].bytes > 0 || c->points[i].link_bytes > 0;
     return reads && c->points[c->count - 1].sequences > WORTH_MEASURING ? measure(model, c, out, err) : 0;
 }
 
 /* ---- the whole ---- */
+
+/* What a session would take of an accelerator's memory: the options' device is opened to be asked. */
+static int find_device(choice *c, pst_error *err)
+{
+    pst_session_options *o = c->options;
+    pst_pool *pool = NULL;
+    pst_device *device = NULL;
+    uint64_t budget = 0;
+    if (o->device == NULL || strcmp(o->device, "host") == 0)
+        return 0;
+    int status = pst_pool_create(1, &pool, err);
+    if (status >= 0)
+        status = pst_device_open(o->device, pool, o->kernels, &device, err);
+    if (status >= 0 && !device->ops->is_host)
+        status = pst_session_device_budget(o, device, &budget, err);
+    pst_device_destroy(device);
+    pst_pool_destroy(pool);
+    PST_TRY(status);
+    c->apart = budget > 0;
+    o->device_memory_bytes = budget;
+    return 0;
+}
 
 static int prepare(choice *c, pst_model *model, pst_error *err)
 {
@@ -216,6 +256,7 @@ static int prepare(choice *c, pst_model *model, pst_error *err)
         c->transformer.layers = o->max_layers;
     if (o->max_prompt_tokens == 0 || o->max_prompt_tokens > o->max_tokens)
         o->max_prompt_tokens = o->max_tokens;
+    PST_TRY(find_device(c, err));
     PST_TRY(pst_program_create(&c->transformer, model->store, &c->program, err));
     pst_cost_of(&c->transformer, c->program, &c->cost);
     if (o->kv_folder != NULL) {

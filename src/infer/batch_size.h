@@ -2,7 +2,7 @@
 /*
  * How many sequences a long job runs at once: pure functions.
  *
- * A pass over the weights takes max(bytes / drive, computing), and makes a token for every sequence that it carries. Keys and
+ * A pass over the weights takes max(bytes / drive, bytes / link, computing), and makes a token for every sequence that it carries. Keys and
  * values of one sequence more take memory in which weights could stay instead, so the bytes of a pass rise with the number of
  * sequences; but while the drive sets the pace and the weights do not fit anyway, they rise more slowly than the tokens do,
  * and memory goes to sequences before it goes to weights. Where computing sets the pace, or all weights stay, another
@@ -25,12 +25,14 @@ typedef struct pst_batch_point {
     double bytes;      /* from the drive */
     double parameters; /* that it multiplies with, each counted once */
     double operations;
+    double link_bytes; /* to an accelerator */
 } pst_batch_point;
 
 typedef struct pst_batch_rates {
     double disk_bytes_per_second;
     double operations_per_second; /* with many rows; above 0 */
     double parameter_seconds;     /* what a parameter costs a pass beside its operations: fetching it from memory */
+    double link_bytes_per_second; /* 0: there is no link */
 } pst_batch_rates;
 
 /* From two measured rates: with one row, and with many. disk may be 0 where no point reads anything. */

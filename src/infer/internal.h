@@ -41,8 +41,8 @@ typedef struct pst_rate {
 /* What a session did since it was opened; differences make a run's statistics. */
 typedef struct pst_session_counters {
     uint64_t passes, pass_ns, rows;
-    uint64_t shared_tokens;                           /* whose keys and values another sequence had computed */
-    double bound_seconds, disk_seconds, math_seconds; /* bound: sum of the larger of the two, pass by pass */
+    uint64_t shared_tokens; /* whose keys and values another sequence had computed */
+    double bound_seconds, disk_seconds, link_seconds, math_seconds; /* bound: sum of the largest, pass by pass */
     pst_ring_stats ring;
     pst_kv_traffic kv;
 } pst_session_counters;
@@ -80,7 +80,7 @@ struct pst_session {
     pst_error failed;               /* code below zero: what made the session unusable */
     const pst_tokenizer *tokenizer; /* the model's; NULL: none that can be read */
 
-    double disk_bytes_per_second;
+    double disk_bytes_per_second, link_bytes_per_second;
     pst_rate decode_rate, prefill_rate; /* rows: up to how many the rate stands for */
     pst_cost cost;                      /* once measured */
     pst_session_counters counters;
@@ -91,6 +91,8 @@ struct pst_session {
  * its memory. */
 int pst_session_request_plan(const pst_session_options *options, uint64_t process_bytes, pst_forward_config *config,
                              pst_plan_request *out, pst_kv_memory *out_cache, pst_error *err);
+/* What may be taken of the memory of a device (NULL: one that is not there, only reckoned with; then it is in the options). */
+int pst_session_device_budget(const pst_session_options *options, pst_device *device, uint64_t *out, pst_error *err);
 /* pst_session_open on this device, whose owner the session is from now on, also where it fails; NULL: the one that the options
  * name. */
 int pst_session_open_on(pst_model *model, const pst_session_options *options, pst_device *device, pst_session **out,
@@ -113,7 +115,8 @@ int pst_session_check_score(const pst_session *session, const pst_score_request 
 /* Puts "prompt 3: " (number from 0) before the message. Returns the code. */
 int pst_fail_number(pst_error *err, const char *what, size_t number, const pst_error *cause);
 /* Adds to the counters what the pass that is in session->rows could not be faster than. */
-void pst_session_count_bound(pst_session *session, uint32_t rows, uint32_t logit_rows, uint64_t bytes_read);
+void pst_session_count_bound(pst_session *session, uint32_t rows, uint32_t logit_rows, uint64_t bytes_read,
+                             uint64_t link_bytes);
 /* Fills what follows from the counters: bytes, times, bound. */
 void pst_session_fill_stats(const pst_session *session, const pst_session_counters *before, pst_run_stats *stats);
 void pst_session_get_counters(const pst_session *session, pst_session_counters *out);

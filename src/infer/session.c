@@ -23,6 +23,11 @@ static const uint64_t PROCESS_RESERVE_BYTES = 24ull << 20;
  * with b bytes a parameter, a pass takes the processor (F operations per second) longer than the drive (D bytes per second):
  * 2048 for 800 Gflop/s, bf16 and 0.4 GB/s, 16384 for 50 MB/s. */
 enum { MAX_USEFUL_ROWS = 2048, MAX_SPARE_ROWS = 16384, MAX_LOGIT_ROWS = 512, MAX_SEQUENCES = 1 << 16 };
+/* The same on a device: 30000 for 3e14 operations, bf16 and a drive of 10 GB/s, 6000 for a link of 50 GB/s. */
+enum { MAX_DEVICE_ROWS = 1 << 16, MAX_DEVICE_LOGIT_ROWS = 2048 };
+/* What a budget that nobody gave leaves of a device's free memory to its kernels: this, or a share of it. */
+static const uint64_t DEVICE_RESERVE_BYTES = 1ull << 30;
+enum { DEVICE_RESERVE_SHARE = 16 };
 /* What generation and scoring keep of a request in a slot, its texts and results aside. */
 enum { SLOT_BYTES = 256 };
 
@@ -118,6 +123,22 @@ static uint64_t choose_budget(const pst_session_options *o)
     return pst_memory_resident_bytes() + memory.available_bytes / 4 * 3;
 }
 
+int pst_session_device_budget(const pst_session_options *o, pst_device *device, uint64_t *out, pst_error *err)
+{
+    uint64_t free_bytes = o->device_memory_bytes, total_bytes;
+    int status = device != NULL ? device->ops->memory_info(device, &free_bytes, &total_bytes) : 0;
+    if (status < 0)
+        return pst_fail(err, status, NULL, "device %s does not tell its memory: %s", device->ops->name,
+                        device->ops->last_error(device));
+    if (o->device_memory_bytes > free_bytes)
+        return pst_fail(err, PST_E_BUDGET, NULL,
+                        "a device memory budget of %.3g MiB, where device %s has %.3g MiB free",
+                        (double)o->device_memory_bytes / 0x1p20, device->ops->name, (double)free_bytes / 0x1p20);
+    uint64_t usual = free_bytes - pst_min(free_bytes / DEVICE_RESERVE_SHARE, DEVICE_RESERVE_BYTES);
+    *out = pst_max(1, o->device_memory_bytes ? o->device_memory_bytes : usual);
+    return 0;
+}
+
 static uint64_t choose_resident(const pst_program *program, const pst_session_options *o)
 {
     if (!o->resident_set)
@@ -154,9 +175,9 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
     pst_kv_memory cache;
     pst_kv_measure(&kv, &cache);
     uint64_t prompt_rows = (uint64_t)o->max_sequences * o->max_prompt_tokens;
-    uint64_t useful = prompt_rows < MAX_USEFUL_ROWS ? prompt_rows : MAX_USEFUL_ROWS;
-    if (o->all_logits && useful > MAX_LOGIT_ROWS)
-        useful = MAX_LOGIT_ROWS;
+    uint64_t useful = pst_min(prompt_rows, config->apart ? MAX_DEVICE_ROWS : MAX_USEFUL_ROWS);
+    if (o->all_logits)
+        useful = pst_min(useful, config->apart ? MAX_DEVICE_LOGIT_ROWS : MAX_LOGIT_ROWS);
     /* Decoding wants a row of every sequence in one pass; scoring can do with one row. */
     uint32_t least = o->all_logits ? 1 : o->max_sequences;
     pst_plan_request request = {
@@ -168,13 +189,17 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
             memory.row_bytes + sizeof(pst_row) + sizeof(uint32_t) + (o->all_logits ? memory.logit_row_bytes : 0),
         .min_rows = least,
         .max_rows = useful > least ? (uint32_t)useful : least,
-        .spare_rows = o->all_logits ? 0 : (uint32_t)pst_min(prompt_rows, MAX_SPARE_ROWS),
+        .spare_rows = o->all_logits || config->apart ? 0 : (uint32_t)pst_min(prompt_rows, MAX_SPARE_ROWS),
         .max_resident_bytes = choose_resident(program, o),
         .max_slot_bytes = o->max_slot_bytes,
         .units_per_row = config->transformer->experts_per_token,
         .max_cache_bytes = o->expert_cache_set ? o->expert_cache_bytes : UINT64_MAX,
         .keep_all = o->keep_all_weights,
+        .device_row_bytes = memory.device_row_bytes + (o->all_logits ? memory.device_logit_row_bytes : 0),
     };
+    if (config->apart)
+        PST_TRY(pst_session_device_budget(o, config->device, &request.device_budget_bytes, err));
+    uint64_t device_logits = o->all_logits ? 0 : o->max_sequences * memory.device_logit_row_bytes;
     uint64_t logits = o->all_logits ? 0 : o->max_sequences * memory.logit_row_bytes;
     uint64_t candidates = o->all_logits ? 0 : config->transformer->vocab * sizeof(pst_candidate); /* to sample from */
     const uint32_t threads = o->threads ? o->threads : pst_os_processors();
@@ -185,9 +210,12 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
                       pst_ring_gather_bytes(program->stages, program->stage_count) +
                       (uint64_t)o->max_sequences *
                           (o->max_tokens * sizeof(uint32_t) + sizeof(pst_sequence) + sizeof(uint32_t) + SLOT_BYTES);
+    uint64_t device_others = memory.device_fixed_bytes + device_logits;
     if (__builtin_add_overflow(cache.kv_bytes, others, &request.fixed_bytes) ||
         __builtin_add_overflow(cache.table_bytes, request.fixed_bytes, &request.fixed_bytes) ||
-        request.fixed_bytes > UINT64_MAX / 4)
+        __builtin_add_overflow(cache.device_kv_bytes, device_others, &request.device_fixed_bytes) ||
+        __builtin_add_overflow(cache.device_table_bytes, request.device_fixed_bytes, &request.device_fixed_bytes) ||
+        request.fixed_bytes > UINT64_MAX / 4 || request.device_fixed_bytes > UINT64_MAX / 4)
         return pst_fail(err, PST_E_BUDGET, NULL, "the KV cache of %u sequences of %u tokens fits no memory",
                         o->max_sequences, o->max_tokens);
     *out = request;
@@ -235,12 +263,26 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
         .expected_pass_bytes = pst_plan_expected_bytes(&s->plan, o->max_sequences),
         .kv_disk_bytes = cache.disk_bytes,
         .device = s->device->ops->name,
+        .device_budget_bytes = request.device_budget_bytes,
+        .device_total_bytes = s->plan.device_total_bytes,
+        .device_resident_bytes = s->plan.device_resident_bytes,
+        .device_kv_bytes = cache.device_kv_bytes,
+        .device_slot_bytes = s->plan.device_slot_bytes,
+        .device_slots = s->plan.device_slots,
+        .expected_link_bytes = pst_plan_link_bytes(&s->plan, o->max_sequences),
     };
     pst_log(PST_LOG_INFO,
             "plan: %.1f MB of weights resident, %.1f MB streamed per pass through %u slots of %.1f MB; up to %u rows "
             "per pass",
             (double)s->plan.resident_bytes / 1e6, (double)s->plan.streamed_bytes / 1e6, s->plan.slots,
             (double)s->plan.slot_bytes / 1e6, s->plan.rows_per_pass);
+    if (config->apart)
+        pst_log(PST_LOG_INFO,
+                "plan: %.1f MB of weights on device %s, %.1f MB cross the link per pass through %u slots of %.1f MB; "
+                "%.1f of %.1f MB of its memory",
+                (double)s->plan.device_resident_bytes / 1e6, s->device->ops->name, (double)s->plan.link_bytes / 1e6,
+                s->plan.device_slots, (double)s->plan.device_slot_bytes / 1e6, (double)s->plan.device_total_bytes / 1e6,
+                (double)request.device_budget_bytes / 1e6);
     if (s->plan.streamed_unit_bytes > 0)
         pst_log(PST_LOG_INFO,
                 "plan: of %.1f MB of experts the cache keeps %.1f MB; a pass of %u rows needs %.0f %% of them",
@@ -335,9 +377,6 @@ static int open_session(pst_session *s, pst_error *err)
     PST_TRY(pst_kv_create(&kv, &s->kv, err));
     config.kv = s->kv;
     PST_TRY(pst_forward_create(&config, &s->forward, err));
-    if (s->device != s->host)
-        return pst_fail(err, PST_E_UNSUPPORTED, NULL, "weights in the memory of device %s: not yet",
-                        s->device->ops->name);
     pst_ring_config ring = {.store = s->model->store,
                             .stages = s->program->stages,
                             .stage_count = s->program->stage_count,
@@ -345,7 +384,8 @@ static int open_session(pst_session *s, pst_error *err)
                             .io = s->io,
                             .trace = o->trace,
                             .cancel = &s->cancelled,
-                            .lock_memory = o->lock_memory};
+                            .lock_memory = o->lock_memory,
+                            .device = s->device};
     PST_TRY(pst_ring_create(&ring, &s->ring, err));
     s->info.locked = pst_ring_is_locked(s->ring);
     return o->measure_bound ? pst_session_measure(s, err) : 0;

@@ -24,21 +24,14 @@ int pst_planned_model_open(const pst_predict_options *options, uint32_t quant_bi
                            pst_error *err);
 void pst_planned_model_close(pst_planned_model *model); /* what it holds; a zeroed one is fine */
 
-/* Bytes by what a pass does with them. */
-typedef struct pst_pass_bytes {
-    double always, experts; /* experts: all of them; a pass needs the share that its rows choose */
-} pst_pass_bytes;
-
 /* A placement and the rates: everything that the time of a pass follows from. */
 typedef struct pst_placed {
     const pst_predict_options *options;
     const pst_planned_model *model;
-    const pst_plan *plan; /* NULL with a device */
+    const pst_plan *plan;
     pst_cost cost;
     uint32_t batch;
     uint32_t rows_per_pass;
-    pst_pass_bytes disk, link;
-    double kv_over_link;       /* bytes of the cache that lie on the host and are moved in every pass */
     double gathered_row_bytes; /* read from the drive for each row; 0: the embedding is in memory */
 } pst_placed;
 

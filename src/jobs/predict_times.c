@@ -33,14 +33,10 @@ static double rate_of(const pst_predict_options *o, uint32_t batch, double rows)
 static pst_predicted_pass time_pass(const pst_placed *p, double rows, double logit_rows, double keys)
 {
     const pst_predict_options *o = p->options;
-    double share = pst_cost_expert_share(p->model->t, rows);
-    pst_predicted_pass pass = {.rows = rows};
-    if (p->plan != NULL) /* the session's own reckoning, with its cache of experts */
-        pass.bytes = pst_plan_expected_bytes(p->plan, (uint32_t)ceil(rows));
-    else
-        pass.bytes = p->disk.always + share * p->disk.experts;
+    /* The session's own reckoning, with its cache of experts. */
+    pst_predicted_pass pass = {.rows = rows, .bytes = pst_plan_expected_bytes(p->plan, (uint32_t)ceil(rows))};
     pass.bytes += rows * p->gathered_row_bytes;
-    double moved = p->link.always + share * p->link.experts + p->kv_over_link;
+    double moved = pst_plan_link_bytes(p->plan, (uint32_t)ceil(rows));
     if (pass.bytes > 0)
         pass.disk_seconds = pass.bytes / o->disk_bytes_per_second;
     if (moved > 0)

@@ -16,7 +16,7 @@ enum {
     SLACK_MEBIBYTES = 2,  /* rounding up, and what a process's own size varies by from one start to the next */
     DEVICE_SLOTS = 3,     /* one to compute with, one that is filled, one that is already waiting */
     LOADING_SLOTS = 4,    /* that a device is filled through where nothing streams */
-    ENOUGH_ROWS = 256     /* of a pass, from which on weights that stay on the device pay more than further rows */
+    ENOUGH_ROWS = 256     /* of a pass on a device */
 };
 static const uint64_t MAX_SLOT_BYTES = 32ull << 20; /* a drive of 10 GB/s fills it in 3 ms: longer than any latency */
 static const uint64_t MIN_SLOT_BYTES = 1ull << 20;  /* below this, reads are too short to reach a drive's speed */
@@ -301,7 +301,11 @@ static void share_device(const pst_plan_request *request, const plan_room *have,
     plan->device_slot_bytes = slot;
     plan->device_slots = DEVICE_SLOTS * slot <= room / 2 ? DEVICE_SLOTS : MIN_SLOTS;
     room -= plan->device_slots * slot;
-    plan->rows_per_pass = choose_rows(request, request->device_row_bytes, most_rows, room);
+    /* Rows beyond those that keep it busy are worth less than weights: an eighth of the room. */
+    uint32_t enough = (uint32_t)pst_min(ENOUGH_ROWS, most_rows);
+    uint32_t few = choose_rows(request, request->device_row_bytes, enough, room);
+    uint32_t many = choose_rows(request, request->device_row_bytes, most_rows, room / 4);
+    plan->rows_per_pass = few > many ? few : many;
     room -= (plan->rows_per_pass - request->min_rows) * request->device_row_bytes;
     if (spread_on_device(request, plan, EVERY_PASS, room))
         spread_on_device(request, plan, SOME_UNITS, room - plan->device_resident_memory_bytes);

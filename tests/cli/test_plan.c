@@ -39,6 +39,24 @@ static void test_text(void **state)
         if (strstr(result.out, lines[i]) == NULL)
             fail_msg("no \"%s\" in %s", lines[i] + 1, result.out);
     program_free(&result);
+    /* Memory of each tier, and what is copied. */
+    json_t *document =
+        expect_json(PENSTOCK("plan", "llama3-8b", "--batch", "4", "--host-memory", "8G", "--device-memory", "4G",
+                             "--link-bandwidth", "20G", "--disk_bandwidth", "3G", "--json"));
+    const json_t *p = json_array_get(json_object_get(document, "results"), 0);
+    const json_t *device = json_object_get(p, "device"), *host = json_object_get(p, "host");
+    double sum = number(device, "weight_bytes") + number(device, "kv_bytes") + number(device, "activation_bytes") +
+                 number(device, "ring_bytes");
+    assert_true(sum == number(device, "total_bytes") && sum <= 4e9 && number(host, "total_bytes") <= 8e9);
+    assert_true(number(device, "kv_bytes") > 0 && number(host, "kv_bytes") == 0);
+    assert_true(number(p, "link_bytes") > number(p, "streamed_bytes"));
+    double all = number(device, "weight_bytes") + number(p, "link_bytes");
+    assert_true(all > 0.9 * number(p, "weight_bytes") && all < 1.01 * number(p, "weight_bytes"));
+    assert_string_equal(text(json_object_get(document, "stats"), "link_from"), "given");
+    json_decref(document);
+    EXPECT_ERROR(1, "device memory budget", "plan", "llama3-8b", "--batch", "1", "--device-memory", "10M",
+                 "--link-bandwidth", "20G");
+    EXPECT_ERROR(1, "no-such", "plan", "llama3-8b", "--device", "no-such");
 }
 
 /* A real folder, measured; no batch: one is chosen, no larger than the requests. */
