@@ -12,11 +12,11 @@
 #include "interrupt.h"
 #include "output.h"
 
-const cli_command *const cli_commands[] = {&cli_command_generate,   &cli_command_score,       &cli_command_tokenize,
-                                           &cli_command_synth,      &cli_command_convert,     &cli_command_verify,
-                                           &cli_command_inspect,    &cli_command_bench_infer, &cli_command_bench_io,
-                                           &cli_command_bench_save, &cli_command_bench_load,  &cli_command_tune,
-                                           &cli_command_plan};
+const cli_command *const cli_commands[] = {
+    &cli_command_generate, &cli_command_score,      &cli_command_tokenize,   &cli_command_synth,
+    &cli_command_convert,  &cli_command_verify,     &cli_command_inspect,    &cli_command_bench_infer,
+    &cli_command_bench_io, &cli_command_bench_save, &cli_command_bench_load, &cli_command_bench_kernels,
+    &cli_command_tune,     &cli_command_plan};
 const size_t cli_command_count = CLI_COUNT(cli_commands);
 
 /* A standard descriptor that the caller closed would be taken by the first file opened, and text would land in it.
@@ -66,13 +66,13 @@ static int unknown_command(int argc, char *const *argv, pst_error *err)
     if (strcmp(argv[0], "bench") == 0) {
         if (argc > 1 && argv[1][0] != '-')
             return cli_usage(err,
-                             "\"bench %.40s\" is unknown; there are 'penstock bench infer', 'penstock bench io' and "
-                             "'penstock bench save'",
+                             "\"bench %.40s\" is unknown; there are 'penstock bench infer', 'penstock bench io', "
+                             "'penstock bench save', 'penstock bench load' and 'penstock bench kernels'",
                              argv[1]);
-        return cli_usage(err, "'penstock bench' needs to know what: 'penstock bench infer', 'penstock bench io' or "
-                              "'penstock bench save'");
+        return cli_usage(err, "'penstock bench' needs to know what: 'penstock bench infer', 'penstock bench io', "
+                              "'penstock bench save', 'penstock bench load' or 'penstock bench kernels'");
     }
-    const char *names[16];
+    const char *names[24];
     size_t count = 0;
     for (size_t i = 0; i < cli_command_count && count + 1 < CLI_COUNT(names); i++)
         names[count++] = cli_commands[i]->spec.name;

@@ -6,7 +6,7 @@
 set -eu
 cd "${1:-$(dirname "$0")/..}"
 failed=0
-headers="include/penstock/io.h include/penstock/io_*.h include/penstock/tune.h include/penstock/bench_io.h"
+headers="include/penstock/io.h include/penstock/io_*.h include/penstock/tune.h include/penstock/bench_io.h include/penstock/bench_kernels.h"
 # shellcheck disable=SC2086 # a list of files
 declared=$(grep -ho 'PST_API [^;]*' $headers | grep -o 'pst_[a-z_]* *(' | tr -d ' (' | sort -u)
 known=$(grep -ho 'PST_API [^;]*' include/penstock/*.h | grep -o 'pst_[a-z_]* *(' | tr -d ' (' | sort -u)
