@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "device/device.h"
+#include "device/fault.h"
 #include "device/plugin.h"
 
 /* The same failure with the device's name before it. */
@@ -60,8 +61,20 @@ static int open_auto(pst_pool *pool, const char *kernels, pst_device **out, pst_
     return pst_device_host_create(pool, kernels, out, err);
 }
 
+/* A test's (fault.h). */
+static pst_device_opener *opener;
+static void *opener_context;
+
+void pst_device_replace_open(pst_device_opener *replacement, void *context)
+{
+    opener = replacement;
+    opener_context = context;
+}
+
 int pst_device_open(const char *name, pst_pool *pool, const char *kernels, pst_device **out, pst_error *err)
 {
+    if (opener != NULL)
+        return opener(opener_context, name, pool, kernels, out, err);
     if (name == NULL || strcmp(name, "host") == 0)
         return pst_device_host_create(pool, kernels, out, err);
     if (strcmp(name, "auto") == 0)

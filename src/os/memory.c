@@ -63,6 +63,14 @@ void pst_memory_unmap(void *memory, uint64_t bytes)
         pst_sys->munmap(memory, round_to_pages(bytes ? bytes : 1));
 }
 
+int pst_memory_protect(void *memory, uint64_t bytes, bool accessible, pst_error *err)
+{
+    int status = pst_sys->mprotect(memory, round_to_pages(bytes), accessible ? PROT_READ | PROT_WRITE : PROT_NONE);
+    return status < 0 ? pst_fail(err, status, NULL, "cannot protect %llu bytes: %s", (unsigned long long)bytes,
+                                 pst_strerror(status))
+                      : 0;
+}
+
 int pst_memory_lock(void *memory, uint64_t bytes, const char *what, pst_error *err)
 {
     int status = pst_sys->mlock(memory, round_to_pages(bytes));

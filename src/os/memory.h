@@ -19,6 +19,9 @@ void pst_memory_advise_huge(void *memory, uint64_t bytes);
 /* Brings mapped memory in and keeps it from being paged out until it is unmapped. Names the limit where that is what fails. */
 int pst_memory_lock(void *memory, uint64_t bytes, const char *what, pst_error *err);
 
+/* Makes whole pages of mapped memory inaccessible, or accessible again. */
+int pst_memory_protect(void *memory, uint64_t bytes, bool accessible, pst_error *err);
+
 typedef struct pst_memory_info {
     uint64_t total_bytes;     /* of the machine */
     uint64_t available_bytes; /* MemAvailable, lowered to what the cgroup (v1 or v2, each level up to the

@@ -192,6 +192,11 @@ static int real_populate(void *memory, size_t bytes)
     return checked(madvise(memory, bytes, POPULATE_WRITE));
 }
 
+static int real_mprotect(void *memory, size_t bytes, int protection)
+{
+    return checked(mprotect(memory, bytes, protection));
+}
+
 static int real_mlock(void *memory, size_t bytes)
 {
     return checked(mlock(memory, bytes));
@@ -360,6 +365,7 @@ const pst_sys_table pst_sys_real = {
     .mmap_huge = real_mmap_huge,
     .populate = real_populate,
     .munmap = real_munmap,
+    .mprotect = real_mprotect,
     .mlock = real_mlock,
     .munlock = real_munlock,
     .prefer_node = real_prefer_node,

@@ -52,6 +52,7 @@ typedef struct pst_sys_table {
     int (*mmap_huge)(size_t bytes, void **out);  /* the same in reserved huge pages of 2 MiB */
     int (*populate)(void *memory, size_t bytes); /* brings its pages in, writable (5.14) */
     int (*munmap)(void *memory, size_t bytes);
+    int (*mprotect)(void *memory, size_t bytes, int protection); /* PROT_* of sys/mman.h */
     int (*mlock)(void *memory, size_t bytes);
     int (*munlock)(void *memory, size_t bytes);
     /* Prefers this NUMA node for pages of the range that are not there yet. */

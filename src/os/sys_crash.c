@@ -534,6 +534,7 @@ PASS(int, mmap, (size_t bytes, void **out), (bytes, out))
 PASS(int, mmap_huge, (size_t bytes, void **out), (bytes, out))
 PASS(int, munmap, (void *memory, size_t bytes), (memory, bytes))
 PASS(int, populate, (void *memory, size_t bytes), (memory, bytes))
+PASS(int, mprotect, (void *memory, size_t bytes, int protection), (memory, bytes, protection))
 PASS(int, mlock, (void *memory, size_t bytes), (memory, bytes))
 PASS(int, munlock, (void *memory, size_t bytes), (memory, bytes))
 PASS(int, prefer_node, (void *memory, size_t bytes, int node), (memory, bytes, node))
@@ -596,6 +597,7 @@ const pst_sys_table pst_sys_crash = {
     ENTRY(mmap_huge),
     ENTRY(munmap),
     ENTRY(populate),
+    ENTRY(mprotect),
     ENTRY(mlock),
     ENTRY(munlock),
     ENTRY(prefer_node),

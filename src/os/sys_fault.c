@@ -277,6 +277,12 @@ static int fault_populate(void *memory, size_t bytes)
     return pst_sys_real.populate(memory, bytes);
 }
 
+static int fault_mprotect(void *memory, size_t bytes, int protection)
+{
+    FAULT_FIRST(PST_FAULT_MMAP);
+    return pst_sys_real.mprotect(memory, bytes, protection);
+}
+
 static int fault_mlock(void *memory, size_t bytes)
 {
     FAULT_FIRST(PST_FAULT_MLOCK);
@@ -457,6 +463,7 @@ const pst_sys_table pst_sys_fault = {
     .mmap_huge = fault_mmap_huge,
     .populate = fault_populate,
     .munmap = fault_munmap,
+    .mprotect = fault_mprotect,
     .mlock = fault_mlock,
     .munlock = fault_munlock,
     .prefer_node = fault_prefer_node,

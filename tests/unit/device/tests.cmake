@@ -15,3 +15,4 @@ set_target_properties(unit_device_plugin PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${C
 target_compile_definitions(unit_device_plugin PRIVATE PST_FAKE_PLUGIN="$<TARGET_FILE:test_plugin_fake>"
     PST_NO_SYMBOL_PLUGIN="$<TARGET_FILE:test_plugin_no_symbol>")
 add_dependencies(unit_device_plugin test_plugin_fake test_plugin_no_symbol)
+pst_test(unit_device_fault SOURCES ${PST_TEST_DIR}/fault.c ${PST_TEST_DIR}/../cpu/reference.c LABELS unit)
