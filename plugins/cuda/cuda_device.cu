@@ -9,6 +9,7 @@
 #include <new>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 int pst_cuda_fail(cuda_device *device, int code, const char *format, ...)
 {
@@ -271,6 +272,12 @@ static int fill(pst_device *base, pst_device_stream *stream, void *to, int byte,
         return 0;
     if (int status = pst_cuda_enter(device))
         return status;
+    if (!pst_vendor_knows(to)) { /* as a copy to such memory: it waits */
+        if (int status = pst_cuda_check(device, "waiting", pst_vendor_stream_synchronize(stream_of(device, stream))))
+            return status;
+        memset(to, byte, bytes);
+        return 0;
+    }
     return pst_cuda_check(device, "a fill", pst_vendor_fill(to, byte, bytes, stream_of(device, stream)));
 }
 
@@ -301,6 +308,10 @@ static int open_parts(cuda_device *device)
     if (int status = pst_cuda_check(device, "asking for its properties",
                                     pst_vendor_get_properties(&device->properties, device->number)))
         return status;
+    if (device->properties.compute_major < 8)
+        return pst_cuda_fail(device, PST_E_UNSUPPORTED, "%s:%d: %s has compute capability %d.%d; 8.0 is the least",
+                             PST_VENDOR_NAME, device->number, device->properties.model,
+                             device->properties.compute_major, device->properties.compute_minor);
     if (int status = pst_cuda_check(device, "making a stream", pst_vendor_stream_create(&device->stream)))
         return status;
     void *memory = NULL;
@@ -316,12 +327,8 @@ static int open_parts(cuda_device *device)
 
 int pst_cuda_open_device(const pst_device_ops *ops, uint32_t number, pst_device **out, pst_error *err)
 {
-    uint32_t count = 0;
-    if (int status = pst_cuda_count(&count, err))
+    if (int status = pst_cuda_check_number(number, err))
         return status;
-    if (number >= count)
-        return pst_cuda_error(err, PST_E_UNSUPPORTED, "there is no device %s:%u: there are %u", PST_VENDOR_NAME, number,
-                              count);
     cuda_device *device = new (std::nothrow) cuda_device();
     if (device == NULL)
         return pst_cuda_error(err, -ENOMEM, "out of memory for a device");

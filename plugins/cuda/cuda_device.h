@@ -56,6 +56,8 @@ int pst_cuda_open_device(const pst_device_ops *ops, uint32_t number, pst_device 
 /* Fills in the entries that are not operators. */
 void pst_cuda_runtime_entries(pst_device_ops *ops);
 int pst_cuda_count(uint32_t *out, pst_error *err);
+/* Whether there is such a device. */
+int pst_cuda_check_number(uint32_t number, pst_error *err);
 int pst_cuda_describe(uint32_t number, pst_device_info *out, pst_error *err);
 
 /* ---- Operators, each as its entry of pst_device_ops ---- */

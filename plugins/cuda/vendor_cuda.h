@@ -9,7 +9,10 @@
 #include <cuda_runtime.h>
 #include <stdio.h>
 
-#define PST_VENDOR_NAME "cuda"
+#define PST_VENDOR_NAME            "cuda"
+#define PST_VENDOR_MAKER           "NVIDIA"
+#define PST_VENDOR_STORAGE_LIBRARY "libcufile.so.0"         /* GPUDirect Storage */
+#define PST_VENDOR_STORAGE_DRIVER  "/proc/driver/nvidia-fs" /* what it needs of the kernel, or else p2pmem */
 
 typedef cudaStream_t pst_vendor_stream;
 typedef cudaEvent_t pst_vendor_event;
@@ -165,6 +168,15 @@ static inline bool pst_vendor_no_driver(pst_vendor_error error)
            error == cudaErrorSystemDriverMismatch;
 }
 
+/* What the driver is made for and what the plugin was built with: 12080 is 12.8. 0: no driver. */
+static inline void pst_vendor_versions(int *driver, int *runtime)
+{
+    if (cudaDriverGetVersion(driver) != cudaSuccess)
+        *driver = 0;
+    if (cudaRuntimeGetVersion(runtime) != cudaSuccess)
+        *runtime = CUDART_VERSION;
+}
+
 static inline const char *pst_vendor_error_text(pst_vendor_error error)
 {
     return cudaGetErrorString(error);
@@ -303,6 +315,17 @@ static inline pst_vendor_error pst_vendor_event_query(pst_vendor_event event, bo
 static inline pst_vendor_error pst_vendor_copy(void *to, const void *from, size_t bytes, pst_vendor_stream stream)
 {
     return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream);
+}
+
+/* Whether the device can use the memory: its own, pinned or registered. */
+static inline bool pst_vendor_knows(const void *memory)
+{
+    cudaPointerAttributes attributes;
+    if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return false;
+    }
+    return attributes.type != cudaMemoryTypeUnregistered;
 }
 
 static inline pst_vendor_error pst_vendor_fill(void *to, int byte, size_t bytes, pst_vendor_stream stream)

@@ -17,6 +17,7 @@
 #include <map>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <vector>
@@ -88,6 +89,7 @@ static void give_way(void)
 {
     emulated_thread *self = block.now;
     pst_fiber *to = &block.main;
+    block.now = NULL;
     if (block.head != block.tail) {
         block.now = &block.threads[block.queue[block.head++ % PST_EMULATED_MAX_THREADS]];
         pst_emulated_here.thread = block.now->index;
@@ -107,10 +109,16 @@ void pst_emulated_fault(const char *format, ...)
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     const pst_emulated_place &here = pst_emulated_here;
+    if (block.now == NULL) { /* the host's side of the plugin is checked as well */
+        fprintf(stderr, "emulator: %s\n", text);
+        abort();
+    }
     pst_emulated_say(EMULATED_KERNEL, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u): %s", block.grid->name,
                      here.block.x, here.block.y, here.block.z, here.thread.x, here.thread.y, here.thread.z, text);
     block.failed = true;
-    pst_fiber_switch(&block.now->fiber, &block.main);
+    emulated_thread *self = block.now;
+    block.now = NULL;
+    pst_fiber_switch(&self->fiber, &block.main);
     __builtin_unreachable(); /* nobody comes back to a kernel that failed */
 }
 
@@ -263,8 +271,8 @@ static int find_tls(struct dl_phdr_info *info, size_t size, void *context)
 /* Makes this thread's copy of the library's thread-local storage come into being. */
 static void touch_static_shared(void)
 {
-    __shared__ volatile char any[1];
-    any[0] = 0;
+    __shared__ char any[1];
+    __asm__ volatile("" ::"r"(any) : "memory");
 }
 
 static bool find_shared(size_t dynamic_bytes)
@@ -302,9 +310,32 @@ static int deadlock(void)
                             block.grid->name, block.at_barrier, block.count, block.barrier_line);
 }
 
-static int run_block(void)
+/* Pieces of static shared memory that a kernel has been seen to write: only these need to be filled anew for its next
+ * block, not what other kernels have. */
+enum { PIECE_BYTES = 1024 };
+typedef std::vector<size_t> pieces_of_kernel;
+static std::map<const void *, pieces_of_kernel> written_pieces;
+
+static size_t piece_bytes(size_t piece)
 {
-    pst_emulated_poison(block.static_begin, (size_t)(block.static_end - block.static_begin));
+    const size_t left = (size_t)(block.static_end - block.static_begin) - piece * PIECE_BYTES;
+    return left < PIECE_BYTES ? left : (size_t)PIECE_BYTES;
+}
+
+static void look_for_written_pieces(pieces_of_kernel &pieces)
+{
+    static const std::vector<char> poison(PIECE_BYTES, (char)0xff);
+    const size_t count = ((size_t)(block.static_end - block.static_begin) + PIECE_BYTES - 1) / PIECE_BYTES;
+    for (size_t piece = 0; piece < count; piece++)
+        if (memcmp(block.static_begin + piece * PIECE_BYTES, poison.data(), piece_bytes(piece)) != 0 &&
+            std::find(pieces.begin(), pieces.end(), piece) == pieces.end())
+            pieces.push_back(piece);
+}
+
+static int run_block(const pieces_of_kernel &pieces)
+{
+    for (size_t piece : pieces)
+        pst_emulated_poison(block.static_begin + piece * PIECE_BYTES, piece_bytes(piece));
     pst_emulated_poison(block.dynamic, block.grid->shared_bytes);
     block.head = block.tail = block.left = block.at_barrier = 0;
     memset(block.in_warp, 0, sizeof block.in_warp);
@@ -353,13 +384,20 @@ int pst_emulated_run_grid(const pst_emulated_grid &grid)
     pst_emulated_place &here = pst_emulated_here;
     here.block_size = grid.block;
     here.grid_size = grid.grid;
+    pst_emulated_poison(block.static_begin, (size_t)(block.static_end - block.static_begin));
+    pieces_of_kernel &pieces = written_pieces[grid.kernel];
     int error = EMULATED_OK;
+    bool first = true;
     for (uint32_t z = 0; z < grid.grid.z && error == EMULATED_OK; z++)
         for (uint32_t y = 0; y < grid.grid.y && error == EMULATED_OK; y++)
             for (uint32_t x = 0; x < grid.grid.x && error == EMULATED_OK; x++) {
                 here.block = {x, y, z};
-                error = run_block();
+                error = run_block(pieces);
+                if (first)
+                    look_for_written_pieces(pieces);
+                first = false;
             }
+    look_for_written_pieces(pieces);
     if (error != EMULATED_OK)
         abandon_threads();
     return error;

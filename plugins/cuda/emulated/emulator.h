@@ -22,6 +22,7 @@ enum { PST_EMULATED_WARP = 32, PST_EMULATED_MAX_THREADS = 1024 };
 
 struct pst_emulated_grid {
     const char *name;
+    const void *kernel; /* the function */
     dim3 grid, block;
     size_t shared_bytes;
     std::function<void()> thread;

@@ -460,6 +460,13 @@ pst_vendor_error pst_vendor_copy(void *to, const void *from, size_t bytes, pst_v
     });
 }
 
+bool pst_vendor_knows(const void *at)
+{
+    const guard held(lock);
+    bool partly;
+    return find(at, 1, &partly) != NULL;
+}
+
 pst_vendor_error pst_vendor_fill(void *to, int byte, size_t bytes, pst_vendor_stream stream)
 {
     const guard held(lock);
@@ -491,13 +498,13 @@ static int check_launch(const pst_emulated_grid &g)
     return EMULATED_OK;
 }
 
-pst_vendor_error pst_emulated_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes,
+pst_vendor_error pst_emulated_launch(const char *name, const void *kernel, dim3 grid, dim3 block, size_t shared_bytes,
                                      pst_vendor_stream stream, std::function<void()> thread)
 {
     const guard held(lock);
     if (int error = ready())
         return failed(error);
-    const pst_emulated_grid all = {name, grid, block, shared_bytes, std::move(thread)};
+    const pst_emulated_grid all = {name, kernel, grid, block, shared_bytes, std::move(thread)};
     if (int error = check_launch(all))
         return failed(error);
     if (injected(PST_EMULATED_LAUNCH))
@@ -527,6 +534,12 @@ bool pst_vendor_absent(pst_vendor_error error)
 bool pst_vendor_no_driver(pst_vendor_error error)
 {
     return error == EMULATED_NO_DRIVER;
+}
+
+void pst_vendor_versions(int *driver, int *runtime)
+{
+    *driver = devices < 0 ? 0 : 1000;
+    *runtime = 1000;
 }
 
 const char *pst_vendor_error_text(pst_vendor_error error)

@@ -16,7 +16,10 @@
 #include <string.h>
 #include <tuple>
 
-#define PST_VENDOR_NAME "emulated"
+#define PST_VENDOR_NAME            "emulated"
+#define PST_VENDOR_MAKER           "emulated"
+#define PST_VENDOR_STORAGE_LIBRARY ((const char *)NULL)
+#define PST_VENDOR_STORAGE_DRIVER  ""
 
 typedef struct pst_emulated_stream *pst_vendor_stream;
 typedef struct pst_emulated_event *pst_vendor_event;
@@ -35,25 +38,25 @@ typedef int pst_vendor_error; /* 0 or one of emulated_error */
  * number before a block starts. */
 #define __shared__ static thread_local
 
-struct int2 {
+struct alignas(8) int2 {
     int x, y;
 };
-struct int4 {
+struct alignas(16) int4 {
     int x, y, z, w;
 };
-struct uint2 {
+struct alignas(8) uint2 {
     unsigned x, y;
 };
 struct uint3 {
     unsigned x, y, z;
 };
-struct uint4 {
+struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
-struct float2 {
+struct alignas(8) float2 {
     float x, y;
 };
-struct float4 {
+struct alignas(16) float4 {
     float x, y, z, w;
 };
 
@@ -447,7 +450,7 @@ static inline uint16_t pst_f32_to_bf16(float x)
 /* ---- The runtime (runtime.cpp) ---- */
 
 /* Takes up a kernel with its arguments, to be carried out in its stream's order. */
-pst_vendor_error pst_emulated_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes,
+pst_vendor_error pst_emulated_launch(const char *name, const void *kernel, dim3 grid, dim3 block, size_t shared_bytes,
                                      pst_vendor_stream stream, std::function<void()> thread);
 
 template <class T> struct pst_emulated_same {
@@ -461,7 +464,8 @@ static inline pst_vendor_error pst_emulated_bind(const char *name, void (*kernel
 {
     static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a kernel's arguments");
     std::tuple<Parameters...> all(arguments...);
-    return pst_emulated_launch(name, grid, block, shared_bytes, stream, [kernel, all] { std::apply(kernel, all); });
+    return pst_emulated_launch(name, (const void *)kernel, grid, block, shared_bytes, stream,
+                               [kernel, all] { std::apply(kernel, all); });
 }
 
 #define PST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                     \
@@ -471,6 +475,7 @@ bool pst_vendor_failed(pst_vendor_error error);
 bool pst_vendor_out_of_memory(pst_vendor_error error);
 bool pst_vendor_absent(pst_vendor_error error);
 bool pst_vendor_no_driver(pst_vendor_error error);
+void pst_vendor_versions(int *driver, int *runtime);
 const char *pst_vendor_error_text(pst_vendor_error error);
 pst_vendor_error pst_vendor_last_error(void);
 pst_vendor_error pst_vendor_device_count(int *count);
@@ -494,6 +499,7 @@ pst_vendor_error pst_vendor_event_record(pst_vendor_event event, pst_vendor_stre
 pst_vendor_error pst_vendor_event_synchronize(pst_vendor_event event);
 pst_vendor_error pst_vendor_event_query(pst_vendor_event event, bool *done);
 pst_vendor_error pst_vendor_copy(void *to, const void *from, size_t bytes, pst_vendor_stream stream);
+bool pst_vendor_knows(const void *memory);
 pst_vendor_error pst_vendor_fill(void *to, int byte, size_t bytes, pst_vendor_stream stream);
 
 #endif
