@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the suite's random shapes do not reach: keys and values of every size, and rows between segments; more rows than a
- * grid is high; vocabularies; thousands of experts. What is chosen or stored has the host's bytes.
+ * What the suite's random shapes do not reach: keys and values of every size, and rows between segments; more rows than
+ * a grid is high; vocabularies; thousands of experts. What is chosen or stored has the host's bytes.
  */
 #include <math.h>
 #include <setjmp.h>
