@@ -20,6 +20,7 @@ enum {
 };
 static const uint64_t MAX_SLOT_BYTES = 32ull << 20; /* a drive of 10 GB/s fills it in 3 ms: longer than any latency */
 static const uint64_t MIN_SLOT_BYTES = 1ull << 20;  /* below this, reads are too short to reach a drive's speed */
+static const uint64_t SHORT_SLOTS_BYTES = 64ull << 20; /* of a device: more of small ones, since a copy is soon over */
 static const uint64_t MEBIBYTE = 1ull << 20;
 static const uint64_t HUGE_PAGE_BYTES = 2ull << 20;
 /* From this share of units on, reading those that turn out not to be needed costs less than the drive's standing still until
@@ -299,7 +300,8 @@ static void share_device(const pst_plan_request *request, const plan_room *have,
         if (kind_of(request, &plan->layout.parts[i]) != BY_ROW)
             slot = pst_max(slot, plan->layout.parts[i].device_bytes);
     plan->device_slot_bytes = slot;
-    plan->device_slots = DEVICE_SLOTS * slot <= room / 2 ? DEVICE_SLOTS : MIN_SLOTS;
+    uint64_t most = pst_min(pst_min(LONG_RING_SLOTS, SHORT_SLOTS_BYTES / slot), room / 8 / slot);
+    plan->device_slots = (uint32_t)pst_max(most, DEVICE_SLOTS * slot <= room / 2 ? DEVICE_SLOTS : MIN_SLOTS);
     room -= plan->device_slots * slot;
     /* Rows beyond those that keep it busy are worth less than weights: an eighth of the room. */
     uint32_t enough = (uint32_t)pst_min(ENOUGH_ROWS, most_rows);

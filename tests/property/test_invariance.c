@@ -2,7 +2,8 @@
 /*
  * Residency invariance: one set of sequences gives the same bits of logits however its weights are placed, whichever engine
  * reads them, wherever keys and values are, however weights are cut into parts (down to a row of a matrix), however rows are
- * cut into passes and batches, and for 1, 2 and 3 threads. The first session of a round (all resident, one sequence at a
+ * cut into passes and batches, for 1, 2 and 3 threads, and whatever stays on an accelerator, crosses the link or streams from
+ * the drive to it (one that the host pretends to be, with memory of its own, that does its work late). The first session of a round (all resident, one sequence at a
  * time) is the yardstick; then random others are held to it.
  */
 #include <inttypes.h>
@@ -17,6 +18,7 @@
 
 #include <cmocka.h>
 
+#include "device/fault.h"
 #include "penstock/model.h"
 #include "support/random.h"
 
@@ -41,6 +43,21 @@ typedef struct work {
 
 static char kv_folder[] = "/tmp/penstock-invariance-XXXXXX";
 static int cut_sessions; /* sessions whose slots were too small for the larger stages */
+static pst_device_fault fault;
+static struct {
+    int all, some, link,
+        disk; /* sessions on a device: all weights there, some; what was copied from the host, the drive */
+} placed;
+
+static void count_place(const pst_plan_info *plan)
+{
+    if (plan->device_budget_bytes == 0)
+        return;
+    placed.all += plan->device_slots == 0;
+    placed.some += plan->device_slots > 0 && plan->device_resident_bytes > 0;
+    placed.link += plan->device_slots > 0 && plan->streamed_bytes == 0;
+    placed.disk += plan->streamed_bytes > 0;
+}
 
 static void deal(work *w, size_t vocab)
 {
@@ -83,11 +100,13 @@ static void score(pst_model *model, work *w, pst_session_options options, size_t
         size_t count = SEQUENCES - first < at_once ? SEQUENCES - first : at_once;
         pst_session *session;
         pst_error err;
+        fault.peak_bytes[PST_MEMORY_DEVICE] = 0;
         if (pst_session_open(model, &options, &session, &err) < 0)
             fail_msg("%s: %s", what, err.message);
         pst_plan_info plan;
         pst_session_get_plan(session, &plan);
         cut_sessions += plan.slots > 0 && plan.slot_bytes < 40000;
+        count_place(&plan);
         pst_score_request requests[SEQUENCES];
         double logprobs[SEQUENCES][MAX_LENGTH];
         for (size_t i = 0; i < count; i++)
@@ -103,6 +122,11 @@ static void score(pst_model *model, work *w, pst_session_options options, size_t
                 assert_memory_equal(w->logprobs[first + i], logprobs[i], bytes);
         }
         pst_session_close(session);
+        if (fault.misuses > 0)
+            fail_msg("%s: %s", what, fault.misuse);
+        if (plan.device_budget_bytes > 0) /* what was planned is what it takes */
+            assert_in_range(fault.peak_bytes[PST_MEMORY_DEVICE], 1, plan.device_total_bytes);
+        assert_int_equal(pst_device_fault_held(&fault), 0);
     }
 }
 
@@ -110,16 +134,16 @@ static void score(pst_model *model, work *w, pst_session_options options, size_t
 static uint64_t smallest_budget(pst_model *model, pst_session_options options, size_t at_once)
 {
     options.struct_size = sizeof options;
-    options.host_memory_bytes = 1;
     options.all_logits = true;
     options.max_sequences = (uint32_t)at_once;
     options.max_tokens = MAX_LENGTH;
     pst_session *session;
     pst_error err;
-    assert_int_equal(pst_session_open(model, &options, &session, &err), PST_E_BUDGET);
+    if (pst_session_open(model, &options, &session, &err) != PST_E_BUDGET)
+        fail_msg("%s", err.message);
     const char *number = strstr(err.message, "works is ");
     assert_non_null(number);
-    return (strtoull(number + 9, NULL, 10) + SLACK_MEBIBYTES) << 20;
+    return strtoull(number + 9, NULL, 10) << 20;
 }
 
 /* A random placement, engine, cut and thread count. */
@@ -138,8 +162,21 @@ static pst_session_options random_options(pst_model *model, size_t at_once, char
         options.kv_window_bytes = 1 + random_below(1 << 17);
     }
     /* From the smallest (a row or two per pass, the smallest slots) to ample. */
-    options.host_memory_bytes = smallest_budget(model, options, at_once) + random_below(3) * random_below(400000) +
-                                (random_below(3) == 0 ? 64u << 20 : 0);
+    options.host_memory_bytes = 1;
+    options.device = options.kv_folder == NULL && random_below(2) ? "pretended" : NULL;
+    options.host_memory_bytes = smallest_budget(model, options, at_once) + (SLACK_MEBIBYTES << 20) +
+                                random_below(3) * random_below(400000) + (random_below(3) == 0 ? 64u << 20 : 0);
+    if (options.device != NULL && random_below(5)) {
+        options.device_memory_bytes = 1;
+        options.device_memory_bytes = smallest_budget(model, options, at_once) + random_below(3) * random_below(300000);
+    }
+    fault.late = random_below(2);
+    size_t length = (size_t)snprintf(what, what_bytes, "%" PRIu64 " bytes of a %sdevice, ", options.device_memory_bytes,
+                                     options.device == NULL ? "missing "
+                                     : fault.late           ? "late "
+                                                            : "");
+    what += length;
+    what_bytes -= length;
     snprintf(what, what_bytes,
              "resident %g (set %d), %u threads, %s, block %" PRIu64 ", depth %u, %" PRIu64 " bytes, slots of %" PRIu64
              ", keys and values %s",
@@ -170,7 +207,7 @@ static void check_case(const char *name, pst_compute_type compute, uint32_t kv_b
     score(model, &w, all_resident, 1, false, name);
     for (int i = 0; i < SESSIONS; i++) {
         size_t at_once = 1 + random_below(SEQUENCES);
-        char what[300];
+        char what[400];
         pst_session_options options = random_options(model, at_once, what, sizeof what);
         options.compute_type = compute;
         options.kv_bits = kv_bits;
@@ -215,6 +252,9 @@ static void test_invariance(void **state)
     check_case("gptq_8_whole", PST_COMPUTE_F32, 8);
     check_case("awq", PST_COMPUTE_AUTO, 0);
     assert_true(cut_sessions > 10);
+    printf("on a device: all weights %d, some %d; from the host alone %d, from the drive %d\n", placed.all, placed.some,
+           placed.link, placed.disk);
+    assert_true(placed.all > 0 && placed.some > 0 && placed.link > 0 && placed.disk > 0);
 }
 
 /* What a request generates does not depend on its neighbours, nor on where the weights are. */
@@ -264,15 +304,26 @@ static void test_generation_alone_and_together(void **state)
     pst_model_close(model);
 }
 
+static int open_device(void *context, const char *name, pst_pool *pool, const char *kernels, pst_device **out,
+                       pst_error *err)
+{
+    if (name == NULL)
+        return pst_device_host_create(pool, kernels, out, err);
+    return pst_device_fault_open(context, name, pool, kernels, out, err);
+}
+
 static int make_folder(void **state)
 {
     (void)state;
+    fault.separate = true;
+    pst_device_replace_open(open_device, &fault);
     return mkdtemp(kv_folder) != NULL ? 0 : -1;
 }
 
 static int remove_folder(void **state)
 {
     (void)state;
+    pst_device_replace_open(NULL, NULL);
     return rmdir(kv_folder);
 }
 

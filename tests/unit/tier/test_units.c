@@ -21,222 +21,7 @@
 #include "base/heap.h"
 #include "random_stages.h"
 #include "ring_allocations.h"
-#include "tier/ring.h"
-
-enum { MAX_LAYERS = 12, MAX_UNITS = 64, UNIT_TENSORS = 2, MAX_STAGES = 2 + 2 * MAX_LAYERS };
-
-typedef enum guessing { NO_GUESS, RIGHT, RANDOM_GUESS, ALL, NO_IDEA, GUESSINGS } guessing;
-
-/* A made-up model: an embedding, per layer a stage that every pass needs and one of units, a head that it may skip. */
-typedef struct world {
-    char folder[64], path[96];
-    uint32_t layers, units;
-    pst_store *store;
-    pst_stage stages[MAX_STAGES];
-    uint32_t stage_count;
-    pst_stage_tensor *tensors; /* of all stages, in file order */
-    uint32_t tensor_count;
-    uint32_t unit_first[MAX_UNITS + 1];
-
-    random_source *source;
-    guessing guessing;
-    bool wanted[MAX_STAGES][MAX_UNITS]; /* in this pass */
-    bool chosen[MAX_STAGES];
-    uint32_t stage, tensor; /* where the pass is */
-    uint64_t row;
-    uint32_t computed_parts, fail_after; /* parts until the stage function fails; 0: never */
-    atomic_bool cancel, cancel_then;
-} world;
-
-static unsigned char byte_at(uint64_t offset)
-{
-    return (unsigned char)((offset * 2654435761u) >> 13 ^ offset);
-}
-
-/* One file of safetensors: BF16 matrices with bytes that tell where they are. */
-static void write_file(world *w, const uint32_t *rows, const uint32_t *columns, uint32_t count)
-{
-    strcpy(w->folder, "/tmp/penstock-units-XXXXXX");
-    assert_non_null(mkdtemp(w->folder));
-    snprintf(w->path, sizeof w->path, "%s/model.safetensors", w->folder);
-    FILE *file = fopen(w->path, "wb");
-    assert_non_null(file);
-    char *header = malloc(128 * (size_t)count + 16);
-    assert_non_null(header);
-    size_t length = 0;
-    uint64_t offset = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        uint64_t bytes = 2ull * rows[i] * columns[i];
-        length += (size_t)sprintf(
-            header + length, "%c\"t%05u\":{\"dtype\":\"BF16\",\"shape\":[%u,%u],\"data_offsets\":[%llu,%llu]}",
-            i ? ',' : '{', i, rows[i], columns[i], (unsigned long long)offset, (unsigned long long)(offset + bytes));
-        offset += bytes;
-    }
-    header[length++] = '}';
-    uint64_t prefix = length;
-    fwrite(&prefix, 8, 1, file);
-    fwrite(header, 1, length, file);
-    for (uint64_t i = 0; i < offset; i++)
-        putc(byte_at(8 + length + i), file);
-    assert_int_equal(fclose(file), 0);
-    free(header);
-}
-
-static uint32_t stage_number(const world *w, const pst_stage *stage)
-{
-    return (uint32_t)(stage - w->stages);
-}
-
-/* Goes on from where the pass is to the next tensor that is wanted. */
-static void skip_unwanted(world *w)
-{
-    for (; w->stage < w->stage_count; w->stage++, w->tensor = 0) {
-        const pst_stage *stage = &w->stages[w->stage];
-        if (stage->unit_count == 0 && w->tensor < stage->tensor_count)
-            return;
-        for (uint32_t u = 0; u < stage->unit_count; u++) {
-            if (w->tensor >= stage->unit_first_tensor[u + 1])
-                continue;
-            if (w->chosen[w->stage] && w->wanted[w->stage][u])
-                return;
-            if (!w->chosen[w->stage])
-                return;
-            w->tensor = stage->unit_first_tensor[u + 1];
-        }
-    }
-}
-
-static uint32_t choose(void *context, const pst_stage *stage, bool *wanted)
-{
-    world *w = context;
-    uint32_t s = stage_number(w, stage), count = 0;
-    skip_unwanted(w);
-    if (!stage->chosen_early)
-        assert_int_equal(w->stage, s); /* all before it is computed */
-    assert_false(w->chosen[s]);
-    w->chosen[s] = true;
-    for (uint32_t u = 0; u < stage->unit_count; u++)
-        count += wanted[u] = w->wanted[s][u];
-    return count;
-}
-
-static uint32_t guess(void *context, const pst_stage *stage, bool *wanted)
-{
-    world *w = context;
-    uint32_t s = stage_number(w, stage);
-    assert_false(w->chosen[s]);
-    if (w->guessing == NO_IDEA)
-        return 0;
-    uint32_t count = 0;
-    for (uint32_t u = 0; u < stage->unit_count; u++)
-        count += wanted[u] = w->guessing == RIGHT ? w->wanted[s][u]
-                             : w->guessing == ALL ? true
-                                                  : source_below(w->source, 3) == 0;
-    return count;
-}
-
-static int compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err)
-{
-    world *w = context;
-    if (w->fail_after > 0 && ++w->computed_parts >= w->fail_after) {
-        if (!w->cancel_then)
-            return pst_fail(err, -EIO, NULL, "made up");
-        w->cancel = true;
-    }
-    for (size_t i = 0; i < part->piece_count; i++) {
-        const pst_piece *piece = &part->pieces[i];
-        skip_unwanted(w);
-        assert_int_equal(w->stage, stage_number(w, stage));
-        assert_int_equal(w->tensor, piece->tensor);
-        assert_int_equal(w->row, piece->first_row);
-        const pst_stage_tensor *tensor = &stage->tensors[piece->tensor];
-        uint64_t at = tensor->tensor->offset + piece->first_row * tensor->row_bytes;
-        for (uint64_t b = 0; b < piece->rows * tensor->row_bytes; b += 1 + b % 7)
-            assert_int_equal(part->memory[piece->offset + b], byte_at(at + b));
-        w->row += piece->rows;
-        if (w->row == tensor->rows) {
-            w->row = 0;
-            w->tensor++;
-        }
-    }
-    return 0;
-}
-
-static void add_stage(world *w, uint32_t *next, uint32_t tensors)
-{
-    pst_stage *stage = &w->stages[w->stage_count++];
-    *stage = (pst_stage){
-        .name = "stage", .tensors = w->tensors + *next, .tensor_count = tensors, .compute = compute, .context = w};
-    *next += tensors;
-}
-
-static world *world_make(random_source *source, uint32_t layers, uint32_t units, uint32_t unit_bytes)
-{
-    world *w = calloc(1, sizeof *w);
-    assert_non_null(w);
-    w->source = source;
-    w->layers = layers;
-    w->units = units;
-    uint32_t most = 2 + layers * (1 + UNIT_TENSORS * units);
-    uint32_t *rows = malloc(most * sizeof *rows), *columns = malloc(most * sizeof *columns), count = 0;
-    w->tensors = calloc(most, sizeof *w->tensors);
-    assert_true(rows && columns && w->tensors);
-    for (uint32_t i = 0; i < most; i++) {
-        bool is_unit = i > 0 && i + 1 < most && (i - 1) % (1 + UNIT_TENSORS * units) != 0;
-        rows[i] = is_unit ? 16 : 40 + (uint32_t)source_below(source, 60);
-        columns[i] = is_unit ? unit_bytes / 2 / 16 / UNIT_TENSORS : 100 + (uint32_t)source_below(source, 60);
-    }
-    write_file(w, rows, columns, most);
-    pst_error err;
-    assert_int_equal(pst_store_open(w->path, &w->store, &err), 0);
-    for (uint32_t i = 0; i < most; i++) {
-        char name[16];
-        snprintf(name, sizeof name, "t%05u", i);
-        w->tensors[i] = (pst_stage_tensor){pst_store_find(w->store, name), rows[i], 2ull * columns[i]};
-        assert_non_null(w->tensors[i].tensor);
-    }
-    w->tensor_count = most;
-    for (uint32_t u = 0; u <= units; u++)
-        w->unit_first[u] = UNIT_TENSORS * u;
-    add_stage(w, &count, 1);
-    w->stages[0].gathered = true;
-    for (uint32_t l = 0; l < layers; l++) {
-        add_stage(w, &count, 1);
-        add_stage(w, &count, UNIT_TENSORS * units);
-        pst_stage *stage = &w->stages[w->stage_count - 1];
-        stage->unit_count = units;
-        stage->unit_first_tensor = w->unit_first;
-        stage->choose = choose;
-        stage->guess = guess;
-    }
-    add_stage(w, &count, 1);
-    pst_stage *head = &w->stages[w->stage_count - 1];
-    static const uint32_t one[] = {0, 1};
-    head->unit_count = 1;
-    head->unit_first_tensor = one;
-    head->choose = choose;
-    head->chosen_early = source_below(source, 2);
-    free(rows);
-    free(columns);
-    return w;
-}
-
-static void world_free(world *w)
-{
-    pst_store_close(w->store);
-    unlink(w->path);
-    rmdir(w->folder);
-    free(w->tensors);
-    free(w);
-}
-
-static void begin_pass(world *w)
-{
-    memset(w->chosen, 0, sizeof w->chosen);
-    w->stage = 1;
-    w->tensor = 0;
-    w->row = 0;
-}
+#include "unit_world.h"
 
 static pst_ring *ring_make(world *w, pst_plan *plan, pst_io *io, pst_error *err)
 {
@@ -249,14 +34,6 @@ static pst_ring *ring_make(world *w, pst_plan *plan, pst_io *io, pst_error *err)
     pst_ring *ring = NULL;
     assert_int_equal(pst_ring_create(&config, &ring, err), 0);
     return ring;
-}
-
-static pst_io *io_make(const char *engine)
-{
-    pst_io_options options = {.struct_size = sizeof options, .engine = engine, .block_size = 4096};
-    pst_io *io;
-    assert_int_equal(pst_io_open(&options, &io, NULL), 0);
-    return io;
 }
 
 static bool random_plan(world *w, random_source *source, pst_plan *plan)
@@ -276,14 +53,6 @@ static bool random_plan(world *w, random_source *source, pst_plan *plan)
         request.budget_bytes = 1ull << 26;
     pst_error err;
     return pst_plan_create(&request, plan, &err) == 0; /* too small a budget: test_plan.c's business */
-}
-
-static void random_wishes(world *w, random_source *source)
-{
-    uint64_t one_in = 1 + source_below(source, 5);
-    for (uint32_t s = 1; s < w->stage_count; s++)
-        for (uint32_t u = 0; u < w->stages[s].unit_count; u++)
-            w->wanted[s][u] = source_below(source, one_in) == 0;
 }
 
 static void check_stats(const world *w, const pst_plan *plan, const pst_ring *ring, uint64_t wanted_parts,
@@ -306,7 +75,8 @@ static uint64_t count_wanted(const world *w, const pst_plan *plan)
     uint64_t count = 0;
     for (uint32_t i = 0; i < plan->layout.part_count; i++) {
         const pst_part *part = &plan->layout.parts[i];
-        count += w->stages[part->stage].unit_count > 1 && w->wanted[part->stage][part->unit] && plan->places[i] == PST_PLACE_DISK;
+        count += w->stages[part->stage].unit_count > 1 && w->wanted[part->stage][part->unit] &&
+                 plan->places[i] == PST_PLACE_DISK;
     }
     return count;
 }
@@ -323,13 +93,13 @@ static void run_passes(world *w, pst_io *io, random_source *source)
     if (source_below(source, 4) == 0)
         assert_int_equal(pst_ring_measure(ring, 100000, &rate, &err), 0);
     for (uint64_t pass = 0; pass < passes; pass++) {
-        begin_pass(w);
-        random_wishes(w, source);
+        world_begin_pass(w);
+        world_wish(w, source);
         wanted_parts += count_wanted(w, &plan);
         assert_int_equal(pst_ring_pass(ring, 1 + (uint32_t)source_below(source, 6),
                                        pass + 1 < passes || source_below(source, 2), &err),
                          0);
-        skip_unwanted(w);
+        world_skip_unwanted(w);
         assert_int_equal(w->stage, w->stage_count);
         for (uint32_t s = 1; s < w->stage_count; s++)
             assert_true(w->chosen[s] == (w->stages[s].unit_count > 0));
@@ -348,10 +118,10 @@ static void test_what_is_chosen_is_computed(void **state)
         world *w = world_make(&source, 1 + (uint32_t)source_below(&source, 5), 2 + (uint32_t)source_below(&source, 12),
                               (uint32_t)(1 + source_below(&source, 24)) << 10);
         for (int round = 0; round < 16; round++) {
-            pst_io *io = io_make(engines[round % 2]);
+            pst_io *io = world_open_io(engines[round % 2]);
             w->guessing = (guessing)source_below(&source, GUESSINGS);
             for (uint32_t s = 1; s < w->stage_count; s++)
-                w->stages[s].guess = w->stages[s].unit_count > 1 && w->guessing != NO_GUESS ? guess : NULL;
+                w->stages[s].guess = w->stages[s].unit_count > 1 && w->guessing != NO_GUESS ? world_guess : NULL;
             run_passes(w, io, &source);
             pst_io_close(io);
         }
@@ -366,7 +136,7 @@ static void test_failure_and_cancel(void **state)
     random_source source = source_start("failing units");
     world *w = world_make(&source, 4, 8, 8192);
     for (int round = 0; round < 60; round++) {
-        pst_io *io = io_make(round % 2 ? "threads" : "auto");
+        pst_io *io = world_open_io(round % 2 ? "threads" : "auto");
         pst_plan plan;
         w->guessing = (guessing)(round % GUESSINGS);
         w->cancel = false;
@@ -378,8 +148,8 @@ static void test_failure_and_cancel(void **state)
             w->fail_after = 1 + (uint32_t)source_below(&source, 80);
             int status = 0;
             for (int pass = 0; pass < 8 && status == 0; pass++) {
-                begin_pass(w);
-                random_wishes(w, &source);
+                world_begin_pass(w);
+                world_wish(w, &source);
                 status = pst_ring_pass(ring, 1, true, &err);
             }
             assert_true(status == 0 || status == (w->cancel_then ? PST_E_CANCELLED : -EIO));
@@ -414,7 +184,7 @@ static void test_guesses_are_counted(void **state)
     random_source source = source_start("guesses");
     for (guessing g = NO_GUESS; g < GUESSINGS; g++) {
         world *w = world_make(&source, 3, 8, 8192);
-        pst_io *io = io_make("threads");
+        pst_io *io = world_open_io("threads");
         pst_plan_request request = {.stages = w->stages,
                                     .stage_count = w->stage_count,
                                     .min_rows = 1,
@@ -426,12 +196,12 @@ static void test_guesses_are_counted(void **state)
         assert_true(plan.slots >= 4 && plan.cache_slots == 0);
         w->guessing = g;
         for (uint32_t s = 1; s < w->stage_count; s++)
-            w->stages[s].guess = w->stages[s].unit_count > 1 && g != NO_GUESS ? guess : NULL;
+            w->stages[s].guess = w->stages[s].unit_count > 1 && g != NO_GUESS ? world_guess : NULL;
         w->stages[w->stage_count - 1].chosen_early = true;
         pst_ring *ring = ring_make(w, &plan, io, &err);
         uint64_t wanted = 0;
         for (uint32_t pass = 0; pass < 6; pass++) { /* too few to guess by demand */
-            begin_pass(w);
+            world_begin_pass(w);
             for (uint32_t s = 1; s < w->stage_count; s++)
                 for (uint32_t u = 0; u < w->stages[s].unit_count; u++)
                     w->wanted[s][u] = source_below(&source, 4) > 0; /* else guesses would soon not be followed */
@@ -460,7 +230,7 @@ static void test_allocation_failures(void **state)
     (void)state;
     random_source source = source_start("unit allocations");
     world *w = world_make(&source, 3, 6, 8192);
-    pst_io *io = io_make("threads");
+    pst_io *io = world_open_io("threads");
     pst_plan_request request = {.stages = w->stages,
                                 .stage_count = w->stage_count,
                                 .min_rows = 1,
@@ -545,7 +315,7 @@ typedef struct cache_case {
 static double cache_against_best(const cache_case *c, random_source *source)
 {
     world *w = world_make(source, c->layers, c->units, 4096);
-    pst_io *io = io_make("auto");
+    pst_io *io = world_open_io("auto");
     uint64_t slots = (uint64_t)(c->cached_share * c->layers * c->units);
     pst_plan_request request = {.stages = w->stages,
                                 .stage_count = w->stage_count,
@@ -572,7 +342,7 @@ static double cache_against_best(const cache_case *c, random_source *source)
     uint32_t *uses = calloc((size_t)c->layers * c->units, sizeof *uses);
     assert_non_null(uses);
     for (uint32_t token = 0; token < c->tokens; token++) {
-        begin_pass(w);
+        world_begin_pass(w);
         w->wanted[w->stage_count - 1][0] = true;
         for (uint32_t l = 0; l < c->layers; l++) {
             if (c->drift_every > 0 && token % c->drift_every == 0) {
