@@ -26,7 +26,8 @@ typedef struct cli_command {
 
 extern const cli_command cli_command_generate, cli_command_score, cli_command_tokenize, cli_command_synth,
     cli_command_convert, cli_command_verify, cli_command_inspect, cli_command_bench_infer, cli_command_bench_io,
-    cli_command_bench_save, cli_command_bench_load, cli_command_bench_kernels, cli_command_tune, cli_command_plan;
+    cli_command_bench_save, cli_command_bench_load, cli_command_bench_kernels, cli_command_tune, cli_command_plan,
+    cli_command_devices;
 
 /* All of them, in the order in which help shows them. */
 extern const cli_command *const cli_commands[];

@@ -169,32 +169,13 @@ static void assume(plan_job *job)
 /* --device: what it is, unless it is the host. */
 static int find_device(const char *name, pst_device_info *out, pst_error *err)
 {
-    const pst_device_info none = {.struct_size = sizeof none};
-    *out = none;
-    if (strcmp(name, "host") == 0)
-        return 0;
-    char plugin[sizeof out->name];
-    const char *slash = strrchr(name, '/'), *colon = strrchr(name, ':');
-    size_t length = colon != NULL && colon > slash ? (size_t)(colon - name) : strlen(name);
-    if (length >= sizeof plugin)
-        return cli_usage(err, "--device: \"%.60s...\" is too long", name);
-    memcpy(plugin, name, length);
-    plugin[length] = '\0';
-    bool any = strcmp(name, "auto") == 0;
-    for (uint32_t number = 0;; number++) {
-        pst_device_info info = none;
-        pst_error why = {.offset = PST_NO_OFFSET};
-        int status = pst_device_describe(slash != NULL ? plugin : NULL, number, &info, &why);
-        if (status < 0)
-            return any ? 0 : pst_fail(err, status, NULL, "device %.60s: %.400s", name, why.message);
-        size_t whole = strlen(info.name);
-        bool is_first =
-            strcmp(name, plugin) == 0 && strncmp(info.name, name, length) == 0 && strcmp(info.name + length, ":0") == 0;
-        if (any || (whole > 0 && strcmp(info.name, name) == 0) || is_first) {
-            *out = info;
-            return 0;
-        }
-    }
+    pst_device_info info = {.struct_size = sizeof info};
+    if (strcmp(name, "host") != 0)
+        PST_TRY(pst_device_find(name, &info, err));
+    if (strcmp(info.name, "host") == 0)
+        info.name[0] = '\0';
+    *out = info;
+    return 0;
 }
 
 /* The device's own memory and link, where nothing else was given. */

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/stats.h"
 #include "output.h"
 
 /* "\040" of mountinfo is a space. In place. */
@@ -60,32 +61,14 @@ void cli_find_mount(const char *path, cli_mount *out)
     free(real);
 }
 
-/* The processor's name as the kernel has it. */
-static void find_processor(char *name, size_t name_bytes)
-{
-    FILE *from = fopen("/proc/cpuinfo", "re");
-    char line[256];
-    snprintf(name, name_bytes, "unknown");
-    while (from != NULL && fgets(line, sizeof line, from) != NULL) {
-        const char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) != 0 || colon == NULL)
-            continue;
-        colon += 1 + strspn(colon + 1, " ");
-        snprintf(name, name_bytes, "%.*s", (int)strcspn(colon, "\n"), colon);
-        break;
-    }
-    if (from != NULL)
-        fclose(from);
-}
-
 json_t *cli_machine_json(void)
 {
-    char processor[200];
-    find_processor(processor, sizeof processor);
-    cli_make_safe(processor, strlen(processor));
+    pst_device_info host = {.struct_size = sizeof host};
+    (void)pst_device_find("host", &host, NULL); /* its name stays "" where nothing is known */
     long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
-    return json_pack("{s:s, s:I, s:I}", "processor", processor, "processors", (json_int_t)sysconf(_SC_NPROCESSORS_ONLN),
-                     "memory_bytes", (json_int_t)(pages > 0 && page > 0 ? (double)pages * (double)page : 0));
+    return json_pack("{s:o, s:I, s:I}", "processor", cli_safe_json(host.model), "processors",
+                     (json_int_t)sysconf(_SC_NPROCESSORS_ONLN), "memory_bytes",
+                     (json_int_t)(pages > 0 && page > 0 ? (double)pages * (double)page : 0));
 }
 
 json_t *cli_safe_json(const char *text)
@@ -112,4 +95,62 @@ int cli_print_mount(const char *path, pst_error *err)
     PST_TRY(cli_out_printf(err, ": %s on ", mount.type[0] != '\0' ? mount.type : "unknown file system"));
     PST_TRY(cli_out_safe(mount.source[0] != '\0' ? mount.source : "an unknown device", err));
     return cli_out_text(strcmp(mount.type, "tmpfs") == 0 ? " (memory, no drive)\n" : "\n", err);
+}
+
+json_t *cli_device_json(const pst_device_info *device)
+{
+    char compute[32] = "";
+    if (device->compute_major > 0)
+        snprintf(compute, sizeof compute, "%u.%u", device->compute_major, device->compute_minor);
+    return json_pack("{s:o, s:o, s:I, s:I, s:s, s:I, s:f, s:f, s:o, s:b, s:o, s:o}", "name",
+                     cli_safe_json(device->name), "model", cli_safe_json(device->model), "total_bytes",
+                     (json_int_t)device->total_bytes, "free_bytes", (json_int_t)device->free_bytes,
+                     "compute_capability", compute, "processors", (json_int_t)device->processors,
+                     "memory_bytes_per_second", device->memory_bytes_per_second, "link_bytes_per_second",
+                     device->link_bytes_per_second, "link", cli_safe_json(device->link), "has_direct_storage",
+                     (int)device->has_direct_storage, "direct_storage", cli_safe_json(device->direct_storage),
+                     "kernels", cli_safe_json(device->kernels));
+}
+
+/* ", what" unless it is empty; control characters replaced. */
+static int print_fact(const char *before, const char *what, pst_error *err)
+{
+    if (what[0] == '\0')
+        return 0;
+    PST_TRY(cli_out_text(before, err));
+    return cli_out_safe(what, err);
+}
+
+static int print_accelerator(const pst_device_info *device, pst_error *err)
+{
+    char rate[32];
+    if (device->compute_major > 0)
+        PST_TRY(cli_out_printf(err, ", compute capability %u.%u", device->compute_major, device->compute_minor));
+    if (device->processors > 0)
+        PST_TRY(cli_out_printf(err, ", %u multiprocessors", device->processors));
+    if (device->memory_bytes_per_second > 0)
+        PST_TRY(
+            cli_out_printf(err, ", memory %s/s", pst_format_bytes(device->memory_bytes_per_second, rate, sizeof rate)));
+    PST_TRY(cli_out_text("\n  link: ", err));
+    PST_TRY(cli_out_safe(device->link[0] != '\0' ? device->link : "not known", err));
+    if (device->link_bytes_per_second > 0)
+        PST_TRY(cli_out_printf(err, ", %s/s", pst_format_bytes(device->link_bytes_per_second, rate, sizeof rate)));
+    PST_TRY(cli_out_printf(err, "\n  GPUDirect Storage: %s", device->has_direct_storage ? "yes" : "no"));
+    PST_TRY(print_fact(", ", device->direct_storage, err));
+    return cli_out_text("\n", err);
+}
+
+int cli_print_device(const pst_device_info *device, pst_error *err)
+{
+    char total[32], available[32];
+    PST_TRY(cli_out_safe(device->name, err));
+    PST_TRY(print_fact(": ", device->model, err));
+    if (device->total_bytes > 0)
+        PST_TRY(cli_out_printf(err, ", %s of memory, %s free",
+                               pst_format_bytes((double)device->total_bytes, total, sizeof total),
+                               pst_format_bytes((double)device->free_bytes, available, sizeof available)));
+    if (device->kernels[0] == '\0')
+        return print_accelerator(device, err);
+    return cli_out_printf(err, ", %u %s, kernels %s\n", device->processors,
+                          device->processors == 1 ? "thread" : "threads", device->kernels);
 }

@@ -6,6 +6,7 @@
 #include <jansson.h>
 
 #include "cli.h"
+#include "penstock/device.h"
 
 typedef struct cli_mount {
     char type[64], source[256]; /* "": unknown */
@@ -18,6 +19,9 @@ int cli_print_mount(const char *path, pst_error *err);
  * a text made harmless. */
 json_t *cli_folder_json(const char *path);
 json_t *cli_machine_json(void);
+/* A device: all that is known of it. */
+json_t *cli_device_json(const pst_device_info *device);
+int cli_print_device(const pst_device_info *device, pst_error *err);
 json_t *cli_safe_json(const char *text);
 
 #endif

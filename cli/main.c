@@ -16,7 +16,7 @@ const cli_command *const cli_commands[] = {
     &cli_command_generate, &cli_command_score,      &cli_command_tokenize,   &cli_command_synth,
     &cli_command_convert,  &cli_command_verify,     &cli_command_inspect,    &cli_command_bench_infer,
     &cli_command_bench_io, &cli_command_bench_save, &cli_command_bench_load, &cli_command_bench_kernels,
-    &cli_command_tune,     &cli_command_plan};
+    &cli_command_tune,     &cli_command_plan,       &cli_command_devices};
 const size_t cli_command_count = CLI_COUNT(cli_commands);
 
 /* A standard descriptor that the caller closed would be taken by the first file opened, and text would land in it.

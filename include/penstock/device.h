@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The accelerators of this machine. They are found through plugins: libpenstock-cuda.so beside libpenstock.so or in the
+ * The devices of this machine: its processor, and accelerators. These are found through plugins: libpenstock-cuda.so beside libpenstock.so or in the
  * folder penstock/ beside it.
  *
  * A device's name, as options take it: "host"; "cuda" (its first device) or "cuda:N"; "auto": the first accelerator that
- * works, else the host; a plugin's file, a name with a slash, with or without ":N".
+ * works, else the host; another plugin's name in the place of "cuda"; a plugin's file, a name with a slash, with or without
+ * ":N".
  */
 #ifndef PENSTOCK_DEVICE_H
 #define PENSTOCK_DEVICE_H
@@ -29,12 +30,17 @@ typedef struct pst_device_info {
     char link[64];                         /* "PCIe 5.0 x16"; "": not known */
     bool has_direct_storage;               /* drives can write into its memory without the host's */
     char direct_storage[160];              /* why not, or what does it */
+    char kernels[32];                      /* the host: its kernel set ("avx512"); else "" */
 } pst_device_info;
 
 /* Describes device `number` (from 0) of those that are there, in order of plugins; PST_E_UNSUPPORTED when there is no such
- * device: err then says why the last plugin has no more (no plugin, no driver, no device). plugin: a plugin's file, or NULL:
- * those that are found. One thread at a time. */
+ * device: err then says why the last plugin has no more (no plugin, no driver, no device). plugin: a plugin's name or file, or
+ * NULL: those that are found. One thread at a time. */
 PST_API int pst_device_describe(const char *plugin, uint32_t number, pst_device_info *out, pst_error *err);
+
+/* Describes the device that an option would take by this name. Of the host: its processor's model, its threads as
+ * `processors`, its memory and its kernel set. One thread at a time. */
+PST_API int pst_device_find(const char *name, pst_device_info *out, pst_error *err);
 
 #ifdef __cplusplus
 }

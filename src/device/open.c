@@ -5,16 +5,22 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "cpu/cpu.h"
 #include "device/device.h"
 #include "device/fault.h"
 #include "device/plugin.h"
+#include "os/memory.h"
+#include "os/thread.h"
 
-/* The same failure with the device's name before it. */
+/* The same failure with the device's name before it; once, where the plugin says it too ("cuda: no driver"). */
 static int fail_device(const char *name, int code, const pst_error *why, pst_error *err)
 {
     char text[sizeof why->path + sizeof why->message];
-    pst_error_format(why, text, sizeof text);
-    return pst_fail(err, code, NULL, "device %.60s: %.440s", name, text);
+    const char *from = pst_error_format(why, text, sizeof text);
+    const size_t length = strcspn(name, ":");
+    if (strncmp(from, name, length) == 0 && strncmp(from + length, ": ", 2) == 0)
+        from += length + 2;
+    return pst_fail(err, code, NULL, "device %.60s: %.440s", name, from);
 }
 
 static int open_plugins_device(const char *name, pst_device **out, pst_error *err)
@@ -90,6 +96,33 @@ static void terminate(pst_device_info *info)
     info->direct_storage[sizeof info->direct_storage - 1] = '\0';
 }
 
+/* Device `number` of a plugin that has it. */
+static int ask(const pst_device_plugin *plugin, uint32_t number, pst_device_info *out, pst_error *err)
+{
+    pst_device_info info = {.struct_size = sizeof info};
+    pst_error why = {.offset = PST_NO_OFFSET};
+    int status = plugin->describe(number, &info, &why);
+    if (status < 0) {
+        char device[64];
+        snprintf(device, sizeof device, "%s:%u", plugin->name, number);
+        if (why.message[0] == '\0')
+            snprintf(why.message, sizeof why.message, "%s", pst_strerror(status));
+        /* Only what is not there is PST_E_UNSUPPORTED: a device that cannot be asked is another matter. */
+        return fail_device(device, status == PST_E_UNSUPPORTED ? PST_E_FORMAT : status, &why, err);
+    }
+    terminate(&info);
+    info.kernels[0] = '\0';
+    *out = info;
+    return 0;
+}
+
+/* Options take a file's device by the file's name. */
+static void name_by_file(const char *plugin, uint32_t number, pst_device_info *info)
+{
+    if (strchr(plugin, '/') != NULL && strlen(plugin) + 12 < sizeof info->name)
+        snprintf(info->name, sizeof info->name, "%s:%u", plugin, number);
+}
+
 /* Describes device `number` of a plugin, or counts its devices off `number` and fails. */
 static int describe(const char *name, uint32_t *number, pst_device_info *out, pst_error *err)
 {
@@ -101,34 +134,34 @@ static int describe(const char *name, uint32_t *number, pst_device_info *out, ps
         *number -= count;
         return pst_fail(err, PST_E_UNSUPPORTED, NULL, "the plugin %s has no more devices", plugin->name);
     }
-    pst_device_info info = {.struct_size = sizeof info};
-    pst_error why = {.offset = PST_NO_OFFSET};
-    int status = plugin->describe(*number, &info, &why);
-    if (status < 0) {
-        char device[64];
-        snprintf(device, sizeof device, "%s:%u", plugin->name, *number);
-        if (why.message[0] == '\0')
-            snprintf(why.message, sizeof why.message, "%s", pst_strerror(status));
-        /* Only what is not there is PST_E_UNSUPPORTED: a device that cannot be asked is another matter. */
-        return fail_device(device, status == PST_E_UNSUPPORTED ? PST_E_FORMAT : status, &why, err);
-    }
-    terminate(&info);
-    /* Options take a file's device by the file's name. */
-    if (strchr(name, '/') != NULL && strlen(name) + 12 < sizeof info.name)
-        snprintf(info.name, sizeof info.name, "%s:%u", name, *number);
-    *out = info;
+    PST_TRY(ask(plugin, *number, out, err));
+    name_by_file(name, *number, out);
+    return 0;
+}
+
+/* As much of it as the caller knows. */
+static int hand_out(const pst_device_info *info, pst_device_info *out)
+{
+    const size_t given = out->struct_size;
+    memcpy(out, info, given < sizeof *info ? given : sizeof *info);
+    out->struct_size = given;
+    return 0;
+}
+
+static int check_size(const pst_device_info *out, pst_error *err)
+{
+    if (out->struct_size < offsetof(pst_device_info, total_bytes))
+        return pst_fail(err, PST_E_USAGE, NULL, "the struct_size of a pst_device_info is not set");
     return 0;
 }
 
 int pst_device_describe(const char *plugin, uint32_t number, pst_device_info *out, pst_error *err)
 {
-    const size_t known = out->struct_size < sizeof *out ? out->struct_size : sizeof *out;
-    if (known < offsetof(pst_device_info, total_bytes))
-        return pst_fail(err, PST_E_USAGE, NULL, "the struct_size of a pst_device_info is not set");
     const char *const one[] = {plugin, NULL};
     pst_device_info info;
     pst_error why = {.offset = PST_NO_OFFSET};
     int status = PST_E_UNSUPPORTED;
+    PST_TRY(check_size(out, err));
     for (const char *const *name = plugin != NULL ? one : pst_plugin_names; *name != NULL; name++) {
         status = describe(*name, &number, &info, &why);
         if (status != PST_E_UNSUPPORTED)
@@ -139,7 +172,50 @@ int pst_device_describe(const char *plugin, uint32_t number, pst_device_info *ou
             *err = why;
         return status;
     }
-    info.struct_size = out->struct_size;
-    memcpy(out, &info, known);
+    return hand_out(&info, out);
+}
+
+static int describe_host(pst_device_info *out, pst_error *err)
+{
+    pst_device_info info = {.name = "host", .processors = pst_os_processors()};
+    pst_memory_info memory;
+    PST_TRY(pst_memory_get_info(&memory, err));
+    info.total_bytes = memory.limit_bytes;
+    info.free_bytes = memory.available_bytes;
+    pst_os_processor_name(info.model, sizeof info.model);
+    snprintf(info.kernels, sizeof info.kernels, "%s", pst_cpu_available(0)->name);
+    *out = info;
     return 0;
+}
+
+int pst_device_find(const char *name, pst_device_info *out, pst_error *err)
+{
+    pst_device_info info;
+    pst_device_name parts;
+    const pst_device_plugin *plugin;
+    uint32_t count;
+    PST_TRY(check_size(out, err));
+    if (strcmp(name, "auto") == 0) {
+        info.struct_size = sizeof info;
+        if (pst_device_describe(NULL, 0, &info, NULL) < 0)
+            name = "host";
+        else
+            return hand_out(&info, out);
+    }
+    if (strcmp(name, "host") == 0) {
+        PST_TRY(describe_host(&info, err));
+        return hand_out(&info, out);
+    }
+    PST_TRY(pst_device_name_parse(name, &parts, err));
+    pst_error why = {.offset = PST_NO_OFFSET};
+    int status = pst_plugin_load(parts.plugin, &plugin, &why);
+    if (status >= 0)
+        status = pst_plugin_count(plugin, &count, &why);
+    if (status >= 0)
+        status = pst_plugin_check_number(plugin, parts.number, count, &why);
+    if (status < 0)
+        return fail_device(name, status, &why, err);
+    PST_TRY(ask(plugin, parts.number, &info, err));
+    name_by_file(parts.plugin, parts.number, &info);
+    return hand_out(&info, out);
 }

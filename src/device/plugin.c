@@ -146,6 +146,11 @@ static int load_named(const char *name, const pst_device_plugin **out, pst_error
 int pst_plugin_load(const char *plugin, const pst_device_plugin **out, pst_error *err)
 {
     const pst_device_plugin *found;
+    if (strchr(plugin, '/') == NULL && !is_plugin_name(plugin))
+        return pst_fail(err, PST_E_USAGE, NULL,
+                        "\"%.60s\" is no plugin's name (of a-z, 0-9, _ and -), and no file without "
+                        "a slash",
+                        plugin);
     PST_TRY(strchr(plugin, '/') != NULL ? load_file(plugin, &found, err) : load_named(plugin, &found, err));
     *out = found;
     return 0;
@@ -164,6 +169,14 @@ int pst_plugin_count(const pst_device_plugin *plugin, uint32_t *out, pst_error *
     return 0;
 }
 
+int pst_plugin_check_number(const pst_device_plugin *plugin, uint32_t number, uint32_t count, pst_error *err)
+{
+    if (number < count)
+        return 0;
+    return pst_fail(err, PST_E_UNSUPPORTED, NULL, "there is no %s:%u, the last one is %s:%u", plugin->name, number,
+                    plugin->name, count - 1);
+}
+
 static int check_device(const char *name, const pst_device *device, pst_error *err)
 {
     const pst_device_ops *ops = device->ops;
@@ -180,9 +193,7 @@ int pst_plugin_open(const pst_device_plugin *plugin, uint32_t number, pst_device
 {
     uint32_t count;
     PST_TRY(pst_plugin_count(plugin, &count, err));
-    if (number >= count)
-        return pst_fail(err, PST_E_UNSUPPORTED, NULL, "there is no %s:%u, the last one is %s:%u", plugin->name, number,
-                        plugin->name, count - 1);
+    PST_TRY(pst_plugin_check_number(plugin, number, count, err));
     pst_error failure = {.offset = PST_NO_OFFSET};
     pst_device *device = NULL;
     int status = plugin->open(number, &device, &failure);

@@ -7,7 +7,6 @@
 #include "base/error.h"
 #include "base/heap.h"
 #include "base/number.h"
-#include "device/plugin.h"
 #include "jobs/bench_kernels_internal.h"
 #include "os/clock.h"
 
@@ -170,13 +169,8 @@ static int choose_types(kernels_bench *b, pst_error *err)
 static void describe_device(kernels_bench *b)
 {
     pst_device_info *info = &b->report.device;
-    pst_device_name name;
-    const bool is_auto = strcmp(b->o.device, "auto") == 0;
     info->struct_size = sizeof *info;
-    int status = PST_E_UNSUPPORTED;
-    if (!b->device->ops->is_host && (is_auto || pst_device_name_parse(b->o.device, &name, NULL) >= 0))
-        status = pst_device_describe(is_auto ? NULL : name.plugin, is_auto ? 0 : name.number, info, NULL);
-    if (status >= 0)
+    if (!b->device->ops->is_host && pst_device_find(b->o.device, info, NULL) >= 0)
         return;
     snprintf(info->name, sizeof info->name, "%s", b->device->ops->name);
     b->device->ops->memory_info(b->device, &info->free_bytes, &info->total_bytes);

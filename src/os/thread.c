@@ -20,6 +20,8 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -254,6 +256,19 @@ void pst_pool_destroy(pst_pool *pool)
     pthread_cond_destroy(&pool->opened);
     pthread_mutex_destroy(&pool->lock);
     pst_heap_free(((void **)pool)[-1]);
+}
+
+void pst_os_processor_name(char *out, size_t out_bytes)
+{
+    char text[2048]; /* the first processor's lines, of which the name is the fifth */
+    snprintf(out, out_bytes, "unknown");
+    if (pst_os_read_text("/proc/cpuinfo", text, sizeof text) <= 0)
+        return;
+    const char *line = strstr(text, "model name"), *colon = line != NULL ? strchr(line, ':') : NULL;
+    if (colon == NULL)
+        return;
+    colon += 1 + strspn(colon + 1, " ");
+    snprintf(out, out_bytes, "%.*s", (int)strcspn(colon, "\n"), colon);
 }
 
 uint32_t pst_os_processors(void)

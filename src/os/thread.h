@@ -28,6 +28,9 @@ void pst_pool_run(pst_pool *pool, uint32_t tasks, pst_pool_body *body, void *con
 /* Processors that this process may run on, at least 1 (affinity, cgroup v1 and v2 CPU quota rounded up). */
 uint32_t pst_os_processors(void);
 
+/* The processor's model as the kernel has it, "unknown" where it has none. Cut to fit. */
+void pst_os_processor_name(char *out, size_t out_bytes);
+
 /* For a calling thread that wakes often and works briefly: asks for short slices of the processor, in return for which Linux
  * (6.12 and later) lets it run at once when it wakes, and not after the slice of a thread that computes. A wish. */
 void pst_os_thread_prompt(void);

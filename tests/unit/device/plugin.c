@@ -17,6 +17,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "cpu/cpu.h"
 #include "device/device.h"
 #include "device/plugin.h"
 #include "os/library.h"
@@ -256,6 +257,36 @@ static void test_describe(void **state)
     assert_memory_equal(&info, &before, sizeof info);
 }
 
+static void test_find(void **state)
+{
+    (void)state;
+    pst_error err = {.offset = PST_NO_OFFSET};
+    pst_device_info info = {.struct_size = sizeof info};
+    static const char *const hosts[] = {"host", "auto"}; /* there is no plugin beside this program */
+    for (size_t i = 0; i < 2; i++) {
+        assert_int_equal(pst_device_find(hosts[i], &info, &err), 0);
+        assert_string_equal(info.name, "host");
+        assert_string_equal(info.kernels, pst_cpu_available(0)->name);
+        assert_true(info.processors > 0 && info.total_bytes > 0 && info.model[0] != '\0');
+    }
+    set_mode(NULL);
+    assert_int_equal(pst_device_find(PST_FAKE_PLUGIN ":1", &info, &err), 0);
+    assert_string_equal(info.model, "Fake Device B");
+    assert_string_equal(info.kernels, "");
+    assert_int_equal(pst_device_find(PST_FAKE_PLUGIN, &info, &err), 0);
+    assert_string_equal(info.model, "Fake Device A");
+    const pst_device_info before = info;
+    assert_int_equal(pst_device_find(PST_FAKE_PLUGIN ":2", &info, &err), PST_E_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "there is no fake:2"));
+    assert_int_equal(pst_device_find("cuda", &info, &err), PST_E_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "device cuda: no plugin libpenstock-cuda.so"));
+    assert_int_equal(pst_device_find("Cuda", &info, &err), PST_E_USAGE);
+    assert_int_equal(pst_device_describe("..", 0, &info, &err), PST_E_USAGE);
+    assert_memory_equal(&info, &before, sizeof info);
+    info.struct_size = 8;
+    assert_int_equal(pst_device_find("host", &info, &err), PST_E_USAGE);
+}
+
 static int set_up(void **state)
 {
     int status = pst_library_own_folder(folder, sizeof folder, NULL);
@@ -279,6 +310,7 @@ int main(void)
         cmocka_unit_test(test_own_folder), cmocka_unit_test(test_names),   cmocka_unit_test(test_host),
         cmocka_unit_test(test_no_plugin),  cmocka_unit_test(test_misfits), cmocka_unit_test(test_good),
         cmocka_unit_test(test_places),     cmocka_unit_test(test_auto),    cmocka_unit_test(test_describe),
+        cmocka_unit_test(test_find),
     };
     return cmocka_run_group_tests(tests, set_up, pools_tear_down);
 }
