@@ -6,7 +6,6 @@
  */
 #include "nn/experts.h"
 
-#include <errno.h>
 #include <math.h>
 #include <string.h>
 
@@ -25,18 +24,6 @@ static uint32_t sparse_before(const pst_transformer *t, uint32_t layer)
     return count;
 }
 
-/* Of one row of a router's logits. */
-static uint64_t logits_bytes(const pst_transformer *t)
-{
-    return (uint64_t)t->experts * sizeof(float);
-}
-
-/* Whether the host chooses for an accelerator: a trace's experts follow from no router. */
-static bool chooses_for_device(const pst_forward_config *config)
-{
-    return config->apart && config->routing_trace != NULL;
-}
-
 uint64_t pst_experts_row_bytes(const pst_forward_config *config)
 {
     const pst_transformer *t = config->transformer;
@@ -44,28 +31,7 @@ uint64_t pst_experts_row_bytes(const pst_forward_config *config)
         return 0;
     uint64_t recorded = (uint64_t)sparse_before(t, t->layers) * t->experts_per_token * sizeof(uint32_t);
     return pst_route_row_bytes(t) + (config->record_routing ? recorded : 0) +
-           (config->routing_trace ? sizeof(pst_traced_row) : 0) + (chooses_for_device(config) ? logits_bytes(t) : 0);
-}
-
-/* The routing of an accelerator, and the host's view of it. */
-static int create_apart(pst_forward *f, const pst_forward_config *config, pst_error *err)
-{
-    pst_routed *r = &f->routed;
-    uint64_t bytes = pst_route_place(f->t, f->max_rows, NULL, &r->there);
-    PST_TRY(pst_mirror_create(f->device, bytes, "the routing of a pass", &r->mirror, err));
-    pst_route_place(f->t, f->max_rows, r->mirror.there, &r->there);
-    pst_route_place(f->t, f->max_rows, r->mirror.host, &r->here);
-    int status = f->device->ops->event_create(f->device, &r->counted);
-    if (status < 0)
-        return pst_nn_fail_device(err, f->device, status, "making an event");
-    if (!chooses_for_device(config))
-        return 0;
-    r->here.scratch = pst_heap_calloc(pst_route_scratch_floats(f->t), sizeof *r->here.scratch);
-    if (r->here.scratch == NULL)
-        return pst_fail_memory(err, "the routing of a pass", pst_route_scratch_floats(f->t) * sizeof(float));
-    r->logits_bytes = f->max_rows * logits_bytes(f->t);
-    r->logits = (pst_matrix){.type = PST_F32, .columns = f->t->experts, .stride = f->t->experts};
-    return pst_nn_take_memory(f->device, PST_MEMORY_HOST, r->logits_bytes, "the routers' logits", &r->logits.data, err);
+           (config->routing_trace ? sizeof(pst_traced_row) : 0);
 }
 
 int pst_experts_create(pst_forward *f, const pst_forward_config *config, pst_error *err)
@@ -74,7 +40,7 @@ int pst_experts_create(pst_forward *f, const pst_forward_config *config, pst_err
         return 0;
     f->sparse_layers = sparse_before(f->t, f->t->layers);
     if (f->apart) {
-        PST_TRY(create_apart(f, config, err));
+        PST_TRY(pst_experts_apart_create(f, config, err));
     } else {
         PST_TRY(pst_route_create(f->t, f->max_rows, &f->routed.here, err));
         f->routed.there = f->routed.here;
@@ -91,15 +57,10 @@ int pst_experts_create(pst_forward *f, const pst_forward_config *config, pst_err
 
 void pst_experts_destroy(pst_forward *f)
 {
-    pst_routed *r = &f->routed;
-    if (f->apart) {
-        f->device->ops->event_destroy(f->device, r->counted);
-        pst_nn_give_memory(f->device, PST_MEMORY_HOST, r->logits.data, r->logits_bytes);
-        pst_mirror_destroy(f->device, &r->mirror);
-        pst_heap_free(r->here.scratch);
-    } else {
-        pst_route_destroy(&r->here);
-    }
+    if (f->apart)
+        pst_experts_apart_destroy(f);
+    else
+        pst_route_destroy(&f->routed.here);
     pst_heap_free(f->routing);
     pst_heap_free(f->traced);
 }
@@ -109,8 +70,7 @@ const uint32_t *pst_forward_routing(const pst_forward *f, uint32_t row)
     return f->routing + (size_t)row * f->sparse_layers * f->t->experts_per_token;
 }
 
-/* Notes what was chosen, for pst_forward_routing. */
-static void record(pst_forward *f)
+void pst_experts_record(pst_forward *f)
 {
     const uint32_t per_token = f->t->experts_per_token, sparse = sparse_before(f->t, f->routed.layer);
     for (uint32_t row = 0; f->routing != NULL && row < f->row_count; row++)
@@ -118,26 +78,14 @@ static void record(pst_forward *f)
                f->routed.here.chosen + (size_t)row * per_token, per_token * sizeof *f->routing);
 }
 
-/* The trace's experts, with the weights that the router would give them. On an accelerator the router's logits come here and
- * the result goes back. */
+/* The trace's experts, with the weights that the router would give them. */
 static int choose_traced(pst_forward *f, pst_matrix logits)
 {
     const pst_transformer *t = f->t;
     pst_routed *r = &f->routed;
     const uint32_t per_token = t->experts_per_token, sparse = sparse_before(t, r->layer);
-    if (f->apart) {
-        const pst_block_copy packed = {.x = logits.data,
-                                       .x_row_stride = logits.stride,
-                                       .y = r->logits.data,
-                                       .y_type = PST_F32,
-                                       .y_row_stride = r->logits.stride,
-                                       .rows = f->row_count,
-                                       .blocks = 1,
-                                       .columns = t->experts};
-        PST_TRY(f->device->ops->copy_blocks(f->device, &packed));
-        PST_TRY(f->device->ops->synchronize(f->device, NULL));
-        logits = r->logits;
-    }
+    if (f->apart)
+        PST_TRY(pst_experts_fetch_logits(f, &logits));
     for (uint32_t row = 0; row < f->row_count; row++) {
         uint32_t *chosen = r->here.chosen + (size_t)row * per_token;
         pst_routing_trace_choose(f->routing_trace, sparse, f->traced[row].serial, f->traced[row].position, chosen);
@@ -145,16 +93,14 @@ static int choose_traced(pst_forward *f, pst_matrix logits)
                         r->here.weights + (size_t)row * per_token);
     }
     pst_route_group(&r->here, f->row_count);
-    record(f);
-    return pst_mirror_publish(f->device, &r->mirror, 0, r->mirror.bytes);
+    pst_experts_record(f);
+    return f->apart ? pst_experts_publish(f) : 0;
 }
 
 /* The router's experts. An accelerator's choice is on its way to the host when this returns. */
 static int choose_routed(pst_forward *f, const pst_matrix *logits, const float *correction)
 {
-    pst_routed *r = &f->routed;
-    const pst_route *to = &r->there;
-    const pst_device_ops *ops = f->device->ops;
+    const pst_route *to = &f->routed.there;
     const pst_route_job job = {.logits = *logits,
                                .correction = correction,
                                .routing = f->t->routing,
@@ -164,42 +110,11 @@ static int choose_routed(pst_forward *f, const pst_matrix *logits, const float *
                                .first = to->first,
                                .order = to->order,
                                .order_weight = to->order_weight};
-    PST_TRY(ops->route(f->device, &job));
-    if (!f->apart) {
-        record(f);
-        return 0;
-    }
-    const uint64_t chosen_bytes = (uint64_t)f->row_count * f->t->experts_per_token * sizeof *to->chosen;
-    PST_TRY(ops->copy(f->device, NULL, r->here.first, to->first, (f->t->experts + 1) * sizeof *to->first));
-    if (f->routing != NULL)
-        PST_TRY(ops->copy(f->device, NULL, r->here.chosen, to->chosen, chosen_bytes));
-    PST_TRY(ops->event_record(f->device, r->counted, NULL));
-    r->is_pending = true;
+    PST_TRY(f->device->ops->route(f->device, &job));
+    if (f->apart)
+        return pst_experts_fetch_choice(f);
+    pst_experts_record(f);
     return 0;
-}
-
-/* Whether the counts that a device gave can be: the host goes by them. */
-static bool are_counts_valid(const pst_forward *f)
-{
-    const uint32_t *first = f->routed.here.first, experts = f->t->experts;
-    for (uint32_t e = 0; e < experts; e++)
-        if (first[e + 1] < first[e] || first[e + 1] - first[e] > f->row_count)
-            return false;
-    return first[0] == 0 && first[experts] == f->row_count * f->t->experts_per_token;
-}
-
-int pst_experts_await(pst_forward *f)
-{
-    pst_routed *r = &f->routed;
-    if (!r->is_pending)
-        return r->failed;
-    r->is_pending = false;
-    r->failed = f->device->ops->event_wait(f->device, r->counted);
-    if (r->failed >= 0)
-        r->failed = are_counts_valid(f) ? 0 : -EIO;
-    if (r->failed >= 0)
-        record(f);
-    return r->failed;
 }
 
 int pst_forward_route(const pst_forward_run *run, const pst_nn_step *step)
@@ -227,22 +142,22 @@ int pst_forward_route(const pst_forward_run *run, const pst_nn_step *step)
 int pst_forward_expert_take(const pst_forward_run *run, const pst_nn_step *step)
 {
     pst_forward *f = run->f;
-    PST_TRY(pst_forward_checked(run, pst_experts_await(f)));
-    uint32_t first = f->routed.here.first[step->expert];
-    f->expert_rows = f->routed.here.first[step->expert + 1] - first;
-    if (f->expert_rows == 0)
-        return 1;
+    if (f->apart)
+        return pst_experts_begin_one(run, step);
+    const pst_route *route = &f->routed.here;
+    uint32_t first = route->first[step->expert];
+    f->expert_rows = route->first[step->expert + 1] - first;
     pst_matrix h = pst_forward_matrix(f, step->op->in), eh = pst_forward_matrix(f, step->op->out);
-    return pst_forward_checked(run, f->device->ops->take_rows(f->device, &h, f->routed.there.order + first, &eh));
+    return pst_forward_checked(run, f->device->ops->take_rows(f->device, &h, route->order + first, &eh));
 }
 
 int pst_forward_expert_add(const pst_forward_run *run, const pst_nn_step *step)
 {
     pst_forward *f = run->f;
-    const pst_route *route = &f->routed.there;
-    if (f->expert_rows == 0)
-        return 1;
-    uint32_t first = f->routed.here.first[step->expert];
+    if (f->apart)
+        return pst_experts_end_one(run, step);
+    const pst_route *route = &f->routed.here;
+    uint32_t first = route->first[step->expert];
     pst_matrix ey = pst_forward_matrix(f, step->op->in), x = pst_forward_matrix(f, step->op->out);
     return pst_forward_checked(
         run, f->device->ops->add_rows(f->device, &ey, route->order + first, route->order_weight + first, &x));
@@ -254,7 +169,7 @@ uint32_t pst_experts_choose(void *context, const pst_stage *stage, bool *wanted)
     pst_forward *f = *nn->forward;
     const pst_route *route = &f->routed.here;
     uint32_t count = 0;
-    if (pst_experts_await(f) < 0) { /* the next part, or the pass's end, tells of it */
+    if (f->apart && pst_experts_await(f) < 0) { /* the next part, or the pass's end, tells of it */
         memset(wanted, 0, stage->unit_count * sizeof *wanted);
         return 0;
     }

@@ -33,10 +33,11 @@ static pst_forward_op *const operators[] = {
 pst_matrix pst_forward_matrix(const pst_forward *f, pst_nn_buffer buffer)
 {
     pst_matrix matrix = f->buffers[buffer];
-    if (buffer >= PST_NN_S)
-        matrix.rows = f->logit_rows;
-    else
-        matrix.rows = buffer >= PST_NN_EH ? f->expert_rows : f->row_count;
+    matrix.rows = buffer >= PST_NN_S ? f->logit_rows : f->row_count;
+    if (buffer >= PST_NN_EH && buffer < PST_NN_S) {
+        matrix.rows = f->expert_rows;
+        matrix.data = (char *)matrix.data + f->routed.first_row * matrix.stride * (pst_dtype_bits(matrix.type) / 8);
+    }
     return matrix;
 }
 

@@ -57,13 +57,27 @@ typedef struct pst_latent_memory {
 /* Which rows each expert computes: where the host reads it and where operators do. */
 typedef struct pst_routed {
     pst_route here, there; /* the same arrays unless the device is apart; `there` without scratch */
-    pst_mirror mirror;     /* of an accelerator: what both lie in */
-    pst_matrix logits;     /* of an accelerator with a routing trace: the router's, in pinned memory */
+    uint32_t layer;        /* routed last */
+
+    /* Of an accelerator: experts_apart.c. */
+    pst_mirror mirror;          /* what both lie in, and the following five */
+    bool has_places, is_placed; /* there is room for places; the pass has so few rows that it uses them */
+    uint32_t *places;           /* [per_token][row]: where in `order` the row's experts, rising, have it */
+    uint32_t *rows;             /* 0, 1, 2, ... */
+    const uint32_t *places_there, *rows_there;
+    float *place_weights; /* there: what these experts count */
+    pst_matrix logits;    /* with a routing trace: the router's, in pinned memory */
     uint64_t logits_bytes;
-    pst_device_event *counted; /* of an accelerator: `here` has what it chose */
-    uint32_t layer;            /* routed last */
+    pst_device_event *counted; /* `here` has what it chose */
+    uint32_t *next;            /* by expert: scratch */
     bool is_pending;           /* it has not been waited for */
     int failed;                /* status of waiting where there was no way to tell of it */
+    bool is_taken;             /* the rows of all experts are in EH */
+    bool is_put_off;           /* the expert under way is computed with others */
+    uint32_t first_row;        /* of the expert under way, in `order` */
+    uint32_t wanted, last;     /* experts with rows; the last one of them */
+    uint32_t steps, put_off;   /* of an expert at most; how many experts are put off */
+    pst_weight *weights;       /* [step][expert]: of experts that are put off, else absent */
 } pst_routed;
 
 struct pst_forward {
@@ -175,7 +189,27 @@ void pst_latent_destroy(pst_forward *forward);
 uint64_t pst_experts_row_bytes(const pst_forward_config *config);
 int pst_experts_create(pst_forward *forward, const pst_forward_config *config, pst_error *err);
 void pst_experts_destroy(pst_forward *forward);
-/* Sees to it that routed.here says how many rows each expert has; the device's status. */
+/* Notes what was chosen in the layer, for pst_forward_routing. */
+void pst_experts_record(pst_forward *forward);
+
+/* The same of an accelerator. Where experts are many, their rows have a place each in the buffers EH to EY in passes of up to
+ * PST_PLACED_ROWS rows, so that experts which stay in the device's memory can be computed together. With more rows each expert
+ * has enough of them, and they would take memory from what is streamed. */
+enum { PST_PLACED_ROWS = 2048 };
+bool pst_experts_have_places(const pst_transformer *transformer);
+int pst_experts_apart_create(pst_forward *forward, const pst_forward_config *config, pst_error *err);
+void pst_experts_apart_destroy(pst_forward *forward);
+/* Host memory beside row and fixed bytes of a route, and the device's. */
+void pst_experts_apart_measure(const pst_forward_config *config, pst_forward_memory *out);
+/* Statuses: brings the router's logits to the host; has what the device chose brought there, or brings what the host chose to
+ * the device; sees to it that routed.here says how many rows each expert has. */
+int pst_experts_fetch_logits(pst_forward *forward, pst_matrix *logits);
+int pst_experts_fetch_choice(pst_forward *forward);
+int pst_experts_publish(pst_forward *forward);
 int pst_experts_await(pst_forward *forward);
+/* Steps of an expert: TAKE, ADD, and of a product or elementwise step whether it is put off. */
+int pst_experts_begin_one(const pst_forward_run *run, const pst_nn_step *step);
+int pst_experts_end_one(const pst_forward_run *run, const pst_nn_step *step);
+int pst_experts_put_off(const pst_forward_run *run, const pst_nn_step *step);
 
 #endif

@@ -38,6 +38,16 @@ static uint64_t buffer_stride(const pst_forward_config *config, pst_nn_buffer bu
     return (width + STRIDE_UNIT - 1) / STRIDE_UNIT * STRIDE_UNIT + STRIDE_UNIT;
 }
 
+/* Rows of a buffer, for so many of a pass. On an accelerator the rows of experts may have a place each, and EY some to add from:
+ * experts_apart.c. */
+static uint64_t buffer_rows(const pst_forward_config *config, pst_nn_buffer buffer, uint64_t rows)
+{
+    const pst_transformer *t = config->transformer;
+    if (!config->apart || buffer < PST_NN_EH || buffer >= PST_NN_S || !pst_experts_have_places(t))
+        return rows;
+    return pst_max(rows, pst_min(rows, PST_PLACED_ROWS) * (t->experts_per_token + (buffer == PST_NN_EY ? 1 : 0)));
+}
+
 /* Bytes of one row. */
 static uint64_t buffer_bytes(const pst_forward_config *config, pst_nn_buffer buffer)
 {
@@ -96,6 +106,16 @@ static void measure_groups(const pst_forward_config *config, group_sizes *out)
         out->shared = out->bytes[g] > out->shared ? out->bytes[g] : out->shared;
 }
 
+/* What places take beyond a row for each row of a pass, at most. */
+static uint64_t places_bytes(const pst_forward_config *config, const group_sizes *groups)
+{
+    uint64_t sum = 0;
+    for (pst_nn_buffer buffer = PST_NN_EH; buffer < PST_NN_S; buffer++)
+        if (groups->used[buffer])
+            sum += (buffer_rows(config, buffer, PST_PLACED_ROWS) - PST_PLACED_ROWS) * buffer_bytes(config, buffer);
+    return sum;
+}
+
 static bool is_rotated(const pst_program *program)
 {
     for (uint32_t s = program->gathered_stages; s < program->stage_count; s++)
@@ -148,12 +168,11 @@ static void measure_apart(const pst_forward_config *config, const group_sizes *g
     out->row_bytes += staging_bytes(config, groups);
     out->fixed_bytes += APART_SLACK; /* pinned memory begins there, too */
     out->logit_row_bytes += buffer_bytes(config, PST_NN_LOGITS);
-    out->device_row_bytes =
-        groups->bytes[LASTING] + groups->shared + sizeof(pst_segment) + sizeof(uint32_t) + pst_route_row_bytes(t);
+    out->device_row_bytes = groups->bytes[LASTING] + groups->shared + sizeof(pst_segment) + sizeof(uint32_t);
     out->device_logit_row_bytes = groups->bytes[OF_LOGITS] + sizeof(uint32_t);
-    out->device_fixed_bytes = small + pst_latent_bytes(config) + APART_SLACK +
-                              (t->alibi ? t->heads * sizeof(float) : 0) +
-                              (t->experts ? (2 * (uint64_t)t->experts + 1) * sizeof(float) : 0);
+    out->device_fixed_bytes = small + pst_latent_bytes(config) + APART_SLACK + places_bytes(config, groups) +
+                              (t->alibi ? t->heads * sizeof(float) : 0);
+    pst_experts_apart_measure(config, out);
 }
 
 void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *out)
@@ -191,6 +210,16 @@ void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *o
     }
 }
 
+/* Bytes of a group in a pass of so many rows. */
+static uint64_t group_bytes(const pst_forward_config *config, const group_sizes *groups, group which, uint64_t rows)
+{
+    uint64_t sum = 0;
+    for (pst_nn_buffer buffer = 0; buffer < PST_NN_BUFFERS; buffer++)
+        if (groups->used[buffer] && group_of(buffer) == which)
+            sum += buffer_rows(config, buffer, rows) * buffer_bytes(config, buffer);
+    return sum;
+}
+
 static uint64_t place_group(pst_forward *f, const pst_forward_config *config, const group_sizes *groups, group which,
                             uint64_t rows, uint64_t offset)
 {
@@ -201,7 +230,7 @@ static uint64_t place_group(pst_forward *f, const pst_forward_config *config, co
                                           .type = buffer_type(config, buffer),
                                           .columns = pst_nn_width(config->transformer, buffer),
                                           .stride = buffer_stride(config, buffer)};
-        offset += rows * buffer_bytes(config, buffer);
+        offset += buffer_rows(config, buffer, rows) * buffer_bytes(config, buffer);
         if (f->apart)
             offset = pst_round_up(offset, PST_APART_ALIGNMENT);
     }
@@ -213,8 +242,11 @@ static int make_activations(pst_forward *f, const pst_forward_config *config, ps
     group_sizes groups;
     measure_groups(config, &groups);
     const uint64_t rows = config->max_rows, slack = f->apart ? PST_NN_BUFFERS * PST_APART_ALIGNMENT : 0;
+    uint64_t shared = 0;
+    for (group g = OF_FRONT; g < OF_LOGITS; g++)
+        shared = pst_max(shared, group_bytes(config, &groups, g, rows));
     f->activation_bytes =
-        rows * (groups.bytes[LASTING] + groups.shared) + config->max_logit_rows * groups.bytes[OF_LOGITS] + slack;
+        rows * groups.bytes[LASTING] + shared + config->max_logit_rows * groups.bytes[OF_LOGITS] + slack;
     PST_TRY(pst_nn_take_memory(f->device, PST_MEMORY_DEVICE, f->activation_bytes, "activations",
                                (void **)&f->activations, err));
     const uint64_t lasting = place_group(f, config, &groups, LASTING, rows, 0);

@@ -66,6 +66,8 @@ int pst_forward_matmul(const pst_forward_run *run, const pst_nn_step *step)
 {
     pst_forward *f = run->f;
     const pst_nn_op *op = step->op;
+    if (f->routed.is_put_off)
+        return pst_experts_put_off(run, step);
     PST_TRY(pst_forward_keep_bias(run, step));
     PST_TRY(pst_forward_keep_aux(run, step));
     bool is_transposed = step->format->transposed;
@@ -142,7 +144,7 @@ int pst_forward_gated(const pst_forward_run *run, const pst_nn_step *step)
     pst_forward *f = run->f;
     pst_matrix gate = pst_forward_matrix(f, step->op->in), out = pst_forward_matrix(f, step->op->out);
     pst_matrix up = pst_forward_matrix(f, step->op->in + 1);
-    if (gate.rows == 0)
+    if (gate.rows == 0 || f->routed.is_put_off)
         return 1;
     return pst_forward_checked(run, f->device->ops->gated(f->device, f->t->activation, &gate, &up, &out));
 }

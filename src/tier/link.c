@@ -237,7 +237,9 @@ int pst_link_load(pst_link *link, uint32_t part, const unsigned char *memory, ps
 
 pst_part_view pst_link_view(const pst_link *link, uint32_t part)
 {
-    return view_at(link, part, link->resident + link->parts[part].offset);
+    pst_part_view view = view_at(link, part, link->resident + link->parts[part].offset);
+    view.stays = true;
+    return view;
 }
 
 int pst_link_copy(pst_link *link, uint32_t part, const unsigned char *memory, uint32_t user, pst_part_view *out,

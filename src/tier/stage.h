@@ -35,6 +35,7 @@ typedef struct pst_part_view {
     const pst_piece *pieces;
     size_t piece_count;
     const unsigned char *memory;
+    bool stays; /* the memory is the part's until the pass has ended, not only for the length of the call */
 } pst_part_view;
 
 /* A part in memory and its stage. */
