@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The operator `attention`: which kernel computes which segments, and the sum of partial results.
+ *
+ * What the bits of a query's result depend on, besides its own q, keys, values and position: the request (types of
+ * the cache and of the result, dimensions, heads that share a key/value head, window, slopes, scale), the device's
+ * kind (its shared memory decides whether tensor cores can take a job), and whether its segment has at most
+ * few_rows_of() rows. With so few it is decode: the positions are cut into chunks that lie at fixed positions
+ * (attention.h), each chunk's maximum, total and sums are combined in rising order, scaled to the largest maximum.
+ * Otherwise all positions go through in one run of tiles. They do not depend on other segments, on where blocks lie,
+ * or on how the pass's rows are cut: it is the whole segment's rows that count.
+ *
+ * Kernels: attention_tensor.cu for 16 bits, and for codes when the result is BF16; attention_plain.cu, f32
+ * throughout, for all else.
+ */
+#include <errno.h>
+
+#include "attention.h"
+
+enum {
+    FEW_ROWS = 8,     /* a segment of more rows keeps the device busy without chunks */
+    FEW_QUERIES = 64, /* likewise rows x heads that share a key/value head */
+    COMBINE_THREADS = 128
+};
+
+/* Of partial results, where one segment does not need more: further segments wait for the next launch. */
+static const uint64_t partials_bytes = 64ull << 20;
+
+/* Combines the chunks of one query: head blockIdx.x of row blockIdx.y of segment blockIdx.z of the launch. With
+ * one chunk the bits are those of that chunk alone. */
+static __global__ void __launch_bounds__(COMBINE_THREADS) attention_combine_kernel(const attention_args a)
+{
+    __shared__ float weights[ATTENTION_MAX_CHUNKS];
+    const pst_segment s = a.segments[a.first_segment + blockIdx.z];
+    uint32_t skipped;
+    const uint32_t rows = attention_clip(a, s, &skipped), row = blockIdx.y, head = blockIdx.x;
+    if (row < skipped || row - skipped >= rows)
+        return;
+    const uint32_t position = s.first_position + row;
+    const uint32_t first = attention_chunk_of(attention_first_seen(a, position));
+    const uint32_t count = attention_chunk_of(position) - first + 1, floats = attention_partial_floats(a);
+    const float *partials = attention_partial(a, blockIdx.z, row, head, first);
+    float largest = partials[0];
+#pragma unroll 4
+    for (uint32_t c = 1; c < count; c++)
+        largest = fmaxf(largest, partials[(uint64_t)c * floats]);
+    for (uint32_t c = threadIdx.x; c < count; c += COMBINE_THREADS)
+        weights[c] = expf(partials[(uint64_t)c * floats] - largest);
+    __syncthreads();
+    float total = partials[1] * weights[0];
+#pragma unroll 4
+    for (uint32_t c = 1; c < count; c++)
+        total = fmaf(partials[(uint64_t)c * floats + 1], weights[c], total);
+    const uint64_t out_row = s.first_row + row - a.first_row;
+    for (uint32_t d = threadIdx.x; d < a.values.dim; d += COMBINE_THREADS) {
+        const float *sums = partials + 2 + d;
+        float sum = sums[0] * weights[0];
+#pragma unroll 4
+        for (uint32_t c = 1; c < count; c++)
+            sum = fmaf(sums[(uint64_t)c * floats], weights[c], sum);
+        attention_store_out(a, out_row, head, d, sum / total);
+    }
+}
+
+static uint32_t few_rows_of(uint32_t group)
+{
+    const uint32_t rows = FEW_QUERIES / group;
+    return rows < 1 ? 1 : rows < FEW_ROWS ? rows : (uint32_t)FEW_ROWS;
+}
+
+/* `stored`: elements of a row, of which `dim` count. */
+static attention_rows rows_of(pst_kv_type type, uint32_t dim, uint32_t stored, uint64_t offset)
+{
+    attention_rows rows = {};
+    const uint32_t groups = (stored + PST_KV_GROUP - 1) / PST_KV_GROUP;
+    switch (type) {
+    case PST_KV_F32: rows.row_bytes = 4 * stored; break;
+    case PST_KV_F16: rows.row_bytes = 2 * stored; break;
+    case PST_KV_Q8: rows.code_bytes = stored; break;
+    case PST_KV_Q4: rows.code_bytes = (stored + 1) / 2; break;
+    }
+    if (rows.code_bytes > 0)
+        rows.row_bytes = rows.code_bytes + 4 * groups;
+    rows.dim = dim;
+    rows.offset = offset;
+    rows.head_bytes = (uint64_t)PST_KV_BLOCK * rows.row_bytes;
+    rows.in_fours = dim % 4 == 0 && stored % 4 == 0;
+    return rows;
+}
+
+static attention_args args_of(const pst_attention *job)
+{
+    const pst_kv_layout *layout = &job->layout;
+    attention_args a = {};
+    a.q = (const float *)job->q.data;
+    a.out = job->out.data;
+    a.segments = job->segments.items;
+    a.alibi = job->alibi;
+    a.q_stride = job->q.stride;
+    a.out_stride = job->out.stride;
+    a.first_row = job->segments.first_row;
+    a.rows = job->segments.rows;
+    a.block_offset = job->block_offset;
+    a.keys = rows_of(layout->type, layout->key_dim, layout->key_dim, 0);
+    if (layout->shared)
+        a.values = rows_of(layout->type, layout->value_dim, layout->key_dim, 0);
+    else
+        a.values = rows_of(layout->type, layout->value_dim, layout->value_dim, layout->kv_heads * a.keys.head_bytes);
+    a.segment_count = (uint32_t)job->segments.count;
+    a.heads = job->heads;
+    a.group = job->heads / layout->kv_heads;
+    a.few_rows = few_rows_of(a.group);
+    a.window = job->window;
+    a.scale = job->scale;
+    a.type = layout->type;
+    a.shared = layout->shared;
+    a.out_is_bf16 = job->out.type == PST_BF16;
+    return a;
+}
+
+static pst_vendor_error launch(cuda_device *device, const attention_args &a, const attention_grid &grid)
+{
+    const size_t shared_bytes = device->properties.shared_bytes;
+    return attention_tensor_fits(a, shared_bytes) ? attention_tensor_launch(a, grid, shared_bytes, device->stream)
+                                                  : attention_plain_launch(a, grid, shared_bytes, device->stream);
+}
+
+static uint64_t lesser(uint64_t x, uint64_t y)
+{
+    return x < y ? x : y;
+}
+
+/* Rows that `count` segments of at most max_rows rows can have in the operands. */
+static uint32_t rows_bound(const pst_segments *segments, uint64_t count, uint64_t max_rows)
+{
+    return (uint32_t)lesser(segments->rows, count * max_rows);
+}
+
+/* The segments of few rows. With more than one chunk: as many segments at a time as the partial results have room
+ * for. */
+static int attend_few(cuda_device *device, const pst_attention *job, attention_args a)
+{
+    const pst_segments *segments = &job->segments;
+    attention_grid grid = {0, job->layout.kv_heads, attention_chunk_of(segments->max_positions - 1) + 1};
+    uint64_t step = a.segment_count;
+    a.few = true;
+    a.slots = (uint32_t)lesser(a.few_rows, segments->max_rows);
+    a.chunks = grid.chunks;
+    if (grid.chunks > 1) {
+        const uint64_t bytes = (uint64_t)a.slots * a.heads * a.chunks * (a.values.dim + 2) * sizeof(float);
+        step = lesser(bytes < partials_bytes ? partials_bytes / bytes : 1, lesser(step, 65535));
+        void *partials;
+        const int status = pst_cuda_scratch(device, (size_t)(step * bytes), &partials);
+        if (status < 0)
+            return status;
+        a.partials = (float *)partials;
+    }
+    for (uint64_t first = 0; first < segments->count; first += step) {
+        a.first_segment = (uint32_t)first;
+        a.segment_count = (uint32_t)lesser(step, segments->count - first);
+        grid.tiles_of_rows = rows_bound(segments, a.segment_count, a.slots);
+        int status = pst_cuda_check(device, "attention", launch(device, a, grid));
+        if (status >= 0 && a.partials != NULL)
+            status = pst_cuda_check(device, "attention",
+                                    PST_LAUNCH(attention_combine_kernel, dim3(a.heads, a.slots, a.segment_count),
+                                               dim3(COMBINE_THREADS), 0, device->stream, a));
+        if (status < 0)
+            return status;
+    }
+    return 0;
+}
+
+int pst_cuda_attention(cuda_device *device, const pst_attention *job)
+{
+    const pst_segments *segments = &job->segments;
+    if (segments->count == 0 || segments->rows == 0 || segments->max_rows == 0)
+        return 0;
+    attention_args a = args_of(job);
+    if (segments->max_rows > a.few_rows) {
+        const attention_grid grid = {rows_bound(segments, segments->count, segments->max_rows), job->layout.kv_heads,
+                                     1};
+        const int status = pst_cuda_check(device, "attention", launch(device, a, grid));
+        if (status < 0)
+            return status;
+        if (segments->count == 1)
+            return 0;
+    }
+    return attend_few(device, job, a);
+}
