@@ -4,3 +4,4 @@ pst_test(test_session SOURCES ${PST_TEST_DIR}/test_session.c LABELS unit TIMEOUT
 pst_test(unit_infer_routing SOURCES ${PST_TEST_DIR}/test_routing.c LABELS unit)
 pst_test(unit_infer_kv_disk SOURCES ${PST_TEST_DIR}/test_kv_disk.c LABELS unit TIMEOUT 120)
 pst_test(unit_infer_batch_size SOURCES ${PST_TEST_DIR}/test_batch_size.c LABELS unit)
+pst_test(unit_infer_device SOURCES ${PST_TEST_DIR}/test_device_session.c LABELS unit TIMEOUT 120)
