@@ -2,4 +2,4 @@ pst_test(test_layout SOURCES ${PST_TEST_DIR}/test_layout.c ${PST_TEST_DIR}/rando
 pst_test(test_plan SOURCES ${PST_TEST_DIR}/test_plan.c ${PST_TEST_DIR}/random_stages.c LABELS unit)
 pst_test(test_ring SOURCES ${PST_TEST_DIR}/test_ring.c ${PST_TEST_DIR}/random_stages.c LABELS unit)
 pst_test(test_units SOURCES ${PST_TEST_DIR}/test_units.c ${PST_TEST_DIR}/unit_world.c ${PST_TEST_DIR}/random_stages.c LABELS unit)
-pst_test(test_link SOURCES ${PST_TEST_DIR}/test_link.c ${PST_TEST_DIR}/unit_world.c ${PST_TEST_DIR}/random_stages.c LABELS unit)
+pst_test(test_link SOURCES ${PST_TEST_DIR}/test_link.c ${PST_TEST_DIR}/link_runs.c ${PST_TEST_DIR}/unit_world.c ${PST_TEST_DIR}/random_stages.c LABELS unit)
