@@ -131,7 +131,7 @@ int pst_session_device_budget(const pst_session_options *o, pst_device *device, 
         return pst_fail(err, status, NULL, "device %s does not tell its memory: %s", device->ops->name,
                         device->ops->last_error(device));
     if (o->device_memory_bytes > free_bytes)
-        return pst_fail(err, PST_E_BUDGET, NULL,
+        return pst_fail(err, PST_E_USAGE, NULL,
                         "a device memory budget of %.3g MiB, where device %s has %.3g MiB free",
                         (double)o->device_memory_bytes / 0x1p20, device->ops->name, (double)free_bytes / 0x1p20);
     uint64_t usual = free_bytes - pst_min(free_bytes / DEVICE_RESERVE_SHARE, DEVICE_RESERVE_BYTES);

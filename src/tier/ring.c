@@ -131,6 +131,7 @@ static int run_streamed(pst_ring *ring, uint32_t number, pst_error *err)
     bool cached = ring->slots[slot].reader == PST_RING_NONE;
     count_unit(ring, part, cached);
     if (cached) {
+        pst_ring_pin(ring, slot, true); /* what the link gives back meanwhile may want its place */
         PST_TRY(compute_part(ring, number, memory, slot, true, err));
         pst_ring_pin(ring, slot, false);
         return 0;

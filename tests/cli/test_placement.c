@@ -159,6 +159,24 @@ static void test_offload_options(void **state)
     EXPECT_ERROR(2, "--expert-cache", GENERATE("--expert-cache", "some"));
 }
 
+/* Without an accelerator `auto` is the host; a name is that device or an error. */
+static void test_device_options(void **state)
+{
+    (void)state;
+    EXPECT_ERROR(1, "no-such", GENERATE("--device", "no-such"));
+    EXPECT_ERROR(1, "/no/such", GENERATE("--device", "/no/such/plugin.so"));
+    EXPECT_ERROR(1, "no-such", "score", MODEL, "--token-ids", "1,2,3", "--device", "no-such");
+    EXPECT_ERROR(1, "no-such", "bench", "infer", MODEL, "--prompt-len", "16", "--device", "no-such");
+    EXPECT_ERROR(2, "--device-memory", GENERATE("--device_memory", "much"));
+    json_t *host = expect_json(PENSTOCK(GENERATE("--json")));
+    json_t *chosen = expect_json(PENSTOCK(GENERATE("--device", "auto", "--device_memory", "1G", "--json")));
+    if (stat_of(chosen, "device_memory_bytes") == 0) /* else its digits may differ */
+        assert_true(json_equal(json_object_get(host, "results"), json_object_get(chosen, "results")));
+    assert_int_equal(stat_of(host, "device_memory_bytes") + stat_of(host, "link_bytes"), 0);
+    json_decref(host);
+    json_decref(chosen);
+}
+
 /* Experts: the same tokens and the same bytes needed with and without a cache, fewer of them read with it. */
 static void test_expert_cache(void **state)
 {
@@ -188,6 +206,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_offload_options),
+        cmocka_unit_test(test_device_options),
         cmocka_unit_test(test_expert_cache),
         cmocka_unit_test(test_budgets_hold),
     };
