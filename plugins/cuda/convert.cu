@@ -65,7 +65,7 @@ template <int LAYOUT> static __global__ __launch_bounds__(ROWS_THREADS) void con
         const char *row = c.w + r * c.row_bytes;
         float4 a;
         if (LAYOUT == PST_WEIGHT_PLAIN)
-            a = rows_load_4(c.format.type, row, column, there);
+            a = rows_load_weights(c.format.type, row, column, there);
         else
             a = make_float4(convert_one<LAYOUT>(c, row, r, column), convert_one<LAYOUT>(c, row, r, column + 1),
                             convert_one<LAYOUT>(c, row, r, column + 2), convert_one<LAYOUT>(c, row, r, column + 3));

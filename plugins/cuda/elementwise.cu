@@ -74,10 +74,10 @@ template <int ACTIVATION> static __global__ __launch_bounds__(ROWS_THREADS) void
     if (there == 0)
         return;
     for (uint64_t row = ROWS_Y(); row < e.rows; row += ROWS_DY()) {
-        float4 a = rows_load_4(PST_F32, e.x, row * e.x_stride + column, there);
+        float4 a = rows_load_4(e.x + row * e.x_stride + column, there);
         float4 up = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
         if (e.up != NULL)
-            up = rows_load_4(PST_F32, e.up, row * e.up_stride + column, there);
+            up = rows_load_4(e.up + row * e.up_stride + column, there);
         a = make_float4(elementwise_one<ACTIVATION>(a.x), elementwise_one<ACTIVATION>(a.y),
                         elementwise_one<ACTIVATION>(a.z), elementwise_one<ACTIVATION>(a.w));
         if (e.up != NULL)

@@ -195,7 +195,10 @@ int pst_cuda_kv_store(cuda_device *device, const pst_kv_store *job)
     k.key_bytes = kv_row_bytes(l->type, k.key_dim);
     k.value_bytes = kv_row_bytes(l->type, k.value_dim);
     const uint32_t tasks = k.kv_heads * (k.key_groups + k.value_groups), most = 65535;
-    const uint64_t rows = s->max_rows < s->rows ? s->max_rows : s->rows;
+    uint64_t rows = s->max_rows < s->rows ? s->max_rows : s->rows;
+    /* Beside one long segment many short ones would be blocks without work: a long one's blocks take several rows. */
+    const uint64_t enough = (4 * (uint64_t)s->rows + s->count - 1) / s->count;
+    rows = rows < enough ? rows : enough;
     if (tasks == 0)
         return 0;
     const dim3 grid((tasks + KV_WARPS - 1) / KV_WARPS, (uint32_t)(rows < most ? rows : most),

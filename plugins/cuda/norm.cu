@@ -20,7 +20,7 @@ struct norm_args {
 
 static __device__ __forceinline__ float4 norm_load(const norm_args &n, const float *x, uint64_t column)
 {
-    return rows_load_4(PST_F32, x, column, rows_there(column, n.columns));
+    return rows_load_4(x + column, rows_there(column, n.columns));
 }
 
 static __device__ __forceinline__ float norm_add_squares(float sum, float4 a)
@@ -45,11 +45,11 @@ static __device__ __forceinline__ void norm_store(const norm_args &n, void *y, u
     a = make_float4(__fmul_rn(a.x - mean, factor), __fmul_rn(a.y - mean, factor), __fmul_rn(a.z - mean, factor),
                     __fmul_rn(a.w - mean, factor));
     if (n.w != NULL) {
-        const float4 w = rows_load_4(n.w_type, n.w, column, there);
+        const float4 w = rows_load_weights(n.w_type, n.w, column, there);
         a = make_float4(__fmul_rn(a.x, w.x), __fmul_rn(a.y, w.y), __fmul_rn(a.z, w.z), __fmul_rn(a.w, w.w));
     }
     if (n.b != NULL) {
-        const float4 b = rows_load_4(n.b_type, n.b, column, there);
+        const float4 b = rows_load_weights(n.b_type, n.b, column, there);
         a = make_float4(__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w));
     }
     rows_store_4(n.y_type, y, column, there, a);

@@ -11,7 +11,7 @@ static __global__ __launch_bounds__(ROWS_THREADS) void rows_copy_blocks(pst_bloc
         return;
     for (uint64_t row = blockIdx.z; row < c.rows; row += gridDim.z) {
         for (uint64_t block = ROWS_Y(); block < c.blocks; block += ROWS_DY()) {
-            const float4 a = rows_load_4(PST_F32, c.x, row * c.x_row_stride + block * c.x_block_stride + column, there);
+            const float4 a = rows_load_4(c.x + row * c.x_row_stride + block * c.x_block_stride + column, there);
             rows_store_4(c.y_type, c.y, row * c.y_row_stride + block * c.y_block_stride + column, there, a);
         }
     }
@@ -86,8 +86,8 @@ static __global__ __launch_bounds__(ROWS_THREADS) void rows_add(add_args a)
     for (uint64_t i = ROWS_Y(); i < a.count; i += ROWS_DY()) {
         const float weight = a.weights[i];
         const uint64_t to = a.rows[i] * a.y_stride + column;
-        const float4 x = rows_load_4(PST_F32, a.x, i * a.x_stride + column, there);
-        float4 y = rows_load_4(PST_F32, a.y, to, there);
+        const float4 x = rows_load_4(a.x + i * a.x_stride + column, there);
+        float4 y = rows_load_4(a.y + to, there);
         y = make_float4(__fadd_rn(y.x, __fmul_rn(weight, x.x)), __fadd_rn(y.y, __fmul_rn(weight, x.y)),
                         __fadd_rn(y.z, __fmul_rn(weight, x.z)), __fadd_rn(y.w, __fmul_rn(weight, x.w)));
         rows_store_4(PST_F32, a.y, to, there, y);

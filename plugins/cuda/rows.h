@@ -63,21 +63,29 @@ static __device__ __forceinline__ float4 rows_from_16(pst_dtype type, uint2 u)
     return make_float4(pst_f16_to_f32(a), pst_f16_to_f32(b), pst_f16_to_f32(c), pst_f16_to_f32(d));
 }
 
-/* Elements index..index+3, the first `there` of them; zeros for the others. `there` may be 0. */
-static __device__ __forceinline__ float4 rows_load_4(pst_dtype type, const void *base, uint64_t index, uint32_t there)
+/* Activations p[0..3], the first `there` of them; zeros for the others. `there` may be 0. */
+static __device__ __forceinline__ float4 rows_load_4(const float *p, uint32_t there)
+{
+    if (there >= 4 && rows_aligned(p, 16))
+        return *(const float4 *)p;
+    float4 a = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 1 /* seldom needed: keep it short */
+    for (uint32_t i = there > 0 ? 4 : 0; i-- > 0;)
+        a = make_float4(i < there ? p[i] : 0.0f, a.x, a.y, a.z);
+    return a;
+}
+
+/* The same of elements index..index+3 of type F32, F16 or BF16 at any byte address. */
+static __device__ __forceinline__ float4 rows_load_weights(pst_dtype type, const void *base, uint64_t index,
+                                                           uint32_t there)
 {
     const char *p = (const char *)base + index * (type == PST_F32 ? 4 : 2);
     if (there >= 4 && rows_aligned(p, type == PST_F32 ? 16 : 8))
         return type == PST_F32 ? *(const float4 *)p : rows_from_16(type, *(const uint2 *)p);
     float4 a = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (there > 0)
-        a.x = rows_load(type, p, 0);
-    if (there > 1)
-        a.y = rows_load(type, p, 1);
-    if (there > 2)
-        a.z = rows_load(type, p, 2);
-    if (there > 3)
-        a.w = rows_load(type, p, 3);
+#pragma unroll 1
+    for (uint32_t i = there > 0 ? 4 : 0; i-- > 0;)
+        a = make_float4(i < there ? rows_load(type, p, i) : 0.0f, a.x, a.y, a.z);
     return a;
 }
 

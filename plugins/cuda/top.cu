@@ -12,7 +12,7 @@
  */
 #include "rows.h"
 
-enum { TOP_PIECE = 4096, TOP_THREADS = 512, TOP_MOST = 1024, TOP_SCRATCH_BYTES = 32 << 20 };
+enum { TOP_PIECE = 4096, TOP_THREADS = 512, TOP_MOST = 1024, TOP_SCRATCH_BYTES = 8 << 20 };
 enum { LSE_PIECE = 4096, LSE_THREADS = 256, LSE_EACH = LSE_PIECE / LSE_THREADS };
 
 /* ---- The largest values ---- */
@@ -278,7 +278,9 @@ int pst_cuda_log_sum_exp(cuda_device *device, const pst_matrix *x, double *out)
     if (x->columns == 0 || x->columns > INT32_MAX)
         return pst_cuda_fail(device, PST_E_USAGE, "no sum over %zu columns", x->columns);
     const uint64_t pieces = (x->columns + LSE_PIECE - 1) / LSE_PIECE, most = 65535;
-    const uint64_t at_once = x->rows < most ? x->rows : most;
+    uint64_t at_once = TOP_SCRATCH_BYTES / (pieces * sizeof(lse_part));
+    at_once = at_once < 1 ? 1 : at_once > most ? most : at_once;
+    at_once = at_once < x->rows ? at_once : x->rows;
     void *scratch = NULL;
     if (pieces > 1) {
         const int status = pst_cuda_scratch(device, at_once * pieces * sizeof(lse_part), &scratch);
