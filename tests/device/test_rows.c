@@ -192,6 +192,58 @@ static void check_sums(void *context, const char *text)
     }
 }
 
+typedef struct norm_case {
+    ops_matrix x, y;
+    ops_buffer *w, *b; /* at any byte */
+    pst_dtype type;
+    bool centered;
+} norm_case;
+
+/* Rows of more than a block's threads keep in registers, too; weights at odd addresses. */
+static size_t make_norm(void *context, size_t number, char *text, size_t text_bytes)
+{
+    static const pst_dtype types[] = {PST_F32, PST_F16, PST_BF16};
+    norm_case *c = context;
+    const size_t rows = ref_between(1, 5), columns = number % 2 ? ref_between(300, 5000) : ref_between(16000, 24000);
+    c->type = types[number % 3];
+    c->centered = number / 2 % 2;
+    ref_array w = ref_randoms(c->type, columns, 0, 1.0), b = ref_randoms(c->type, columns, 0, 1.0);
+    c->x = ops_random(PST_F32, rows, columns, 3.0);
+    c->y = ops_poisoned(PST_F32, rows, columns);
+    c->w = ops_array(&w, 1);
+    c->b = ops_array(&b, 1);
+    ref_free(&w);
+    ref_free(&b);
+    snprintf(text, text_bytes, "%zu x %zu, weights %s%s", rows, columns, pst_dtype_name(c->type),
+             c->centered ? ", centered" : "");
+    return rows;
+}
+
+static int run_norm(void *context, pst_device *device, ops_side side, size_t first, size_t rows)
+{
+    const norm_case *c = context;
+    const pst_matrix x = ops_rows(&c->x, side, first, rows), y = ops_rows(&c->y, side, first, rows);
+    const pst_weight w = {.data = ops_at(c->w, side), .type = c->type, .rows = 1, .columns = c->x.columns};
+    const pst_weight b = {.data = ops_at(c->b, side), .type = c->type, .rows = 1, .columns = c->x.columns};
+    return c->centered ? device->ops->layer_norm(device, &x, &w, &b, 1e-5f, &y)
+                       : device->ops->rms_norm(device, &x, &w, 1e-5f, &y);
+}
+
+static void check_norm(void *context, const char *text)
+{
+    const norm_case *c = context;
+    ops_check_gaps(&c->y, text);
+    for (size_t r = 0; r < c->y.rows; r++)
+        for (size_t i = 0; i < c->y.columns; i++) {
+            const double mine = ops_get(c->y.buffer, OPS_DEVICE, PST_F32, r * c->y.stride + i);
+            const double other = ops_get(c->y.buffer, OPS_HOST, PST_F32, r * c->y.stride + i);
+            /* sums in 16 chains or more, on either side; numbers of size 1, weights and biases of up to 4 or so */
+            const double limit = F32_ROUNDING * ((double)c->y.columns / 16 + 20) * (fabs(other) + 8);
+            if (!(fabs(mine - other) <= limit))
+                fail_msg("%s: [%zu][%zu] is %.9g, the host's %.9g", text, r, i, mine, other);
+        }
+}
+
 typedef struct tall_case {
     ops_matrix x, y;
     ops_buffer *numbers;
@@ -321,6 +373,7 @@ static const ops_test tests[] = {
     {"kv_store", 60, sizeof(kv_case), make_kv, run_kv, check_kv, NULL, NULL, true, false},
     {"wide top", 5, sizeof(top_case), make_top, run_top, check_top, NULL, NULL, true, false},
     {"wide log_sum_exp", 4, sizeof(top_case), make_sums, run_sums, check_sums, NULL, NULL, true, false},
+    {"wide norm", 12, sizeof(norm_case), make_norm, run_norm, check_norm, NULL, NULL, true, false},
     {"tall", 2, sizeof(tall_case), make_tall, run_tall, check_tall, NULL, NULL, true, false},
     {"route of thousands", 4, sizeof(route_case), make_route, run_route, check_route, refuse_route, NULL, false, false},
 };
