@@ -11,6 +11,9 @@
  *     (event_wait, synchronize, event_query by and by, a copy from or to plain memory), and of other streams only what events
  *     demand is done: whoever forgets to wait sees old data. Failures of such work are reported by what waits.
  *
+ * Operators that were asked for between a deferred failure and its report are not carried out: what they would compute with
+ * may not be there.
+ *
  * The operators' results are those of the inner device. Owner thread only, as any device.
  */
 #ifndef PST_DEVICE_FAULT_H

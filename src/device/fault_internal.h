@@ -41,6 +41,7 @@ typedef struct fault_stream fault_stream;
 typedef struct fault_work {
     struct fault_work *next;
     fault_kind kind;
+    uint64_t number; /* in the order of the calls */
     /* Copies, fills, waits. */
     void *to;
     const void *from;
@@ -97,7 +98,8 @@ typedef struct fault_device {
     fault_stream compute;
     fault_stream **streams; /* the others */
     size_t stream_count, stream_capacity;
-    int deferred; /* what the next wait reports */
+    int deferred;               /* what the next wait reports */
+    uint64_t numbers, in_doubt; /* of works; those below were asked for before a failure was reported */
     char message[256];
 } fault_device;
 
