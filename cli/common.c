@@ -391,7 +391,8 @@ json_t *cli_engine_stats(const cli_engine *engine, const pst_run_stats *stats)
 {
     pst_io_options io = settings_in_use(&engine->plan);
     json_t *object = cli_json_stats(stats);
-    if (object != NULL && json_object_set_new(object, "io", cli_io_json(&io, engine->io.from)) != 0) {
+    if (object != NULL && (json_object_set_new(object, "device", json_string(engine->plan.device)) != 0 ||
+                           json_object_set_new(object, "io", cli_io_json(&io, engine->io.from)) != 0)) {
         json_decref(object);
         return NULL;
     }

@@ -16,10 +16,13 @@
 #include "base/number.h"
 #include "nn/forward_internal.h"
 
-enum { MAX_BLOCK_ROWS = 64 };
-static const uint64_t BLOCK_BYTES = 24ull
-                                    << 20; /* of the vectors of a block's rows, as far as more than one row goes */
-static const float NORM_EPS = 1e-6f;       /* of the norms inside, which config.json's rms_norm_eps does not speak of */
+/* Rows of a block, at most, and bytes of their vectors, as far as more than one row goes. An accelerator has no cache that they
+ * should stay in, and each block takes it two launches for every head. */
+typedef struct block_limits {
+    uint64_t rows, bytes;
+} block_limits;
+static const block_limits HOST_BLOCK = {64, 24ull << 20}, APART_BLOCK = {1024, 256ull << 20};
+static const float NORM_EPS = 1e-6f; /* of the norms inside, which config.json's rms_norm_eps does not speak of */
 
 /* Element counts of one row's vectors. */
 typedef struct row_sizes {
@@ -33,11 +36,12 @@ static row_sizes sizes_of(const pst_transformer *t)
                        (uint64_t)t->heads * l->value_dim};
 }
 
-static uint32_t block_rows(const pst_transformer *t)
+static uint32_t block_rows(const pst_forward_config *config)
 {
-    row_sizes sizes = sizes_of(t);
-    uint64_t rows = BLOCK_BYTES / ((sizes.q + sizes.a + sizes.v) * sizeof(float));
-    return (uint32_t)pst_min(pst_max(rows, 1), MAX_BLOCK_ROWS);
+    const block_limits *most = config->apart ? &APART_BLOCK : &HOST_BLOCK;
+    const row_sizes sizes = sizes_of(config->transformer);
+    uint64_t rows = most->bytes / ((sizes.q + sizes.a + sizes.v) * sizeof(float));
+    return (uint32_t)pst_min(pst_max(rows, 1), most->rows);
 }
 
 /* Bytes of an element as it is kept: plain matrices as they are, others as numbers. */
@@ -93,7 +97,7 @@ uint64_t pst_latent_bytes(const pst_forward_config *config)
         return 0;
     const row_sizes sizes = sizes_of(config->transformer);
     const kept_sizes most = most_kept(config);
-    return most.kept + most.spread + block_rows(config->transformer) * (sizes.q + sizes.a + sizes.v) * sizeof(float);
+    return most.kept + most.spread + block_rows(config) * (sizes.q + sizes.a + sizes.v) * sizeof(float);
 }
 
 int pst_latent_create(pst_forward *f, const pst_forward_config *config, pst_error *err)
@@ -105,7 +109,7 @@ int pst_latent_create(pst_forward *f, const pst_forward_config *config, pst_erro
     PST_TRY(pst_nn_take_memory(f->device, PST_MEMORY_DEVICE, m->bytes, "latent attention", (void **)&m->memory, err));
     const row_sizes sizes = sizes_of(f->t);
     const kept_sizes most = most_kept(config);
-    m->block_rows = block_rows(f->t);
+    m->block_rows = block_rows(config);
     m->kept = m->memory;
     m->spread = most.spread > 0 ? m->memory + most.kept : NULL;
     m->q = (float *)(void *)(m->memory + most.kept + most.spread);

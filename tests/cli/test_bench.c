@@ -30,6 +30,7 @@ static void test_formulas(void **state)
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
         assert_true(number(stats, keys[i]) > 0);
     assert_true(json_is_string(json_object_get(stats, "limited_by")));
+    assert_string_equal(json_string_value(json_object_get(stats, "device")), "host");
     json_decref(document);
 }
 

@@ -50,6 +50,7 @@ static void test_json(void **state)
             fail_msg("stats: %s is no positive number", keys[i]);
     }
     assert_non_null(json_string_value(json_object_get(stats, "limited_by")));
+    assert_string_equal(json_string_value(json_object_get(stats, "device")), "host");
     assert_int_equal(json_integer_value(json_object_get(stats, "generated_tokens")), 12);
     json_decref(document);
 }
