@@ -38,9 +38,16 @@ static void place(const pst_planned_model *m, const pst_plan_request *request, c
                   pst_plan *plan, pst_placed *placed, pst_prediction *out)
 {
     bool embedding_stays = true;
-    for (uint32_t i = 0; i < plan->layout.part_count; i++)
-        if (m->program->stages[plan->layout.parts[i].stage].gathered)
+    out->disk_bytes = 0;
+    for (uint32_t i = 0; i < plan->layout.part_count; i++) {
+        const pst_part *part = &plan->layout.parts[i];
+        bool is_gathered = m->program->stages[part->stage].gathered;
+        if (is_gathered)
             embedding_stays = embedding_stays && plan->places[i] == PST_PLACE_HOST;
+        bool is_heads = is_gathered && part->stage == 0 && m->t->tied_head; /* counted there */
+        if (plan->places[i] == PST_PLACE_DISK && !is_heads)
+            out->disk_bytes += part->weight_bytes;
+    }
     placed->plan = plan;
     placed->rows_per_pass = plan->rows_per_pass;
     placed->gathered_row_bytes = embedding_stays ? 0 : gathered_row_bytes(m->program);
@@ -66,7 +73,6 @@ static void place(const pst_planned_model *m, const pst_plan_request *request, c
         };
     out->streamed_bytes = plan->streamed_bytes;
     out->link_bytes = plan->link_bytes;
-    out->disk_bytes = m->program->weight_bytes - plan->resident_bytes - plan->device_resident_bytes;
     out->slots = plan->slots;
     out->slot_bytes = plan->slot_bytes;
     out->parts = plan->layout.part_count;

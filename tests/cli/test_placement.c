@@ -177,6 +177,31 @@ static void test_device_options(void **state)
     json_decref(chosen);
 }
 
+#define EMULATED PST_TEST_BINARY_DIR "/libpenstock-emulated.so"
+
+/* A plugin's device from end to end: the same answer whether weights stay there or cross the link, and what was said of it. */
+static void test_plugin(void **state)
+{
+    (void)state;
+#define ON_DEVICE(...)                                                                                                 \
+    "generate", MODEL, "--token-ids", "1,2", "--max-new-tokens", "2", "--json", "--device", EMULATED, __VA_ARGS__
+    json_t *there = expect_json(PENSTOCK(ON_DEVICE("--device-memory", "64M")));
+    program_result result = PENSTOCK(ON_DEVICE("--device_memory", "4M", "--resident", "0"));
+    assert_non_null(strstr(result.err, "copied "));
+    assert_non_null(strstr(result.err, " on the device"));
+    json_t *streamed = expect_json(result);
+    assert_true(json_equal(json_object_get(there, "results"), json_object_get(streamed, "results")));
+    assert_int_equal(stat_of(there, "link_bytes"), 0);
+    assert_true(stat_of(there, "device_resident_bytes") > 0);
+    assert_int_equal(stat_of(streamed, "device_resident_bytes"), 0);
+    assert_int_equal(stat_of(streamed, "link_bytes"),
+                     stat_of(streamed, "passes") * stat_of(streamed, "streamed_bytes"));
+    assert_in_range(stat_of(streamed, "device_memory_bytes"), 1, 4000000);
+    json_decref(there);
+    json_decref(streamed);
+    EXPECT_ERROR(1, "a device memory budget of", ON_DEVICE("--device-memory", "1M"));
+}
+
 /* Experts: the same tokens and the same bytes needed with and without a cache, fewer of them read with it. */
 static void test_expert_cache(void **state)
 {
@@ -205,10 +230,8 @@ static void test_expert_cache(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_offload_options),
-        cmocka_unit_test(test_device_options),
-        cmocka_unit_test(test_expert_cache),
-        cmocka_unit_test(test_budgets_hold),
+        cmocka_unit_test(test_offload_options), cmocka_unit_test(test_device_options), cmocka_unit_test(test_plugin),
+        cmocka_unit_test(test_expert_cache),    cmocka_unit_test(test_budgets_hold),
     };
     return cmocka_run_group_tests_name("placement", tests, NULL, NULL);
 }

@@ -42,6 +42,7 @@ static void check_sums(const pst_prediction *p)
         assert_int_equal(t->weights + t->kv + t->activations + t->ring + t->tables + t->process, t->total);
         assert_true(t->total <= t->budget);
     }
+    assert_true(p->disk_bytes >= p->streamed_bytes && p->disk_bytes <= p->weight_bytes);
     assert_true(p->total_seconds > 0 && isfinite(p->tokens_per_second) &&
                 p->steady_tokens_per_second >= p->tokens_per_second);
     for (uint32_t i = 0; i < p->advice_count; i++) {
@@ -92,6 +93,29 @@ static void test_worked_examples(void **state)
             if (ratio < (which < 2 ? 0.85 : 0.7) || ratio > 1.25)
                 fail_msg("%s: %.3g tokens/s where %.3g are published", cases[i].model, p.tokens_per_second, published);
         }
+    }
+}
+
+/* A head that is the embedding may be on the device and, to be fetched by row, on the host, too. */
+static void test_tied_head(void **state)
+{
+    (void)state;
+    const uint64_t device_bytes[] = {0, 3000000, 100000000};
+    for (size_t i = 0; i < sizeof device_bytes / sizeof device_bytes[0]; i++) {
+        pst_predict_options o = base(PST_TEST_SOURCE_DIR "/models/penstock-tales");
+        o.prompt_tokens = 64;
+        o.device_memory_bytes = device_bytes[i];
+        o.link_bytes_per_second = 1e10;
+        pst_prediction p;
+        must(&o, &p);
+        check_sums(&p);
+        assert_int_equal(p.disk_bytes, 0);
+        assert_true((p.link_bytes > 0) == (i == 1));
+        o.resident_set = true; /* nothing is kept */
+        o.resident_share = 0;
+        must(&o, &p);
+        check_sums(&p);
+        assert_int_equal(p.disk_bytes, p.weight_bytes);
     }
 }
 
@@ -398,6 +422,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_worked_examples),
+        cmocka_unit_test(test_tied_head),
         cmocka_unit_test(test_equations),
         cmocka_unit_test(test_quantized),
         cmocka_unit_test(test_experts),
