@@ -196,6 +196,6 @@ int pst_cuda_describe(uint32_t number, pst_device_info *out, pst_error *err)
         describe_link(folder, &info);
     info.has_direct_storage = describe_direct_storage(folder, info.direct_storage, sizeof info.direct_storage);
     info.struct_size = out->struct_size;
-    *out = info;
+    memcpy(out, &info, out->struct_size < sizeof info ? out->struct_size : sizeof info); /* an older caller's is shorter */
     return 0;
 }

@@ -40,20 +40,20 @@ static int fake_describe(uint32_t number, pst_device_info *out, pst_error *err)
 {
     if (is_mode("shy"))
         return fail(err, PST_E_UNSUPPORTED, "does not say");
-    const size_t size = out->struct_size;
-    *out = (pst_device_info){.struct_size = size,
-                             .total_bytes = UINT64_C(8) << 30,
-                             .free_bytes = UINT64_C(5) << 30,
-                             .compute_major = 9,
-                             .processors = 132,
-                             .memory_bytes_per_second = 4.8e12,
-                             .link_bytes_per_second = 63e9,
-                             .has_direct_storage = number == 1};
-    snprintf(out->name, sizeof out->name, "fake:%u", number);
-    snprintf(out->model, sizeof out->model, "Fake Device %c", 'A' + (int)number);
+    pst_device_info info = {.struct_size = out->struct_size,
+                            .total_bytes = UINT64_C(8) << 30,
+                            .free_bytes = UINT64_C(5) << 30,
+                            .compute_major = 9,
+                            .processors = 132,
+                            .memory_bytes_per_second = 4.8e12,
+                            .link_bytes_per_second = 63e9,
+                            .has_direct_storage = number == 1};
+    snprintf(info.name, sizeof info.name, "fake:%u", number);
+    snprintf(info.model, sizeof info.model, "Fake Device %c", 'A' + (int)number);
     if (number == 0)
-        snprintf(out->link, sizeof out->link, "PCIe 5.0 x16");
-    snprintf(out->direct_storage, sizeof out->direct_storage, "%s", number == 1 ? "in a fake way" : "no cuFile");
+        snprintf(info.link, sizeof info.link, "PCIe 5.0 x16");
+    snprintf(info.direct_storage, sizeof info.direct_storage, "%s", number == 1 ? "in a fake way" : "no cuFile");
+    memcpy(out, &info, out->struct_size < sizeof info ? out->struct_size : sizeof info); /* an older caller's */
     return 0;
 }
 
