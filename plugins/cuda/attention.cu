@@ -23,8 +23,13 @@ enum {
     COMBINE_THREADS = 128
 };
 
-/* Of partial results, where one segment does not need more: further segments wait for the next launch. */
+/* Of partial results, where one segment does not need more: further segments wait for the next launch. Little in the
+ * emulator, so that tests come to that. */
+#if defined(PST_EMULATED)
+static const uint64_t partials_bytes = 1ull << 20;
+#else
 static const uint64_t partials_bytes = 64ull << 20;
+#endif
 
 /* Combines the chunks of one query: head blockIdx.x of row blockIdx.y of segment blockIdx.z of the launch. With
  * one chunk the bits are those of that chunk alone. */
