@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "base/heap.h"
 #include "device/fault.h"
 #include "os/file.h"
 #include "property/device_pass.h"
@@ -185,6 +186,45 @@ static void test_failing_calls(void **state)
     }
 }
 
+/* Whatever allocation of the host fails, on the way to a pass or in it. */
+static void test_failing_allocations(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"opt_350m", "deepseek_v3_odd", "qwen3_moe_window"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        scene s;
+        scene_open(&s, names[i]);
+        pst_device_fault fault = {.late = false};
+        scene_run run = {.compute_type = PST_BF16,
+                         .kv_type = PST_KV_F32,
+                         .host = host,
+                         .device = make_device(&fault),
+                         .passes = 1,
+                         .seed = random_below(UINT64_MAX),
+                         .routing_trace = s.model->transformer.experts > 0 ? "uniform" : NULL,
+                         .record_routing = s.model->transformer.experts > 0,
+                         .keep = true};
+        scene_result first = compute(&s, names[i], &run); /* the device's scratch memory grows once */
+        scene_free(&first);
+        const int64_t live = pst_heap_live_count();
+        int status = -1;
+        for (int64_t n = 0; status < 0; n++) {
+            scene_result result = {0};
+            pst_error err = {.code = 0};
+            pst_heap_fail_after(n, 0);
+            status = scene_compute(&s, &run, &result, &err);
+            pst_heap_fail_after(-1, 0);
+            assert_true(status == 0 || err.message[0] != '\0');
+            assert_int_equal(pst_heap_live_count(), live);
+            assert_int_equal(pst_device_fault_held(&fault), 0);
+            assert_true(n < 5000);
+            scene_free(&result);
+        }
+        pst_device_destroy(run.device);
+        scene_close(&s);
+    }
+}
+
 static int make_host(void **state)
 {
     (void)state;
@@ -202,6 +242,7 @@ static int destroy_host(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_case), cmocka_unit_test(test_routing),
-                                       cmocka_unit_test(test_failing_calls)};
+                                       cmocka_unit_test(test_failing_calls),
+                                       cmocka_unit_test(test_failing_allocations)};
     return cmocka_run_group_tests_name("device pass", tests, make_host, destroy_host);
 }
