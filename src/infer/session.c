@@ -28,6 +28,8 @@ enum { MAX_DEVICE_ROWS = 1 << 16, MAX_DEVICE_LOGIT_ROWS = 2048 };
 /* What a budget that nobody gave leaves of a device's free memory to its kernels: this, or a share of it. */
 static const uint64_t DEVICE_RESERVE_BYTES = 1ull << 30;
 enum { DEVICE_RESERVE_SHARE = 16 };
+/* What a device's kernels come to take beside their operands: partial sums, at most so much, and never more than what lasts. */
+static const uint64_t DEVICE_SCRATCH_BYTES = 64ull << 20;
 /* What generation and scoring keep of a request in a slot, its texts and results aside. */
 enum { SLOT_BYTES = 256 };
 
@@ -131,8 +133,7 @@ int pst_session_device_budget(const pst_session_options *o, pst_device *device, 
         return pst_fail(err, status, NULL, "device %s does not tell its memory: %s", device->ops->name,
                         device->ops->last_error(device));
     if (o->device_memory_bytes > free_bytes)
-        return pst_fail(err, PST_E_USAGE, NULL,
-                        "a device memory budget of %.3g MiB, where device %s has %.3g MiB free",
+        return pst_fail(err, PST_E_USAGE, NULL, "a device memory budget of %.3g MiB, where device %s has %.3g MiB free",
                         (double)o->device_memory_bytes / 0x1p20, device->ops->name, (double)free_bytes / 0x1p20);
     uint64_t usual = free_bytes - pst_min(free_bytes / DEVICE_RESERVE_SHARE, DEVICE_RESERVE_BYTES);
     *out = pst_max(1, o->device_memory_bytes ? o->device_memory_bytes : usual);
@@ -218,9 +219,69 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
         request.fixed_bytes > UINT64_MAX / 4 || request.device_fixed_bytes > UINT64_MAX / 4)
         return pst_fail(err, PST_E_BUDGET, NULL, "the KV cache of %u sequences of %u tokens fits no memory",
                         o->max_sequences, o->max_tokens);
+    request.device_fixed_bytes += pst_min(request.device_fixed_bytes, DEVICE_SCRATCH_BYTES);
     *out = request;
     *out_cache = cache;
     return 0;
+}
+
+static void fill_info(pst_session *s, const pst_forward_config *config, const pst_plan_request *request,
+                      const pst_kv_memory *cache)
+{
+    pst_io_options io = {.struct_size = sizeof io};
+    pst_io_get_settings(s->io, &io);
+    s->info = (pst_plan_info){
+        .budget_bytes = request->budget_bytes,
+        .resident_bytes = s->plan.resident_bytes,
+        .streamed_bytes = s->plan.streamed_bytes,
+        .ring_bytes = s->plan.slots * s->plan.slot_bytes,
+        .slot_bytes = s->plan.slot_bytes,
+        .slots = s->plan.slots,
+        .kv_bytes = cache->kv_bytes,
+        .activation_bytes = request->fixed_bytes - cache->kv_bytes + s->plan.rows_per_pass * request->row_bytes,
+        .process_bytes = request->process_bytes,
+        .rows_per_pass = s->plan.rows_per_pass,
+        .io_engine = pst_io_engine_name(s->io),
+        .block_size = io.block_size,
+        .queue_depth = io.queue_depth,
+        .io_workers = io.workers,
+        .io_single_submit = io.single_submit,
+        .kernels = pst_device_host_kernels(s->host),
+        .compute_type = config->compute_type,
+        .kv_bits = pst_kv_bits(config->kv_type),
+        .expert_cache_bytes = s->plan.cache_slots * s->plan.slot_bytes,
+        .expected_pass_bytes = pst_plan_expected_bytes(&s->plan, s->options.max_sequences),
+        .kv_disk_bytes = cache->disk_bytes,
+        .device = s->device->ops->name,
+        .device_budget_bytes = request->device_budget_bytes,
+        .device_total_bytes = s->plan.device_total_bytes,
+        .device_resident_bytes = s->plan.device_resident_bytes,
+        .device_kv_bytes = cache->device_kv_bytes,
+        .device_slot_bytes = s->plan.device_slot_bytes,
+        .device_slots = s->plan.device_slots,
+        .expected_link_bytes = pst_plan_link_bytes(&s->plan, s->options.max_sequences),
+    };
+}
+
+static void log_plan(const pst_session *s)
+{
+    pst_log(PST_LOG_INFO,
+            "plan: %.1f MB of weights resident, %.1f MB streamed per pass through %u slots of %.1f MB; up to %u rows "
+            "per pass",
+            (double)s->plan.resident_bytes / 1e6, (double)s->plan.streamed_bytes / 1e6, s->plan.slots,
+            (double)s->plan.slot_bytes / 1e6, s->plan.rows_per_pass);
+    if (s->device != s->host)
+        pst_log(PST_LOG_INFO,
+                "plan: %.1f MB of weights on device %s, %.1f MB cross the link per pass through %u slots of %.1f MB; "
+                "%.1f of %.1f MB of its memory",
+                (double)s->plan.device_resident_bytes / 1e6, s->device->ops->name, (double)s->plan.link_bytes / 1e6,
+                s->plan.device_slots, (double)s->plan.device_slot_bytes / 1e6, (double)s->plan.device_total_bytes / 1e6,
+                (double)s->info.device_budget_bytes / 1e6);
+    if (s->plan.streamed_unit_bytes > 0)
+        pst_log(PST_LOG_INFO,
+                "plan: of %.1f MB of experts the cache keeps %.1f MB; a pass of %u rows needs %.0f %% of them",
+                (double)s->plan.streamed_unit_bytes / 1e6, (double)s->plan.cache_bytes / 1e6, s->options.max_sequences,
+                100 * pst_plan_share_of_units(s->plan.unit_count, s->plan.units_per_row, s->options.max_sequences));
 }
 
 static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
@@ -238,56 +299,8 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
     PST_TRY(status);
     config->max_rows = s->plan.rows_per_pass;
     config->max_logit_rows = o->all_logits ? s->plan.rows_per_pass : o->max_sequences;
-    pst_io_options io = {.struct_size = sizeof io};
-    pst_io_get_settings(s->io, &io);
-    s->info = (pst_plan_info){
-        .budget_bytes = request.budget_bytes,
-        .resident_bytes = s->plan.resident_bytes,
-        .streamed_bytes = s->plan.streamed_bytes,
-        .ring_bytes = s->plan.slots * s->plan.slot_bytes,
-        .slot_bytes = s->plan.slot_bytes,
-        .slots = s->plan.slots,
-        .kv_bytes = cache.kv_bytes,
-        .activation_bytes = request.fixed_bytes - cache.kv_bytes + s->plan.rows_per_pass * request.row_bytes,
-        .process_bytes = request.process_bytes,
-        .rows_per_pass = s->plan.rows_per_pass,
-        .io_engine = pst_io_engine_name(s->io),
-        .block_size = io.block_size,
-        .queue_depth = io.queue_depth,
-        .io_workers = io.workers,
-        .io_single_submit = io.single_submit,
-        .kernels = pst_device_host_kernels(s->host),
-        .compute_type = config->compute_type,
-        .kv_bits = pst_kv_bits(config->kv_type),
-        .expert_cache_bytes = s->plan.cache_slots * s->plan.slot_bytes,
-        .expected_pass_bytes = pst_plan_expected_bytes(&s->plan, o->max_sequences),
-        .kv_disk_bytes = cache.disk_bytes,
-        .device = s->device->ops->name,
-        .device_budget_bytes = request.device_budget_bytes,
-        .device_total_bytes = s->plan.device_total_bytes,
-        .device_resident_bytes = s->plan.device_resident_bytes,
-        .device_kv_bytes = cache.device_kv_bytes,
-        .device_slot_bytes = s->plan.device_slot_bytes,
-        .device_slots = s->plan.device_slots,
-        .expected_link_bytes = pst_plan_link_bytes(&s->plan, o->max_sequences),
-    };
-    pst_log(PST_LOG_INFO,
-            "plan: %.1f MB of weights resident, %.1f MB streamed per pass through %u slots of %.1f MB; up to %u rows "
-            "per pass",
-            (double)s->plan.resident_bytes / 1e6, (double)s->plan.streamed_bytes / 1e6, s->plan.slots,
-            (double)s->plan.slot_bytes / 1e6, s->plan.rows_per_pass);
-    if (config->apart)
-        pst_log(PST_LOG_INFO,
-                "plan: %.1f MB of weights on device %s, %.1f MB cross the link per pass through %u slots of %.1f MB; "
-                "%.1f of %.1f MB of its memory",
-                (double)s->plan.device_resident_bytes / 1e6, s->device->ops->name, (double)s->plan.link_bytes / 1e6,
-                s->plan.device_slots, (double)s->plan.device_slot_bytes / 1e6, (double)s->plan.device_total_bytes / 1e6,
-                (double)request.device_budget_bytes / 1e6);
-    if (s->plan.streamed_unit_bytes > 0)
-        pst_log(PST_LOG_INFO,
-                "plan: of %.1f MB of experts the cache keeps %.1f MB; a pass of %u rows needs %.0f %% of them",
-                (double)s->plan.streamed_unit_bytes / 1e6, (double)s->plan.cache_bytes / 1e6, o->max_sequences,
-                100 * pst_plan_share_of_units(s->plan.unit_count, s->plan.units_per_row, o->max_sequences));
+    fill_info(s, config, &request, &cache);
+    log_plan(s);
     return 0;
 }
 

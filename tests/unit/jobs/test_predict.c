@@ -100,7 +100,7 @@ static void test_worked_examples(void **state)
 static void test_tied_head(void **state)
 {
     (void)state;
-    const uint64_t device_bytes[] = {0, 3000000, 100000000};
+    const uint64_t device_bytes[] = {0, 6000000, 100000000};
     for (size_t i = 0; i < sizeof device_bytes / sizeof device_bytes[0]; i++) {
         pst_predict_options o = base(PST_TEST_SOURCE_DIR "/models/penstock-tales");
         o.prompt_tokens = 64;
