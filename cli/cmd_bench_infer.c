@@ -260,13 +260,19 @@ static uint64_t hidden_bytes(const bench_job *job)
     return job->batch * (job->prompt_len + job->values->gen_len) * job->engine.info.hidden * element;
 }
 
+/* Of keys and values, wherever they are. */
+static uint64_t cache_bytes(const bench_job *job)
+{
+    return job->engine.plan.kv_bytes + job->engine.plan.device_kv_bytes;
+}
+
 static void print_figures(const bench_job *job, FILE *to)
 {
     const pst_run_stats *stats = &job->median;
     char model[32], cache[32], hidden[32], peak[32], budget[32], time[32], bound[32], rate[32], disk[32];
     fprintf(to, "model size: %s\tcache size: %s\thidden size (prefill): %s\n",
             pst_format_bytes((double)job->engine.info.weight_bytes, model, sizeof model),
-            pst_format_bytes((double)job->engine.plan.kv_bytes, cache, sizeof cache),
+            pst_format_bytes((double)cache_bytes(job), cache, sizeof cache),
             pst_format_bytes((double)hidden_bytes(job), hidden, sizeof hidden));
     fprintf(to, "peak host memory: %s of %s\n", pst_format_bytes((double)stats->peak_rss_bytes, peak, sizeof peak),
             pst_format_bytes((double)stats->host_memory_bytes, budget, sizeof budget));
@@ -314,7 +320,7 @@ static json_t *loop_json(const bench_job *job, size_t loop)
                  {"prompt_len", job->prompt_len},
                  {"gen_len", job->values->gen_len},
                  {"model_bytes", job->engine.info.weight_bytes},
-                 {"cache_bytes", job->engine.plan.kv_bytes},
+                 {"cache_bytes", cache_bytes(job)},
                  {"hidden_bytes", hidden_bytes(job)}};
     for (size_t i = 0; i < CLI_COUNT(extra); i++) {
         if (json_object_set_new(object, extra[i].key, json_integer((json_int_t)extra[i].value)) != 0) {

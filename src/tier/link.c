@@ -144,8 +144,7 @@ static int make_slots(pst_link *link, pst_error *err)
     return 0;
 }
 
-int pst_link_create(pst_device *device, const pst_stage *stages, const pst_plan *plan, pst_trace *trace, pst_link **out,
-                    pst_error *err)
+int pst_link_create(pst_device *device, const pst_stage *stages, const pst_plan *plan, pst_link **out, pst_error *err)
 {
     pst_link *link = pst_heap_calloc(1, sizeof *link);
     if (link == NULL)
@@ -153,7 +152,6 @@ int pst_link_create(pst_device *device, const pst_stage *stages, const pst_plan 
     link->device = device;
     link->stages = stages;
     link->plan = plan;
-    link->trace = trace;
     int status;
     PST_TRY_GOTO(fail, make_tables(link, err));
     PST_TRY_GOTO(fail, make_slots(link, err));
@@ -162,6 +160,11 @@ int pst_link_create(pst_device *device, const pst_stage *stages, const pst_plan 
 fail:
     pst_link_destroy(link);
     return status;
+}
+
+void pst_link_set_trace(pst_link *link, pst_trace *trace)
+{
+    link->trace = trace;
 }
 
 void pst_link_destroy(pst_link *link)

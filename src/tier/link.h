@@ -20,9 +20,10 @@
 typedef struct pst_link pst_link;
 #define PST_LINK_NOBODY UINT32_MAX
 
-/* Allocates the device's part of the plan. Device, stages, plan and trace (may be NULL) outlive the link. */
-int pst_link_create(pst_device *device, const pst_stage *stages, const pst_plan *plan, pst_trace *trace, pst_link **out,
-                    pst_error *err);
+/* Allocates the device's part of the plan. Device, stages and plan outlive the link. */
+int pst_link_create(pst_device *device, const pst_stage *stages, const pst_plan *plan, pst_link **out, pst_error *err);
+/* Copies are noted in the timeline from now on; NULL: no longer. */
+void pst_link_set_trace(pst_link *link, pst_trace *trace);
 /* Waits for the device first. NULL is fine. */
 void pst_link_destroy(pst_link *link);
 

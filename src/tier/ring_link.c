@@ -14,7 +14,8 @@ int pst_ring_link_init(pst_ring *ring, pst_device *device, pst_error *err)
         return is_planned ? pst_fail(err, PST_E_USAGE, NULL, "a plan with a device, and none to carry it out") : 0;
     if (!is_planned && ring->plan->streamed_bytes + ring->plan->resident_bytes > 0)
         return pst_fail(err, PST_E_USAGE, NULL, "a device that the plan does not know of");
-    PST_TRY(pst_link_create(device, ring->stages, ring->plan, ring->trace, &ring->link, err));
+    PST_TRY(pst_link_create(device, ring->stages, ring->plan, &ring->link, err));
+    pst_link_set_trace(ring->link, ring->trace);
     if (ring->slot_memory == NULL)
         return 0;
     return pst_link_register(ring->link, ring->slot_memory, ring->plan->slot_memory_bytes, err);
