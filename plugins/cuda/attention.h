@@ -9,8 +9,8 @@
  * 2205.14135).
  *
  * Segments of few rows (decode) are cut along the positions as well, so that one sequence keeps the whole device busy
- * ("flash decoding"). The cuts ("chunks") lie at fixed positions: 32 chunks of 256 positions, then 32 of 512, 32 of
- * 1024 and so on, which bounds the memory for partial results. attention.cu combines them, in rising order.
+ * ("flash decoding"). The cuts ("chunks") lie at fixed positions: 32 chunks of 128 positions, then 32 of 256, 32 of
+ * 512 and so on, which bounds the memory for partial results. attention.cu combines them, in rising order.
  */
 #ifndef PST_CUDA_ATTENTION_H
 #define PST_CUDA_ATTENTION_H
@@ -21,9 +21,9 @@ enum {
     ATTENTION_THREADS = 128,
     ATTENTION_WARPS = ATTENTION_THREADS / 32,
     ATTENTION_TILE = PST_KV_BLOCK,
-    ATTENTION_CHUNK = 256,     /* positions of the first chunks */
+    ATTENTION_CHUNK = 128,     /* positions of the first chunks */
     ATTENTION_LEVEL = 32,      /* so many chunks are of one size */
-    ATTENTION_MAX_CHUNKS = 640 /* of 2^32 positions */
+    ATTENTION_MAX_CHUNKS = 672 /* of 2^32 positions */
 };
 
 /* Where a head's keys (values) lie in a block of the cache. */

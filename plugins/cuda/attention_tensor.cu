@@ -112,7 +112,8 @@ static __device__ void load_queries(const attention_args &a, const attention_wor
         const attention_query query = attention_query_of(a, work, i);
         const float *q = a.q + query.row * a.q_stride + (uint64_t)query.head * dim;
         float largest = 0.0f;
-        for (uint32_t d = lane; d < dim; d += 32)
+        const uint32_t there = i < work.count ? dim : 0; /* queries that fill up the block are zeros */
+        for (uint32_t d = lane; d < there; d += 32)
             largest = fmaxf(largest, fabsf(q[d]));
         for (uint32_t step = 16; step > 0; step /= 2)
             largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, (int)step));
@@ -120,7 +121,7 @@ static __device__ void load_queries(const attention_args &a, const attention_wor
         uint16_t *high = (uint16_t *)(shared + s.q) + i * (dim + PADDING);
         uint16_t *low = (uint16_t *)(shared + s.q_low) + i * (dim + PADDING);
         for (uint32_t d = lane; d < dim; d += 32)
-            split(q[d] * __uint_as_float(power), &high[d], &low[d]);
+            split(d < there ? q[d] * __uint_as_float(power) : 0.0f, &high[d], &low[d]);
         if (lane == 0) {
             query_state state = {query.position, a.alibi != NULL ? a.alibi[query.head] : 0.0f, 0.0f, 0};
             state.factor = a.scale * __uint_as_float((254u << 23) - power);
@@ -443,6 +444,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
     const uint32_t start = work.begin / ATTENTION_TILE * ATTENTION_TILE;
     char *keys = shared + s.keys, *next_keys = keys + (key_tiles - 1) * s.key_tile_bytes;
     start_keys(a, work, s, shared, start, keys);
+    if (!a.shared)
+        start_values(a, work, s, shared, tile_range_of(work, start));
     load_queries(a, work, s, shared, MT * 16);
     tensor_state<MT, NT> state;
 #pragma unroll
@@ -458,9 +461,13 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
     for (uint32_t position = start; position < work.end; position += ATTENTION_TILE) {
         const tile_range range = tile_range_of(work, position);
         float scores[MT][2][4], fade[MT][2];
-        pst_copy_async_wait<0>();
-        __syncthreads(); /* the keys are there; all warps are through with the last tile */
-        if (!a.shared)
+        const bool values_started = a.shared || position == start;
+        if (a.shared || position != start)
+            pst_copy_async_wait<0>();
+        else
+            pst_copy_async_wait<1>(); /* the first keys, but not the values */
+        __syncthreads();              /* the keys are there; all warps are through with the last tile */
+        if (!values_started)
             start_values(a, work, s, shared, range);
         if (coded) {
             widen(a.keys, a.type == PST_KV_Q8, shared + s.raw_keys, range.first, range.end, keys);
