@@ -65,8 +65,8 @@ static int describe_blocks(const pst_weight_format *format, mm_weights *out)
     return 0;
 }
 
-/* addresses: all matrices', combined by "or". */
-static int describe(const pst_weight *w, uint64_t addresses, mm_weights *out)
+/* addresses: all matrices', combined by "or", and their scales'. */
+static int describe(const pst_weight *w, uint64_t addresses, uint64_t scale_addresses, mm_weights *out)
 {
     *out = {};
     out->outputs = (uint32_t)w->rows;
@@ -83,8 +83,10 @@ static int describe(const pst_weight *w, uint64_t addresses, mm_weights *out)
     if (status < 0)
         return status;
     out->group_shift = shift_of(out->group);
+    const bool grouped = out->form == MM_G8 || out->form == MM_G4;
+    const bool scales_fit = out->form != MM_F8 || scale_addresses % (out->scales_bf16 ? 2 : 4) == 0;
     out->align = alignment_of(addresses | out->row_bytes | out->code_bytes % 4);
-    out->fast = out->align >= 4 && (is_plain(w) || out->group % 16 == 0);
+    out->fast = out->align >= (grouped ? 4 : 16) && (is_plain(w) || out->group % 16 == 0) && scales_fit;
     return 0;
 }
 
@@ -131,7 +133,7 @@ int pst_cuda_matmul(cuda_device *device, const pst_matmul *job)
                              job->x.columns, job->w.rows, job->w.columns);
     mm_table table = {};
     mm_job own = {};
-    if (describe(&job->w, (uintptr_t)job->w.data, &own.w) < 0)
+    if (describe(&job->w, (uintptr_t)job->w.data, (uintptr_t)job->w.scales, &own.w) < 0)
         return pst_cuda_fail(device, PST_E_UNSUPPORTED, "a product with weights of a format that is not known");
     table.data[0] = (const uint8_t *)job->w.data;
     table.scales[0] = (const uint8_t *)job->w.scales;
@@ -148,7 +150,7 @@ static int run_groups(cuda_device *device, const pst_grouped_matmul *job, uint32
 {
     const uint32_t room = MM_TABLE, count = job->groups - first < room ? job->groups - first : room;
     const pst_weight *shape = NULL;
-    uint64_t addresses = 0;
+    uint64_t addresses = 0, scale_addresses = 0;
     mm_table table = {};
     mm_job own = {};
     for (uint32_t g = 0; g < count; g++) {
@@ -157,13 +159,14 @@ static int run_groups(cuda_device *device, const pst_grouped_matmul *job, uint32
             continue;
         shape = w;
         addresses |= (uintptr_t)w->data;
+        scale_addresses |= (uintptr_t)w->scales;
         table.data[g] = (const uint8_t *)w->data;
         table.scales[g] = (const uint8_t *)w->scales;
     }
     if (shape == NULL || shape->rows == 0)
         return 0;
     if (!fits(&job->x, &job->y, shape) || (shape->format != NULL && shape->format->transposed) ||
-        describe(shape, addresses, &own.w) < 0)
+        describe(shape, addresses, scale_addresses, &own.w) < 0)
         return pst_cuda_fail(device, PST_E_UNSUPPORTED, "grouped products of %zu x %zu by %zu x %zu", job->x.rows,
                              job->x.columns, shape->rows, shape->columns);
     set_operands(&own, &job->x, &job->y, 0);

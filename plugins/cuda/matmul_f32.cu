@@ -38,16 +38,16 @@ static __device__ __forceinline__ void load_granule(const mm_weights &w, const m
                                                     granule<FORM> *out)
 {
     if (FORM == MM_F32) {
-        mm_load_words<4>(out->words, row.codes + 4 * (uint64_t)k, w.align);
-        mm_load_words<4>(out->words + granule_words(FORM) / 2, row.codes + 4 * (uint64_t)k + 16, w.align);
+        mm_load_words<4>(out->words, row.codes + 4 * (uint64_t)k, 16);
+        mm_load_words<4>(out->words + granule_words(FORM) / 2, row.codes + 4 * (uint64_t)k + 16, 16);
         return;
     }
     if (FORM == MM_BF16 || FORM == MM_F16) {
-        mm_load_words<granule_words(FORM)>(out->words, row.codes + 2 * (uint64_t)k, w.align);
+        mm_load_words<granule_words(FORM)>(out->words, row.codes + 2 * (uint64_t)k, 16);
         return;
     }
     mm_load_words<granule_words(FORM)>(out->words, row.codes + (FORM == MM_G4 ? k / 2 : k), w.align);
-    out->scale = mm_load_scale(w, FORM, row, k);
+    out->scale = mm_load_scale_fast(w, FORM, row, k);
 }
 
 template <int FORM>

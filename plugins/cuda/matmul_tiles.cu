@@ -103,8 +103,10 @@ static __device__ __forceinline__ void load_staged(const mm_weights &w, const mm
         load_as<MM_G4>(w, row, k, t, out);
     else if (w.form == MM_BF16)
         load_as<MM_BF16>(w, row, k, t, out);
-    else /* G8 and F8: the same words */
-        load_as<MM_G8>(w, row, k, t, out), out->scale = mm_load_scale(w, (int)w.form, row, k + t * 16);
+    else if (w.form == MM_G8)
+        load_as<MM_G8>(w, row, k, t, out);
+    else
+        load_as<MM_F8>(w, row, k, t, out);
 }
 
 template <int PARTS>
@@ -132,8 +134,8 @@ static __device__ __forceinline__ void store_slowly(const mm_weights &w, const m
 #pragma unroll 1
     for (uint32_t n = 0; n < 8; n++) {
         const uint32_t i = n / 4, column = k + mm_place(w.form, i, t) + n % 4 * 2;
-        const float low = column < w.k ? mm_element(w, (int)w.form, row, column) : 0.0f;
-        const float high = column + 1 < w.k ? mm_element(w, (int)w.form, row, column + 1) : 0.0f;
+        const float low = column < w.k ? mm_element_bf16(w, (int)w.form, row, column) : 0.0f;
+        const float high = column + 1 < w.k ? mm_element_bf16(w, (int)w.form, row, column + 1) : 0.0f;
         uint32_t pairs[PARTS];
         mm_split<PARTS>(low, high, pairs, 1);
 #pragma unroll
@@ -438,7 +440,7 @@ int mm_tiles(cuda_device *device, const mm_job *job, const mm_table *table)
         return wide ? launch<tile_shape<2, false, 4, 2, 2>>(device, job, table)
                     : launch<tile_shape<2, false, 1, 2, 2>>(device, job, table);
     case MM_BF16:
-        if (job->w.fast && job->w.align == 16)
+        if (job->w.fast)
             return wide ? launch<tile_shape<1, true, 4, 4, 3>>(device, job, table)
                         : launch<tile_shape<1, true, 1, 2, 4>>(device, job, table);
         break;

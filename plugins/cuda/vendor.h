@@ -15,6 +15,7 @@
  *                                        template goes in parentheses: PST_LAUNCH((rows<64>), ...). More than 48 KiB of
  *                                        dynamic shared memory is asked for by itself.
  *   pst_f16_to_f32, pst_f32_to_f16, pst_bf16_to_f32, pst_f32_to_bf16, pst_e4m3_to_f32     numbers as raw bits
+ *   pst_f32_to_bf16_pair                 two at once, the first in the low half: one instruction where there is one
  *   pst_mma_bf16, pst_mma_f16            d += a * b, 16 x 8 x 16, by a whole warp; d f32
  *   pst_ldmatrix_x4, _x2, _x4_trans, _x2_trans   8 x 8 matrices of 16-bit elements from shared memory
  *   pst_copy_async_16, pst_copy_async_commit, pst_copy_async_wait<N>   from global to shared memory behind the kernel's back

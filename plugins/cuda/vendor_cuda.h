@@ -67,6 +67,12 @@ static __device__ __forceinline__ uint16_t pst_f32_to_bf16(float x)
     return __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
 
+static __device__ __forceinline__ uint32_t pst_f32_to_bf16_pair(float low, float high)
+{
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return (uint32_t)__bfloat16_as_ushort(pair.x) | (uint32_t)__bfloat16_as_ushort(pair.y) << 16;
+}
+
 static __device__ __forceinline__ void pst_mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "

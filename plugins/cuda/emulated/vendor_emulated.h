@@ -447,6 +447,11 @@ static inline uint16_t pst_f32_to_bf16(float x)
     return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fff : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+static inline uint32_t pst_f32_to_bf16_pair(float low, float high)
+{
+    return (uint32_t)pst_f32_to_bf16(low) | (uint32_t)pst_f32_to_bf16(high) << 16;
+}
+
 /* ---- The runtime (runtime.cpp) ---- */
 
 /* Takes up a kernel with its arguments, to be carried out in its stream's order. */
