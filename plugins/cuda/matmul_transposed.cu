@@ -4,9 +4,10 @@
  * its rows, a call each, so that a sum is one chain of fused multiply-adds in the order of the inputs, which y carries from
  * call to call: no other order would give the same bits for every cut.
  *
- * A block has 32 outputs, one for each lane of a warp, and 8 or 64 rows of x, one or eight for each of its 8 warps. Panels of
- * 64 inputs by 32 outputs pass by: their words are loaded AHEAD panels before they are turned into f32, in shared memory, a
- * panel before they are multiplied.
+ * A block has 32 outputs, one for each lane of a warp, and 8 or 64 rows of x, one or eight for each of 8 warps. Panels of 64
+ * inputs by 32 outputs pass by: their words are loaded AHEAD panels before 8 warps turn them into f32, in shared memory. With
+ * few rows a chain is slower than all else (each of its additions waits for the one before): then 8 warps do nothing but
+ * multiply, a panel behind the others.
  */
 #include "matmul_job.h"
 
@@ -51,7 +52,7 @@ struct run_words {
     uint32_t scale, zero;
 };
 
-static const uint32_t __device__ NO_GROUP = ~0u;
+#define NO_GROUP (~0u)
 
 static __device__ __forceinline__ uint32_t group_of(const transposed_job &job, uint32_t input)
 {
@@ -150,11 +151,10 @@ static __device__ __forceinline__ void load_run(const transposed_job &job, uint3
 }
 
 /* (code - zero) * scale: the difference is a whole number, its product with a scale of 11 bits exact. */
-static __device__ __forceinline__ float packed_value(const transposed_job &job, const run_words &run, uint32_t i,
-                                                     uint32_t code, uint32_t input, uint32_t output)
+static __device__ __forceinline__ float packed_value(const transposed_job &job, const run_words &run, uint32_t code,
+                                                     uint32_t input, uint32_t output)
 {
     uint32_t scale = run.scale, zero = run.zero;
-    (void)i;
     if (run.group == NO_GROUP) {
         const uint32_t group = group_of(job, input);
         scale = load_scale(job, group, output);
@@ -178,31 +178,37 @@ static __device__ __forceinline__ void store_run(const transposed_job &job, cons
             case KIND_BF16: value = pst_bf16_to_f32((uint16_t)word); break;
             case KIND_G4:
             case KIND_G8: value = grouped_value(job, job.w + (first + i) * job.row_bytes, word, output); break;
-            case KIND_GPTQ4: value = packed_value(job, run, i, run.words[0] >> (4 * i) & 15, input, output); break;
+            case KIND_GPTQ4: value = packed_value(job, run, run.words[0] >> (4 * i) & 15, input, output); break;
             case KIND_GPTQ8:
-                value = packed_value(job, run, i, run.words[i / 4] >> (i % 4 * 8) & 255, input, output);
+                value = packed_value(job, run, run.words[i / 4] >> (i % 4 * 8) & 255, input, output);
                 break;
-            default: value = packed_value(job, run, i, awq_code(word, output), input, output); break;
+            default: value = packed_value(job, run, awq_code(word, output), input, output); break;
             }
         }
         panel[i * OUTPUTS] = value;
     }
 }
 
-/* x of a panel as f32, [row][input]; zeros for what is not there. */
-static __device__ __forceinline__ void store_x(const transposed_job &job, uint32_t rows, uint32_t first_row,
-                                               uint32_t first, float *to)
+/* A thread's elements of x of a panel, [row][input], as f32; zeros for what is not there. */
+template <int COUNT>
+static __device__ __forceinline__ void load_x(const transposed_job &job, uint32_t first_row, uint32_t first, float *x)
 {
-#pragma unroll 1
-    for (uint32_t n = threadIdx.x; n < rows * PANEL; n += MM_THREADS) {
-        const uint32_t row = first_row + n / PANEL, input = first + n % PANEL;
-        float value = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i++) {
+        const uint32_t n = threadIdx.x + i * MM_THREADS, row = first_row + n / PANEL, input = first + n % PANEL;
+        x[i] = 0;
         if (row < job.rows && input < job.inputs) {
             const size_t at = row * job.x_stride + job.first_input + input;
-            value = job.x_bf16 ? pst_bf16_to_f32(((const uint16_t *)job.x)[at]) : ((const float *)job.x)[at];
+            x[i] = job.x_bf16 ? pst_bf16_to_f32(((const uint16_t *)job.x)[at]) : ((const float *)job.x)[at];
         }
-        to[n] = value;
     }
+}
+
+template <int COUNT> static __device__ __forceinline__ void store_x(const float *x, float *to)
+{
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i++)
+        to[threadIdx.x + i * MM_THREADS] = x[i];
 }
 
 /* What a chain begins with: of the first call old y and bias, else what the call before left. */
@@ -247,42 +253,64 @@ static __device__ __forceinline__ void multiply_panel(const float *panel, const 
     }
 }
 
+/* Of few rows: warps from WARPS on multiply. */
+static __device__ __forceinline__ constexpr bool is_apart(int rows)
+{
+    return rows == 1;
+}
+
 /* grid: blocks of outputs; of rows. Rows of a warp: ROWS consecutive ones. */
-template <int ROWS> static __global__ void __launch_bounds__(MM_THREADS, 2) transposed_kernel(const transposed_job job)
+template <int ROWS>
+static __global__ void __launch_bounds__(is_apart(ROWS) ? 2 * MM_THREADS : MM_THREADS, is_apart(ROWS) ? 1 : 2)
+    transposed_kernel(const transposed_job job)
 {
     __shared__ __align__(16) float panels[2][PANEL * OUTPUTS];
     __shared__ __align__(16) float inputs[2][WARPS * ROWS * PANEL];
+    constexpr int x_count = WARPS * ROWS * PANEL / MM_THREADS; /* that a thread stores */
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const bool makes = warp < WARPS, multiplies = !is_apart(ROWS) || warp >= WARPS;
     const uint32_t output = blockIdx.x * OUTPUTS + lane, read = min(output, job.outputs - 1);
-    const uint32_t first_row = blockIdx.y * WARPS * ROWS, row = first_row + warp * ROWS;
+    const uint32_t first_row = blockIdx.y * WARPS * ROWS, warp_row = warp % WARPS * ROWS, row = first_row + warp_row;
     const uint32_t mine = warp * RUN, panel_count = (job.inputs + PANEL - 1) / PANEL;
+    const bool is_there = multiplies && output < job.outputs;
     run_words runs[AHEAD];
-    float sums[ROWS];
+    float x[is_apart(ROWS) ? AHEAD : 1][x_count], sums[ROWS];
 #pragma unroll
     for (uint32_t r = 0; r < ROWS; r++)
-        sums[r] = row + r < job.rows && output < job.outputs ? chain_begin(job, row + r, output) : 0.0f;
+        sums[r] = is_there && row + r < job.rows ? chain_begin(job, row + r, output) : 0.0f;
 #pragma unroll
-    for (uint32_t i = 0; i < AHEAD; i++)
-        load_run(job, i * PANEL + mine, read, &runs[i]);
-    /* Panel p is made from runs[p % AHEAD] into half p % 2 and multiplied after the barrier; by the next barrier but one all
-     * have done so, and the half is free. */
+    for (uint32_t i = 0; i < AHEAD; i++) {
+        if (makes)
+            load_run(job, i * PANEL + mine, read, &runs[i]);
+        if (makes && is_apart(ROWS))
+            load_x<x_count>(job, first_row, i * PANEL, x[is_apart(ROWS) ? i : 0]);
+    }
+    /* Panel p is made from runs[p % AHEAD] into half p % 2 and multiplied after the barrier; by the next barrier all have
+     * done so, and the half is free. */
     for (uint32_t p = 0; p < panel_count; p += AHEAD) {
 #pragma unroll
         for (uint32_t i = 0; i < AHEAD; i++) {
-            const uint32_t first = (p + i) * PANEL;
-            if (first < job.inputs) {
+            const uint32_t first = (p + i) * PANEL, next = first + AHEAD * PANEL;
+            if (first >= job.inputs)
+                break;
+            if (makes) {
+                float *ready = x[is_apart(ROWS) ? i : 0];
+                if (!is_apart(ROWS))
+                    load_x<x_count>(job, first_row, first, ready);
                 store_run(job, runs[i], first + mine, read, panels[i % 2] + mine * OUTPUTS + lane);
-                store_x(job, WARPS * ROWS, first_row, first, inputs[i % 2]);
-                load_run(job, first + AHEAD * PANEL + mine, read, &runs[i]);
-                __syncthreads();
-                if (row < job.rows)
-                    multiply_panel<ROWS>(panels[i % 2], inputs[i % 2] + warp * ROWS * PANEL, job.inputs - first, sums);
+                store_x<x_count>(ready, inputs[i % 2]);
+                load_run(job, next + mine, read, &runs[i]);
+                if (is_apart(ROWS))
+                    load_x<x_count>(job, first_row, next, ready);
             }
+            __syncthreads();
+            if (multiplies && row < job.rows)
+                multiply_panel<ROWS>(panels[i % 2], inputs[i % 2] + warp_row * PANEL, job.inputs - first, sums);
         }
     }
 #pragma unroll
     for (uint32_t r = 0; r < ROWS; r++) {
-        if (row + r < job.rows && output < job.outputs)
+        if (is_there && row + r < job.rows)
             job.y[(row + r) * job.y_stride + output] = sums[r];
     }
 }
@@ -359,7 +387,7 @@ int mm_transposed(cuda_device *device, const pst_matmul *job)
     own.flags = device->flags;
     const uint32_t blocks = mm_ceil(own.outputs, OUTPUTS);
     if (own.rows <= WARPS)
-        PST_LAUNCH((transposed_kernel<1>), dim3(blocks), dim3(MM_THREADS), 0, device->stream, own);
+        PST_LAUNCH((transposed_kernel<1>), dim3(blocks), dim3(2 * MM_THREADS), 0, device->stream, own);
     else
         PST_LAUNCH((transposed_kernel<8>), dim3(blocks, mm_ceil(own.rows, 8 * WARPS)), dim3(MM_THREADS), 0,
                    device->stream, own);
