@@ -44,6 +44,13 @@ struct emulated_thread {
     std::vector<size_t> groups; /* of committed copies: where each ends */
 };
 
+/* Lanes that wait for the others, and at what. */
+struct warp_state {
+    uint32_t waiting, left;
+    int line;
+    pst_emulated_collective what;
+};
+
 static struct {
     const pst_emulated_grid *grid;
     emulated_thread threads[PST_EMULATED_MAX_THREADS];
@@ -51,7 +58,7 @@ static struct {
     uint32_t head, tail;
     uint32_t count, left, at_barrier;
     int barrier_line;
-    uint32_t in_warp[PST_EMULATED_MAX_THREADS / PST_EMULATED_WARP];
+    warp_state warps[PST_EMULATED_MAX_THREADS / PST_EMULATED_WARP];
     emulated_thread *now;
     bool failed;
     pst_fiber main;
@@ -149,19 +156,18 @@ uint64_t pst_emulated_together(const pst_emulated_offer &offer)
         pst_emulated_fault("line %d: not all lanes are in the mask %x", offer.line, offer.mask);
     if (first + PST_EMULATED_WARP > block.count)
         pst_emulated_fault("line %d: a warp of %u lanes", offer.line, block.count - first);
-    for (uint32_t i = first; i < first + PST_EMULATED_WARP; i++) {
-        const emulated_thread *other = &block.threads[i];
-        if (other->state == THREAD_LEFT)
-            pst_emulated_fault("line %d: waits for a lane that has left", offer.line);
-        if (other->state == THREAD_WARP && (other->offer.line != offer.line || other->offer.what != offer.what))
-            pst_emulated_fault("is at line %d while another lane of its warp is at line %d", offer.line,
-                               other->offer.line);
-    }
+    warp_state &state = block.warps[warp];
+    if (state.left > 0)
+        pst_emulated_fault("line %d: waits for a lane that has left", offer.line);
+    if (state.waiting > 0 && (state.line != offer.line || state.what != offer.what))
+        pst_emulated_fault("is at line %d while another lane of its warp is at line %d", offer.line, state.line);
+    state.line = offer.line;
+    state.what = offer.what;
     self->offer = offer;
     self->line = offer.line;
     self->state = THREAD_WARP;
-    if (++block.in_warp[warp] == PST_EMULATED_WARP) {
-        block.in_warp[warp] = 0;
+    if (++state.waiting == PST_EMULATED_WARP) {
+        state.waiting = 0;
         pst_emulated_offer *offers[PST_EMULATED_WARP];
         uint64_t results[PST_EMULATED_WARP];
         for (uint32_t i = 0; i < PST_EMULATED_WARP; i++)
@@ -231,6 +237,7 @@ static void leave(void)
         pst_emulated_fault("leaves with asynchronous copies that it has not waited for");
     block.now->groups.clear();
     block.now->state = THREAD_LEFT;
+    block.warps[(block.now - block.threads) / PST_EMULATED_WARP].left++;
     block.left++;
     give_way();
 }
@@ -338,7 +345,7 @@ static int run_block(const pieces_of_kernel &pieces)
         pst_emulated_poison(block.static_begin + piece * PIECE_BYTES, piece_bytes(piece));
     pst_emulated_poison(block.dynamic, block.grid->shared_bytes);
     block.head = block.tail = block.left = block.at_barrier = 0;
-    memset(block.in_warp, 0, sizeof block.in_warp);
+    memset(block.warps, 0, sizeof block.warps);
     push_shuffled(0, block.count);
     block.now = &block.threads[block.queue[block.head++]];
     pst_emulated_here.thread = block.now->index;
