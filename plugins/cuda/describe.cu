@@ -38,7 +38,8 @@ static int fail_counting(pst_vendor_error error, pst_error *err)
     (void)pst_vendor_last_error();
     pst_vendor_versions(&has, &needs);
     if (pst_vendor_no_driver(error) && has == 0)
-        return pst_cuda_error(err, code, "no %s driver: %s", PST_VENDOR_MAKER, text);
+        return pst_cuda_error(err, code, "no %s driver: %s is not there, or cannot be loaded", PST_VENDOR_MAKER,
+                              PST_VENDOR_DRIVER);
     if (pst_vendor_no_driver(error))
         return pst_cuda_error(err, code, "the %s driver is too old: it is for version %d.%d, this plugin for %d.%d",
                               PST_VENDOR_MAKER, has / 1000, has / 10 % 100, needs / 1000, needs / 10 % 100);

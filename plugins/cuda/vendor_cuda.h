@@ -11,6 +11,7 @@
 
 #define PST_VENDOR_NAME            "cuda"
 #define PST_VENDOR_MAKER           "NVIDIA"
+#define PST_VENDOR_DRIVER          "libcuda.so.1"
 #define PST_VENDOR_STORAGE_LIBRARY "libcufile.so.0"         /* GPUDirect Storage */
 #define PST_VENDOR_STORAGE_DRIVER  "/proc/driver/nvidia-fs" /* what it needs of the kernel, or else p2pmem */
 

@@ -18,6 +18,7 @@
 
 #define PST_VENDOR_NAME            "emulated"
 #define PST_VENDOR_MAKER           "emulated"
+#define PST_VENDOR_DRIVER          "the order for one"
 #define PST_VENDOR_STORAGE_LIBRARY ((const char *)NULL)
 #define PST_VENDOR_STORAGE_DRIVER  ""
 
