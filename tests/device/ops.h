@@ -13,6 +13,7 @@
 #define PST_TESTS_DEVICE_OPS_H
 
 #include "device/device.h"
+#include "emulated/control.h"
 #include "unit/cpu/stored.h"
 
 /* ---- The devices ---- */
@@ -25,11 +26,23 @@ int ops_tear_down(void **state);
 pst_device *ops_device(ops_side side);
 /* "emulated", "cuda", ... */
 const char *ops_name(void);
+/* The same for sessions: the plugin's file with ":N", or "host". */
+const char *ops_file(void);
 /* A device of the plugin under test that the caller destroys; PST_E_UNSUPPORTED where there is none. */
 int ops_open(pst_device **out, pst_error *err);
 /* The plugin's table; NULL for the host. */
 const pst_device_plugin *ops_plugin(void);
-/* Seeds the test's random numbers; false, and a line that says so, when there is no device to test. */
+/* The emulator's controls (emulated/control.h), when its plugin is under test; else NULL. */
+typedef struct ops_controls {
+    void (*seed)(uint64_t seed);
+    void (*protect)(bool on);
+    void (*fail_nth)(pst_emulated_call call, uint64_t nth);
+    uint64_t (*calls)(pst_emulated_call call);
+    void (*reset)(void);
+    void (*count)(pst_emulated_counts *out);
+} ops_controls;
+const ops_controls *ops_emulator(void);
+/* Seeds the test's random numbers; false when there is no device to test, which the set up has said. */
 bool ops_begin(const char *test);
 /* PST_TEST_CASES, else `usual`. */
 size_t ops_cases(size_t usual);

@@ -20,7 +20,8 @@ static struct {
     bool is_host;
     pst_device *device, *host;
     pst_pool *pool;
-    char name[64], missing[600]; /* missing: why there is no device */
+    ops_controls controls;
+    char name[64], file[1100]; /* file: what a session calls the device */
 } all;
 
 /* The plugin's file that a device's name means, and the device's number behind the colon. */
@@ -36,10 +37,30 @@ static void find_file(const char *name, char *file, size_t file_bytes)
         snprintf(file, file_bytes, "%s/libpenstock-%.*s.so", PST_TEST_BINARY_DIR, length, name);
 }
 
+/* Of the emulator: the host shall not reach its devices' memory. */
+static void find_controls(void)
+{
+    ops_controls *c = &all.controls;
+    *(void **)&c->seed = dlsym(all.library, "pst_emulated_seed");
+    *(void **)&c->protect = dlsym(all.library, "pst_emulated_protect");
+    *(void **)&c->fail_nth = dlsym(all.library, "pst_emulated_fail");
+    *(void **)&c->calls = dlsym(all.library, "pst_emulated_calls");
+    *(void **)&c->reset = dlsym(all.library, "pst_emulated_reset");
+    *(void **)&c->count = dlsym(all.library, "pst_emulated_count");
+    if (c->protect != NULL)
+        c->protect(true);
+}
+
+const ops_controls *ops_emulator(void)
+{
+    return all.controls.seed != NULL ? &all.controls : NULL;
+}
+
 static int load(const char *name, pst_error *err)
 {
     char file[1024];
     find_file(name, file, sizeof file);
+    snprintf(all.file, sizeof all.file, "%s:%u", file, all.number);
     all.library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
     if (all.library == NULL)
         return pst_fail(err, PST_E_UNSUPPORTED, NULL, "%s", dlerror());
@@ -48,6 +69,7 @@ static int load(const char *name, pst_error *err)
     if (table == NULL)
         return pst_fail(err, PST_E_UNSUPPORTED, NULL, "%s has no %s", file, PST_DEVICE_PLUGIN_SYMBOL);
     all.plugin = table();
+    find_controls();
     assert_int_equal(all.plugin->version, PST_DEVICE_VERSION);
     assert_true(all.plugin->struct_size >= sizeof *all.plugin);
     uint32_t count = 0;
@@ -76,8 +98,8 @@ int ops_open(pst_device **out, pst_error *err)
     return all.plugin->open(all.number, out, err);
 }
 
-/* Whether what was asked for can run; a device that was asked for and is not there leaves `missing`. */
-static void open_device(const char *name)
+/* A GPU that is not there is told, and its tests skip; anything else is a failure. */
+static int open_device(const char *name)
 {
     pst_error err = {0};
     all.is_host = strcmp(name, "host") == 0;
@@ -85,12 +107,17 @@ static void open_device(const char *name)
     int status = all.is_host ? 0 : load(name, &err);
     if (status >= 0)
         status = ops_open(&all.device, &err);
-    if (status < 0) {
-        snprintf(all.missing, sizeof all.missing, "%s", err.message);
+    if (status == PST_E_UNSUPPORTED && strncmp(name, "cuda", 4) == 0) {
+        printf("SKIP: needs a GPU: %s\n", err.message);
         all.device = NULL;
-        return;
+        return 0;
+    }
+    if (status < 0) {
+        printf("%s: %s\n", name, err.message);
+        return status;
     }
     snprintf(all.name, sizeof all.name, "%s", all.device->ops->name);
+    return 0;
 }
 
 int ops_set_up(void **state)
@@ -99,8 +126,7 @@ int ops_set_up(void **state)
     const char *name = getenv("PST_TEST_DEVICE");
     if (pst_pool_create(2, &all.pool, NULL) < 0 || make_host(&all.host) < 0)
         return -1;
-    open_device(name != NULL && name[0] != '\0' ? name : PST_TEST_DEFAULT_DEVICE);
-    return 0;
+    return open_device(name != NULL && name[0] != '\0' ? name : PST_TEST_DEFAULT_DEVICE);
 }
 
 int ops_tear_down(void **state)
@@ -109,9 +135,7 @@ int ops_tear_down(void **state)
     pst_device_destroy(all.device);
     pst_device_destroy(all.host);
     pst_pool_destroy(all.pool);
-    if (all.library != NULL)
-        dlclose(all.library);
-    memset(&all, 0, sizeof all);
+    memset(&all, 0, sizeof all); /* the plugin stays: its driver has threads and functions for the end of the process */
     return 0;
 }
 
@@ -125,6 +149,11 @@ const char *ops_name(void)
     return all.name;
 }
 
+const char *ops_file(void)
+{
+    return all.is_host ? "host" : all.file;
+}
+
 const pst_device_plugin *ops_plugin(void)
 {
     return all.plugin;
@@ -132,15 +161,13 @@ const pst_device_plugin *ops_plugin(void)
 
 bool ops_begin(const char *test)
 {
-    if (all.device == NULL) {
-        if (strncmp(all.name, "cuda", 4) != 0) /* what every machine has */
-            fail_msg("%s: %s", all.name, all.missing);
-        printf("SKIP: %s needs a GPU: %s\n", test, all.missing);
+    if (all.device == NULL)
         return false;
-    }
     char name[128];
     snprintf(name, sizeof name, "%s, %s", all.name, test);
-    ref_seed(name);
+    const uint64_t seed = ref_seed(name);
+    if (ops_emulator() != NULL)
+        ops_emulator()->seed(seed);
     return true;
 }
 

@@ -36,7 +36,8 @@ typedef enum pst_emulated_call {
     PST_EMULATED_REGISTER,     /* of the host's memory */
     PST_EMULATED_CREATE,       /* streams, events */
     PST_EMULATED_COPY,         /* copies and fills: the call fails */
-    PST_EMULATED_COPY_LATER,   /* the call succeeds, the copy fails when it is carried out */
+    PST_EMULATED_COPY_LATER,   /* the call succeeds, the copy fails when it is carried out: what comes after it, on any stream, is
+                                * not carried out until a call that waits has told it */
     PST_EMULATED_LAUNCH,       /* the launch fails */
     PST_EMULATED_LAUNCH_LATER, /* the launch succeeds, the kernel fails: nothing more works until pst_emulated_reset */
     PST_EMULATED_CALLS
@@ -47,7 +48,7 @@ PST_EMULATED_API void pst_emulated_fail(pst_emulated_call call, uint64_t nth);
 /* How many calls of this kind there were since the library was loaded. */
 PST_EMULATED_API uint64_t pst_emulated_calls(pst_emulated_call call);
 
-/* Forgets a failed kernel, drops what is queued: a new beginning, as for a new process. */
+/* Forgets a failed kernel and what is registered, drops what is queued: a new beginning, as for a new process. */
 PST_EMULATED_API void pst_emulated_reset(void);
 
 typedef struct pst_emulated_counts {

@@ -47,7 +47,6 @@ struct queued {
 struct stream_state {
     std::deque<queued> queue;
     uint64_t taken = 0, done = 0;
-    int error = EMULATED_OK; /* of a copy, until the next call that waits for it */
 };
 
 std::mutex lock;
@@ -62,6 +61,7 @@ int devices = 1, current_device;
 uint64_t calls[PST_EMULATED_CALLS], fail_at[PST_EMULATED_CALLS];
 uint64_t most_device_bytes;
 int sticky; /* what a kernel did; every later call fails with it */
+int untold; /* what a copy did: nothing is carried out until a call that waits, for whatever, has told it */
 int last_error;
 char message[512];
 const unsigned char edge_byte = 0xa5;
@@ -246,12 +246,12 @@ static void advance(stream_state &stream, uint64_t until)
         stream.queue.pop_front();
         if (item.on != NULL) {
             advance(*item.on, item.until);
-        } else if (sticky == EMULATED_OK) {
+        } else if (sticky == EMULATED_OK && untold == EMULATED_OK) {
             const int error = item.work();
             if (error == EMULATED_KERNEL)
                 sticky = error;
-            else if (error != EMULATED_OK)
-                stream.error = error;
+            else
+                untold = error;
         }
         stream.done++;
     }
@@ -299,7 +299,7 @@ static int take(pst_vendor_stream stream, queued item)
     return EMULATED_OK;
 }
 
-/* Waits for a stream up to there; what went wrong on it since the last time. */
+/* Waits for a stream up to there; what went wrong anywhere since the last time. */
 static int wait_for(stream_state &stream, uint64_t until)
 {
     if (pst_emulated_random_below(2) == 0)
@@ -308,8 +308,8 @@ static int wait_for(stream_state &stream, uint64_t until)
         const reach all;
         advance(stream, until);
     }
-    const int error = sticky != EMULATED_OK ? sticky : stream.error;
-    stream.error = EMULATED_OK;
+    const int error = sticky != EMULATED_OK ? sticky : untold;
+    untold = EMULATED_OK;
     return failed(error);
 }
 
@@ -743,9 +743,11 @@ void pst_emulated_reset(void)
     for (auto &entry : streams) {
         entry.second->queue.clear();
         entry.second->done = entry.second->taken;
-        entry.second->error = EMULATED_OK;
     }
-    sticky = last_error = EMULATED_OK;
+    /* A broken device lets nothing go: what the host registered may be gone by now. */
+    for (auto at = memory.begin(); at != memory.end();)
+        at = at->second.kind == KIND_REGISTERED ? memory.erase(at) : std::next(at);
+    sticky = untold = last_error = EMULATED_OK;
     memset(fail_at, 0, sizeof fail_at);
     message[0] = '\0';
     most_device_bytes = used_bytes(0);

@@ -1,0 +1,448 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Whole models on a device: every stored case within its tolerance of what transformers computed, random models of every
+ * family near the host, and the same bits wherever the weights are: kept on the device, kept on the host, or streamed from
+ * the drive, whatever memory each may have.
+ */
+#include <dirent.h>
+#include <ftw.h>
+#include <inttypes.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include <cmocka.h>
+
+#include "device/ops.h"
+#include "os/file.h"
+#include "penstock/jobs.h"
+#include "penstock/model.h"
+#include "support/npy.h"
+
+#define CASES PST_TEST_SOURCE_DIR "/tests/reference/cases"
+
+enum { MOST_TOKENS = 512 };
+
+static char folder[] = "/tmp/penstock-families-XXXXXX";
+
+static pst_model *open_model(const char *path)
+{
+    pst_model *model;
+    pst_error err;
+    if (pst_model_open(path, NULL, &model, &err) < 0)
+        fail_msg("%s: %s", err.path, err.message);
+    return model;
+}
+
+static pst_session *open_session(pst_model *model, pst_session_options options, const char *what)
+{
+    pst_session *session;
+    pst_error err;
+    options.struct_size = sizeof options;
+    options.threads = 2;
+    if (pst_session_open(model, &options, &session, &err) < 0)
+        fail_msg("%s: %s", what, err.message);
+    return session;
+}
+
+/* ---- Logits ---- */
+
+/* Rows of logits of several sequences, kept or compared. */
+typedef struct rows {
+    size_t vocab, count[8];
+    float *values[8];    /* by sequence: count x vocab; owned */
+    double worst, scale; /* comparing: the largest difference and value */
+    bool compare, same;  /* same: the bits, too */
+} rows;
+
+static int take_row(void *user, size_t request, uint32_t position, const float *logits, size_t vocab)
+{
+    rows *r = user;
+    assert_int_equal(vocab, r->vocab);
+    float *mine = r->values[request] + position * vocab;
+    if (!r->compare) {
+        memcpy(mine, logits, vocab * sizeof *mine);
+        return 0;
+    }
+    r->same = r->same && memcmp(mine, logits, vocab * sizeof *mine) == 0;
+    for (size_t i = 0; i < vocab; i++) {
+        const double difference = fabs((double)logits[i] - (double)mine[i]);
+        r->worst = difference > r->worst || isnan(difference) ? difference : r->worst;
+        r->scale = fmax(r->scale, fabs((double)mine[i]));
+    }
+    return 0;
+}
+
+static void free_rows(rows *r)
+{
+    for (size_t i = 0; i < 8; i++)
+        free(r->values[i]);
+}
+
+static void compare_next(rows *r)
+{
+    r->compare = r->same = true;
+    r->worst = r->scale = 0;
+}
+
+static double distance(const rows *r)
+{
+    return isnan(r->worst) ? r->worst : r->worst / fmax(r->scale, 1e-30);
+}
+
+/* Scores the sequences in one session, which is opened with all logits. */
+static void score(pst_session *session, const uint32_t (*ids)[MOST_TOKENS], const size_t *counts, size_t count, rows *r,
+                  const char *what)
+{
+    static double logprobs[8][MOST_TOKENS];
+    pst_score_request requests[8];
+    pst_error err;
+    for (size_t i = 0; i < count; i++)
+        requests[i] = (pst_score_request){ids[i], counts[i], logprobs[i]};
+    if (pst_score(session, requests, count, take_row, r, NULL, &err) < 0)
+        fail_msg("%s: %s", what, err.message);
+}
+
+/* ---- Stored cases ---- */
+
+static size_t read_ids(const json_t *array, uint32_t *ids, size_t most)
+{
+    const size_t count = json_array_size(array);
+    assert_true(count <= most);
+    for (size_t i = 0; i < count; i++)
+        ids[i] = (uint32_t)json_integer_value(json_array_get(array, i));
+    return count;
+}
+
+static void check_logits(pst_model *model, const char *name, const uint32_t (*ids)[MOST_TOKENS], size_t count, rows *r,
+                         double tolerance, pst_compute_type compute)
+{
+    const pst_session_options options = {
+        .max_tokens = (uint32_t)count, .all_logits = true, .compute_type = compute, .device = ops_file()};
+    pst_session *session = open_session(model, options, name);
+    compare_next(r);
+    score(session, ids, &count, 1, r, name);
+    if (!(distance(r) <= tolerance))
+        fail_msg("%s on %s, %s: logits differ by %.2e of their largest", name, ops_name(),
+                 compute == PST_COMPUTE_BF16 ? "bf16" : "f32", distance(r));
+    pst_session_close(session);
+}
+
+static void check_greedy(pst_model *model, const char *name, const uint32_t *ids, size_t count, const json_t *record)
+{
+    uint32_t expected[64];
+    const size_t new_tokens = read_ids(json_object_get(record, "greedy"), expected, 64);
+    if (new_tokens == 0)
+        return;
+    const pst_session_options options = {.max_tokens = (uint32_t)(count + new_tokens),
+                                         .compute_type = PST_COMPUTE_F32,
+                                         .kv_bits = 32,
+                                         .device = ops_file()};
+    pst_session *session = open_session(model, options, name);
+    const pst_request request = {
+        .prompt_ids = ids, .prompt_count = count, .max_new_tokens = (uint32_t)new_tokens, .ignore_end = true};
+    pst_result result;
+    pst_error err;
+    if (pst_generate(session, &request, 1, NULL, NULL, &result, NULL, &err) < 0)
+        fail_msg("%s: %s", name, err.message);
+    if (result.ids.count != new_tokens || memcmp(result.ids.ids, expected, new_tokens * sizeof *expected) != 0)
+        fail_msg("%s on %s: other greedy tokens", name, ops_name());
+    pst_result_free(&result);
+    pst_session_close(session);
+}
+
+static void check_case(const char *name, bool also_bf16)
+{
+    char path[600];
+    json_error_t detail;
+    snprintf(path, sizeof path, CASES "/%s/expected.json", name);
+    json_t *expected = json_load_file(path, 0, &detail);
+    assert_non_null(expected);
+    const double tolerance = json_number_value(json_object_get(expected, "tolerance"));
+    const bool is_f32 = strcmp(json_string_value(json_object_get(expected, "dtype")), "f32") == 0;
+    snprintf(path, sizeof path, CASES "/%s", name);
+    pst_model *model = open_model(path);
+    size_t index;
+    json_t *record;
+    json_array_foreach(json_object_get(expected, "sequences"), index, record)
+    {
+        uint32_t ids[1][MOST_TOKENS];
+        rows r = {0};
+        size_t stored_rows;
+        const size_t count = read_ids(json_object_get(record, "ids"), ids[0], MOST_TOKENS);
+        snprintf(path, sizeof path, CASES "/%s/%s", name, json_string_value(json_object_get(record, "logits")));
+        r.values[0] = npy_read(path, &stored_rows, &r.vocab);
+        assert_int_equal(stored_rows, count);
+        check_logits(model, name, ids, count, &r, tolerance, PST_COMPUTE_AUTO);
+        if (!is_f32 && also_bf16)
+            check_logits(model, name, ids, count, &r, tolerance, PST_COMPUTE_BF16);
+        check_greedy(model, name, ids[0], count, record);
+        free_rows(&r);
+    }
+    json_decref(expected);
+    pst_model_close(model);
+}
+
+static void test_stored_cases(void **state)
+{
+    (void)state;
+    if (!ops_begin("stored cases"))
+        return;
+    char **names;
+    size_t count;
+    assert_int_equal(pst_file_list(CASES, NULL, &names, &count, NULL), 0);
+    assert_true(count >= 30);
+    /* The emulator takes its time: of all cases a part, another one each time. */
+    const size_t step = ops_emulator() != NULL && ops_cases(0) < count ? 5 : 1;
+    for (size_t i = step > 1 ? ref_between(0, step - 1) : 0; i < count; i += step)
+        check_case(names[i], true);
+    pst_file_list_free(names, count);
+}
+
+/* ---- Random models ---- */
+
+static int remove_entry(const char *path, const struct stat *info, int kind, struct FTW *where)
+{
+    (void)info, (void)kind, (void)where;
+    return remove(path);
+}
+
+static void remove_tree(const char *path)
+{
+    nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+/* A model of a family, of any weights. */
+static pst_model *make_model(const char *shape, pst_dtype dtype, char *path, size_t path_bytes)
+{
+    pst_error err;
+    pst_synth_report report;
+    snprintf(path, path_bytes, "%s/%s", folder, shape);
+    const pst_synth_options options = {.struct_size = sizeof options,
+                                       .shape = shape,
+                                       .folder = path,
+                                       .layers = 2,
+                                       .seed = ref_random(),
+                                       .dtype = dtype,
+                                       .io_engine = "threads",
+                                       .threads = 1};
+    if (pst_synth(&options, &report, &err) < 0)
+        fail_msg("%s: %s", shape, err.message);
+    return open_model(path);
+}
+
+static size_t deal_ids(uint32_t (*ids)[MOST_TOKENS], size_t *counts, size_t count, size_t vocab, size_t most)
+{
+    size_t total = 0;
+    for (size_t s = 0; s < count; s++) {
+        counts[s] = ref_between(1, most);
+        for (size_t i = 0; i < counts[s]; i++)
+            ids[s][i] = (uint32_t)ref_between(0, vocab - 1);
+        total += counts[s];
+    }
+    return total;
+}
+
+static void make_rows(rows *r, const size_t *counts, size_t count, size_t vocab)
+{
+    *r = (rows){.vocab = vocab};
+    for (size_t s = 0; s < count; s++)
+        assert_non_null(r->values[s] = calloc(counts[s] * vocab, sizeof(float)));
+}
+
+/* The host computes, then the device: the same request, near results. */
+static void check_near_host(const char *shape, pst_dtype dtype, pst_compute_type compute, uint32_t kv_bits)
+{
+    char path[600], what[200];
+    uint32_t ids[3][MOST_TOKENS];
+    size_t counts[3];
+    pst_model *model = make_model(shape, dtype, path, sizeof path);
+    pst_model_info info;
+    pst_model_get_info(model, &info);
+    deal_ids(ids, counts, 3, info.vocab, 100);
+    snprintf(what, sizeof what, "%s of %s on %s, %s, cache of %u bits", shape, pst_dtype_name(dtype), ops_name(),
+             compute == PST_COMPUTE_BF16 ? "bf16" : "f32", kv_bits);
+    pst_session_options options = {
+        .max_tokens = 100, .max_sequences = 3, .all_logits = true, .compute_type = compute, .kv_bits = kv_bits};
+    rows r;
+    make_rows(&r, counts, 3, info.vocab);
+    pst_session *session = open_session(model, options, what);
+    score(session, ids, counts, 3, &r, what);
+    pst_session_close(session);
+    options.device = ops_file();
+    session = open_session(model, options, what);
+    compare_next(&r);
+    score(session, ids, counts, 3, &r, what);
+    pst_session_close(session);
+    /* As of the stored cases (tests/reference/README.md). A number halfway between two of the cache's may fall either way, which
+     * moves an element of a key by 2^-10 of itself, or by a 255th (15th) of its group's range. */
+    const double tolerance = compute == PST_COMPUTE_BF16 ? 2e-2 : kv_bits == 32 ? 1e-4 : kv_bits >= 8 ? 1e-3 : 2e-2;
+    if (!(distance(&r) <= tolerance))
+        fail_msg("%s: logits differ by %.2e of their largest", what, distance(&r));
+    free_rows(&r);
+    pst_model_close(model);
+    remove_tree(path);
+}
+
+static void test_random_models(void **state)
+{
+    (void)state;
+    if (!ops_begin("random models"))
+        return;
+    static const char *const shapes[] = {"tiny",         "tiny-opt",       "tiny-bloom",   "tiny-gpt2",
+                                         "tiny-mixtral", "tiny-qwen3-moe", "tiny-deepseek"};
+    static const pst_dtype dtypes[] = {PST_BF16, PST_F16, PST_F32};
+    static const uint32_t bits[] = {32, 16, 8, 4};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        const bool is_dense = i < 4;
+        check_near_host(shapes[i], dtypes[ref_between(0, 2)], PST_COMPUTE_F32, bits[ref_between(0, 3)]);
+        if (is_dense) /* rounding decides between experts, and then all is other */
+            check_near_host(shapes[i], PST_BF16, PST_COMPUTE_BF16, 16);
+    }
+}
+
+/* ---- Residency ---- */
+
+enum { SEQUENCES = 3, LENGTH = 70 /* more than a block of the cache */ };
+
+/* A number that a refusal names. */
+static uint64_t named_budget(pst_model *model, pst_session_options options)
+{
+    pst_session *session;
+    pst_error err;
+    options.struct_size = sizeof options;
+    options.threads = 2;
+    if (pst_session_open(model, &options, &session, &err) != PST_E_BUDGET)
+        fail_msg("a budget of one byte is not refused");
+    const char *number = strstr(err.message, "works is ");
+    if (number == NULL)
+        fail_msg("no budget is named: %s", err.message);
+    return (strtoull(number + 9, NULL, 10) + 1) << 20;
+}
+
+/* Anything between nothing kept and all kept on the device. */
+static pst_session_options random_placement(pst_model *model, pst_session_options options, char *what,
+                                            size_t what_bytes)
+{
+    options.resident_set = ref_between(0, 3) > 0;
+    options.resident_share = (double)ref_between(0, 4) / 4;
+    options.max_slot_bytes = ref_between(0, 2) ? 1 + ref_between(0, (1 << 16) - 1) : 0;
+    options.io_engine = "threads";
+    pst_session_options least = options;
+    least.device_memory_bytes = 1;
+    options.device_memory_bytes = ref_between(0, 3) == 0 ? 0 : named_budget(model, least);
+    if (options.device_memory_bytes != 0)
+        options.device_memory_bytes += ref_between(0, 2) * ref_between(0, 600000);
+    snprintf(what, what_bytes, "on %s, resident %g (set %d), slots of %" PRIu64 ", device memory %" PRIu64, ops_name(),
+             options.resident_share, options.resident_set, options.max_slot_bytes, options.device_memory_bytes);
+    return options;
+}
+
+typedef struct seen {
+    int all_resident, partly_resident, none_resident, smaller_passes;
+} seen;
+
+/* The yardstick has all weights on the device and all rows in one pass. What a pass with other rows gives may have other bits
+ * where the device says so (rows_change_bits); it is near, then. */
+static void check_residency(const char *name, pst_compute_type compute, uint32_t kv_bits, int sessions, seen *s)
+{
+    char path[600], what[300];
+    uint32_t ids[SEQUENCES][MOST_TOKENS];
+    size_t counts[SEQUENCES];
+    snprintf(path, sizeof path, CASES "/%s", name);
+    pst_model *model = open_model(path);
+    pst_model_info info;
+    pst_model_get_info(model, &info);
+    const size_t total = deal_ids(ids, counts, SEQUENCES, info.vocab, LENGTH);
+    const pst_session_options options = {.max_tokens = LENGTH,
+                                         .max_sequences = SEQUENCES,
+                                         .all_logits = true,
+                                         .compute_type = compute,
+                                         .kv_bits = kv_bits,
+                                         .device = ops_file()};
+    rows r;
+    make_rows(&r, counts, SEQUENCES, info.vocab);
+    pst_session *session = open_session(model, options, name);
+    pst_plan_info plan;
+    pst_session_get_plan(session, &plan);
+    assert_true(plan.rows_per_pass >= total);
+    const uint64_t all_bytes = plan.device_resident_bytes;
+    score(session, ids, counts, SEQUENCES, &r, name);
+    pst_session_close(session);
+    for (int i = 0; i < sessions; i++) {
+        const pst_session_options other = random_placement(model, options, what, sizeof what);
+        session = open_session(model, other, what);
+        pst_session_get_plan(session, &plan);
+        compare_next(&r);
+        score(session, ids, counts, SEQUENCES, &r, what);
+        pst_session_close(session);
+        const bool promised = !ops_device(OPS_DEVICE)->ops->rows_change_bits || plan.rows_per_pass >= total;
+        if (promised && !r.same)
+            fail_msg("%s, %s, %u rows per pass, %" PRIu64 " bytes of weights on the device: other bits (%.2e)", name,
+                     what, plan.rows_per_pass, plan.device_resident_bytes, distance(&r));
+        if (!(distance(&r) <= 2e-2))
+            fail_msg("%s, %s: logits differ by %.2e of their largest", name, what, distance(&r));
+        s->all_resident += plan.device_resident_bytes == all_bytes;
+        s->none_resident += plan.device_resident_bytes == 0;
+        s->partly_resident += plan.device_resident_bytes > 0 && plan.device_resident_bytes < all_bytes;
+        s->smaller_passes += plan.rows_per_pass < total;
+    }
+    free_rows(&r);
+    pst_model_close(model);
+}
+
+static void test_residency(void **state)
+{
+    (void)state;
+    if (!ops_begin("residency"))
+        return;
+    if (ops_device(OPS_DEVICE)->ops->is_host)
+        return; /* tests/property/test_invariance.c */
+    seen s = {0};
+    const int sessions = (int)ops_cases(5);
+    check_residency("llama_gqa2", PST_COMPUTE_F32, 16, sessions, &s);
+    check_residency("llama_bf16_sharded", PST_COMPUTE_BF16, 0, sessions, &s);
+    check_residency("qwen3_f16", PST_COMPUTE_AUTO, 32, sessions, &s);
+    check_residency("mistral_window", PST_COMPUTE_AUTO, 4, sessions, &s);
+    check_residency("opt_350m", PST_COMPUTE_BF16, 0, sessions, &s);
+    check_residency("bloom_old_bf16", PST_COMPUTE_F32, 8, sessions, &s);
+    check_residency("gpt2_scales_bf16", PST_COMPUTE_BF16, 16, sessions, &s);
+    check_residency("mixtral_top3_window", PST_COMPUTE_AUTO, 0, sessions, &s);
+    check_residency("deepseek_v3_bf16", PST_COMPUTE_BF16, 0, sessions, &s);
+    check_residency("fp8_deepseek", PST_COMPUTE_F32, 0, sessions, &s);
+    check_residency("penstock_4_tied", PST_COMPUTE_BF16, 0, sessions, &s);
+    check_residency("gptq_4_reordered", PST_COMPUTE_BF16, 0, sessions, &s);
+    check_residency("awq", PST_COMPUTE_AUTO, 8, sessions, &s);
+    printf("weights on the device: all %d, some %d, none %d; passes of fewer rows %d\n", s.all_resident,
+           s.partly_resident, s.none_resident, s.smaller_passes);
+    assert_true(s.all_resident > 0 && s.partly_resident > 0 && s.none_resident > 0);
+}
+
+static int set_up(void **state)
+{
+    return mkdtemp(folder) != NULL ? ops_set_up(state) : -1;
+}
+
+static int tear_down(void **state)
+{
+    rmdir(folder);
+    return ops_tear_down(state);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_stored_cases),
+        cmocka_unit_test(test_random_models),
+        cmocka_unit_test(test_residency),
+    };
+    return cmocka_run_group_tests_name("families on a device", tests, set_up, tear_down);
+}
