@@ -262,7 +262,14 @@ static int copy(pst_device *base, pst_device_stream *stream, void *to, const voi
         return 0;
     if (int status = pst_cuda_enter(device))
         return status;
-    return pst_cuda_check(device, "a copy", pst_vendor_copy(to, from, bytes, stream_of(device, stream)));
+    const pst_vendor_stream which = stream_of(device, stream);
+    if (int status = pst_cuda_check(device, "a copy", pst_vendor_copy(to, from, bytes, which)))
+        return status;
+    /* The vendor waits where it has to copy by way of pinned memory; a device that reaches all of the host's memory does
+     * not, and then the caller would have to leave it alone. */
+    if (pst_vendor_knows(to) && pst_vendor_knows(from))
+        return 0;
+    return pst_cuda_check(device, "a copy", pst_vendor_stream_synchronize(which));
 }
 
 static int fill(pst_device *base, pst_device_stream *stream, void *to, int byte, uint64_t bytes)

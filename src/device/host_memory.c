@@ -108,7 +108,8 @@ int host_copy(pst_device *device, pst_device_stream *stream, void *to, const voi
 {
     (void)device;
     (void)stream;
-    memcpy(to, from, bytes);
+    if (bytes > 0) /* of nothing, pointers may be anything */
+        memcpy(to, from, bytes);
     return 0;
 }
 
@@ -116,7 +117,8 @@ int host_fill(pst_device *device, pst_device_stream *stream, void *to, int byte,
 {
     (void)device;
     (void)stream;
-    memset(to, byte, bytes);
+    if (bytes > 0)
+        memset(to, byte, bytes);
     return 0;
 }
 

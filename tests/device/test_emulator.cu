@@ -48,6 +48,7 @@ template <class T> static T *put(const std::vector<T> &x)
     void *memory = NULL;
     must(pst_vendor_allocate(&memory, x.size() * sizeof(T)));
     must(pst_vendor_copy(memory, x.data(), x.size() * sizeof(T), stream));
+    synchronize(); /* x is ordinary memory */
     return (T *)memory;
 }
 

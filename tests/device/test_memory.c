@@ -42,7 +42,7 @@ static piece claim(kind k, size_t bytes)
         must(dut->ops->allocate(dut, k == DEVICE ? PST_MEMORY_DEVICE : PST_MEMORY_HOST, bytes, &memory), "allocate");
         assert_int_equal((uintptr_t)memory % 256, 0);
     } else {
-        memory = malloc(bytes);
+        memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096); /* registering is by pages: nobody else's */
         assert_non_null(memory);
     }
     if (k == REGISTERED)
@@ -118,6 +118,30 @@ static void test_copies(void **state)
     must(dut->ops->copy(dut, stream, NULL, NULL, 0), "copy of nothing");
     dut->ops->stream_destroy(dut, stream);
     dut->ops->stream_destroy(dut, NULL);
+}
+
+/* What the host has nothing to do with any more when the copy returns: its ordinary memory, on either side. */
+static void test_ordinary_memory(void **state)
+{
+    (void)state;
+    if (!ops_begin("copies of ordinary memory"))
+        return;
+    dut = ops_device(OPS_DEVICE);
+    for (int i = 0; i < 20; i++) {
+        piece there = claim(DEVICE, 4096), here = claim(PLAIN, there.bytes), back = claim(PLAIN, there.bytes);
+        unsigned char *model = malloc(here.bytes);
+        assert_non_null(model);
+        random_bytes(model, here.bytes);
+        memcpy(here.data, model, here.bytes);
+        must(dut->ops->copy(dut, NULL, there.data, here.data, here.bytes), "copy");
+        memset(here.data, 0x5a, here.bytes);
+        must(dut->ops->copy(dut, NULL, back.data, there.data, here.bytes), "copy");
+        assert_memory_equal(back.data, model, here.bytes);
+        free(model);
+        give_back(&there);
+        give_back(&here);
+        give_back(&back);
+    }
 }
 
 /* Random bytes to random places, against a model. */
@@ -457,6 +481,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_ordinary_memory),
         cmocka_unit_test(test_fill),
         cmocka_unit_test(test_order),
         cmocka_unit_test(test_operators_in_order),
