@@ -159,7 +159,7 @@ static __device__ __forceinline__ void weigh(const attention_args &a, uint32_t p
         for (int p = 0; p < 4; p++) {
             const uint32_t j = position + threadIdx.x % 16 + p * 16;
             const bool sees = j <= state.position[r] && (a.window == 0 || state.position[r] - j < a.window);
-            float score = scores[r][p] * a.scale;
+            float score = __fmul_rn(scores[r][p], a.scale); /* not fused with the shift, whatever RQ */
             if (a.alibi != NULL)
                 score = fmaf(state.slope[r], (float)((int64_t)j - (int64_t)state.position[r]), score);
             scores[r][p] = sees ? score : -INFINITY;

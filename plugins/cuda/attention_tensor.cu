@@ -288,7 +288,7 @@ static __device__ __forceinline__ void find_maxima(const attention_args &a, cons
                 float &score = scores[m][e / 2][h * 2 + e % 2];
                 const uint32_t j = position + warp * 16 + e / 2 * 8 + lane % 4 * 2 + e % 2;
                 const bool sees = j <= state.position && (a.window == 0 || state.position - j < a.window);
-                score *= state.factor;
+                score = __fmul_rn(score, state.factor); /* not fused with the shift, whatever MT */
                 if (a.alibi != NULL)
                     score = fmaf(state.slope, (float)((int64_t)j - (int64_t)state.position), score);
                 score = sees ? score : -INFINITY;
@@ -476,6 +476,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
         const bool is_early = coded || (a.shared && key_tiles == 2); /* the next keys' place is free already */
         if (is_early)
             start_keys(a, work, s, shared, position + ATTENTION_TILE, next_keys);
+        __syncwarp(); /* lanes have started copies of their own number */
         multiply_keys<MT>(s, shared, keys, a.keys.dim, scores);
         find_maxima<MT>(a, s, shared, position, scores);
         __syncthreads(); /* maxima are there; all are through with the keys, unless they are values as well */

@@ -93,6 +93,7 @@ static __device__ __forceinline__ void sum_range(const mm_job &job, const uint8_
         for (int i = 0; i < tiles; i++) {
             uint32_t pairs[8 * parts];
             mm_slow_pairs<FORM>(job.w, rows[i], k, t, pairs);
+            __syncwarp(); /* lanes at the edges went other ways */
             multiply_unit<parts>(granules, pairs, sums[i]);
         }
     }

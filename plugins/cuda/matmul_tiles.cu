@@ -305,6 +305,7 @@ static __device__ __forceinline__ void sum_tile(const mm_job &job, const tile_pl
                 load_runs<S>(job, rows, unit + ahead, runs);
         }
         pst_copy_async_commit();
+        __syncwarp(); /* lanes at the edges went other ways */
         multiply<S>(ring + stage * S::STAGE, sums);
         if (!S::COPIED && more)
             store_runs<S>(job, rows, unit + ahead, runs, ring + next * S::STAGE + S::ROWS * 8);
@@ -400,8 +401,9 @@ template <class S> static int launch(cuda_device *device, const mm_job *given, c
     const uint32_t shared_bytes = S::STAGES * S::STAGE * 16;
     if (job.first != NULL) {
         const uint32_t slots = job.groups < job.rows ? job.groups : job.rows;
-        const uint32_t rows_apart = mm_ceil(row_tiles, job.groups) + 1; /* some have more rows than others */
-        PST_LAUNCH((tile_kernel<S>), dim3(output_tiles, slots, rows_apart < row_tiles ? rows_apart : row_tiles),
+        uint32_t rows_apart = mm_ceil(row_tiles, job.groups) + 1; /* some have more rows than others */
+        rows_apart = rows_apart < row_tiles ? rows_apart : row_tiles;
+        PST_LAUNCH((tile_kernel<S>), dim3(output_tiles, slots, rows_apart < 65535 ? rows_apart : 65535),
                    dim3(MM_THREADS), shared_bytes, device->stream, job, *table);
         return 0;
     }

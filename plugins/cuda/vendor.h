@@ -22,6 +22,8 @@
  *
  * Rules. Every thread of a block reaches every __syncthreads, all lanes of a warp reach every collective (of blocks whose
  * size is a multiple of 32), at the same place of the program. The emulator checks this and more (emulated/).
+ * After code in which lanes go different ways, __syncwarp comes before the tensor cores and ldmatrix, which bring no lanes
+ * together themselves: the emulator cannot tell.
  *
  * Fragments, with g = lane / 4, t = lane % 4, two 16-bit elements per word, the lower column in the low half (PTX ISA,
  * "Matrix Fragments for mma.m16n8k16"):
