@@ -8,7 +8,7 @@ PROMPT ?= Once upon a time, in the valley of
 CMAKE_FLAGS ?=
 TARGET ?= all
 
-.PHONY: build run test test-peers test-long asan ubsan tsan fuzz bench wheel lint format install clean
+.PHONY: build run test test-gpu test-gpu-sanitize test-peers test-long asan ubsan tsan fuzz bench wheel lint format install clean
 
 build:
 	@scripts/setup.sh build
@@ -23,6 +23,18 @@ test:
 	@scripts/setup.sh test
 	@$(MAKE) --no-print-directory build
 	@scripts/run_tests.sh $(BUILD)
+
+# The tests of devices on the first GPU, with the CUDA plugin from these sources (needs nvcc). Where there is no GPU each says so
+# and is counted.
+test-gpu:
+	@scripts/setup.sh test
+	@$(MAKE) --no-print-directory build CMAKE_FLAGS="$(CMAKE_FLAGS) -DPST_CUDA=ON"
+	@scripts/run_tests.sh $(BUILD) -L '^gpu$$'
+
+# Every operator under compute-sanitizer: reads and writes outside of memory, and threads that race for shared memory.
+test-gpu-sanitize:
+	@$(MAKE) --no-print-directory build CMAKE_FLAGS="$(CMAKE_FLAGS) -DPST_CUDA=ON"
+	@scripts/sanitize_gpu.sh $(BUILD)
 
 test-peers: build
 	@scripts/setup.sh peers

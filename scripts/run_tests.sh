@@ -1,8 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Runs the test suite of a build folder. A skipped test is counted; one that tests/expected_skips.txt does not list fails the run.
+# Runs the test suite of a build folder, or (further arguments go to ctest) a part of it. A skipped test is counted; one that
+# tests/expected_skips.txt does not list fails the run.
+# Usage: run_tests.sh BUILD [-L LABEL ...]
 set -eu
 build=$1
+shift
 root=$(cd "$(dirname "$0")/.." && pwd)
 list=$root/tests/expected_skips.txt
 [ -r "$list" ] || {
@@ -12,7 +15,7 @@ list=$root/tests/expected_skips.txt
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
-ctest --test-dir "$build" --no-tests=error --output-on-failure -j "${JOBS:-$(nproc)}" >"$log" 2>&1 || status=$?
+ctest --test-dir "$build" --no-tests=error --output-on-failure -j "${JOBS:-$(nproc)}" "$@" >"$log" 2>&1 || status=$?
 # By the name of the test where CTest's own log has it; what --output-on-failure showed is there too.
 skips=$({
     sed -n '/\*\*\*Skipped/p' "$log"

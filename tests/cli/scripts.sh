@@ -68,3 +68,22 @@ if run_tests; then
     fail "without the list of expected skips the run succeeded"
 fi
 grep -q 'expected_skips.txt is missing' "$work/log" || fail "the missing list was not named"
+
+# sanitize_gpu.sh: a tool that finds nothing, one that finds something, one that never started, and no GPU.
+mkdir -p "$work/build/tests/device"
+for tool in grep mktemp rm cat; do
+    [ -e "$work/bin/$tool" ] || ln -s "$(command -v $tool)" "$work/bin/$tool"
+done
+sanitize() {
+    PATH=$work/bin sh "$source/scripts/sanitize_gpu.sh" "$work/build" >"$work/log" 2>&1
+}
+stand_in compute-sanitizer 'echo "========= ERROR SUMMARY: 0 errors RACECHECK SUMMARY: 0 hazards"'
+sanitize || fail "sanitize_gpu.sh fails where nothing was found"
+grep -q 'racecheck: test_device_ops' "$work/log" || fail "sanitize_gpu.sh did not run racecheck"
+stand_in compute-sanitizer 'exit 99'
+! sanitize || fail "sanitize_gpu.sh succeeds with errors"
+stand_in compute-sanitizer 'exit 0'
+! sanitize || fail "sanitize_gpu.sh takes silence for success"
+stand_in compute-sanitizer 'echo "SKIP: needs a GPU: none"'
+sanitize || fail "sanitize_gpu.sh fails without a GPU"
+grep -q 'SKIP: needs a GPU' "$work/log" || fail "sanitize_gpu.sh does not say that there is no GPU"
