@@ -126,6 +126,22 @@ static void test_every_model(void **state)
     }
 }
 
+/* An accelerator: with its link. */
+static void test_plugin(void **state)
+{
+    (void)state;
+    static const char *const models[] = {"tiny", "tiny-mixtral", "tiny-deepseek", CASES "/awq"};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        json_t *document = expect_json(PENSTOCK("bench", "kernels", models[i], "--device",
+                                                PST_TEST_BINARY_DIR "/libpenstock-emulated.so", "--rows", "1,3,70",
+                                                "--seconds", "0.00001", "--loops", "3", "--memory", "32M", "--json"));
+        const json_t *device = json_object_get(json_object_get(document, "stats"), "device");
+        check_document(document, false);
+        assert_non_null(strstr(text(device, "model"), "emulated"));
+        json_decref(document);
+    }
+}
+
 /* A line for each result, headed and closed. */
 static void test_text(void **state)
 {
@@ -155,6 +171,7 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_operator), cmocka_unit_test(test_every_model),
-                                       cmocka_unit_test(test_text), cmocka_unit_test(test_refusals)};
+                                       cmocka_unit_test(test_plugin), cmocka_unit_test(test_text),
+                                       cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
