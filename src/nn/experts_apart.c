@@ -86,8 +86,7 @@ static int create_places(pst_forward *f, uint64_t offset, pst_error *err)
     r->place_weights = (float *)(void *)(there + picks + rows);
     for (uint32_t i = 0; i < rows; i++)
         r->rows[i] = i;
-    int status =
-        pst_mirror_publish(f->device, &r->mirror, offset + picks * sizeof *r->rows, f->max_rows * sizeof *r->rows);
+    int status = pst_mirror_publish(f->device, &r->mirror, offset + picks * sizeof *r->rows, rows * sizeof *r->rows);
     if (status < 0)
         return pst_nn_fail_device(err, f->device, status, "copying the rows of a pass");
     r->steps = most_steps(f->program);

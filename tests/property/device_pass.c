@@ -277,10 +277,11 @@ static void count_memory(work *w, const pst_forward_config *config, const pst_kv
     pst_kv_memory cache;
     pst_forward_measure(config, &memory);
     pst_kv_measure(kv, &cache);
-    w->result.device_bytes = SCENE_ROWS * (memory.device_row_bytes + memory.device_logit_row_bytes) +
+    const uint64_t room = config->max_rows;
+    w->result.device_bytes = room * (memory.device_row_bytes + memory.device_logit_row_bytes) +
                              memory.device_fixed_bytes + cache.device_kv_bytes + cache.device_table_bytes + SLOT_BYTES;
-    w->result.host_bytes = SCENE_ROWS * (memory.row_bytes + memory.logit_row_bytes) + memory.fixed_bytes +
-                           cache.kv_bytes + cache.table_bytes;
+    w->result.host_bytes =
+        room * (memory.row_bytes + memory.logit_row_bytes) + memory.fixed_bytes + cache.kv_bytes + cache.table_bytes;
     if (!is_apart(w))
         assert_int_equal(memory.device_row_bytes + memory.device_logit_row_bytes + memory.device_fixed_bytes +
                              cache.device_kv_bytes + cache.device_table_bytes,
@@ -295,8 +296,8 @@ static int make(work *w)
                                  .device = run->device,
                                  .host = run->host,
                                  .apart = is_apart(w),
-                                 .max_rows = SCENE_ROWS,
-                                 .max_logit_rows = SCENE_ROWS,
+                                 .max_rows = run->room ? run->room : SCENE_ROWS,
+                                 .max_logit_rows = run->room ? run->room : SCENE_ROWS,
                                  .max_sequences = SCENE_SEQUENCES,
                                  .max_tokens = SCENE_TOKENS,
                                  .compute_type = run->compute_type,

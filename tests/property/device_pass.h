@@ -28,6 +28,7 @@ typedef struct scene_run {
     bool record_routing;
     uint64_t seed; /* of rows and passes: the same for runs that are compared */
     uint32_t passes;
+    uint32_t room; /* rows that a pass may have, more than it ever gets; 0: SCENE_ROWS */
     bool keep; /* some experts stay in the device's memory for the length of a pass, each whole in a part of its own */
     bool cut;  /* parts are cut at random, else whole stages */
 } scene_run;

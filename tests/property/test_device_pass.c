@@ -124,6 +124,18 @@ static void test_routing(void **state)
     }
 }
 
+/* Many experts, in passes that could have more rows than find places beside each other (PST_PLACED_ROWS). */
+static void test_room(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"deepseek_v3_odd", "qwen3_moe_window"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        scene_run run = random_types();
+        run.room = 6000;
+        compare(names[i], run);
+    }
+}
+
 /* Fails the calls of a kind one after the other; how many there were. */
 static int64_t fail_calls(const scene *s, const char *name, scene_run run, pst_device_call kind, bool deferred)
 {
@@ -242,7 +254,7 @@ static int destroy_host(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_case), cmocka_unit_test(test_routing),
-                                       cmocka_unit_test(test_failing_calls),
+                                       cmocka_unit_test(test_room), cmocka_unit_test(test_failing_calls),
                                        cmocka_unit_test(test_failing_allocations)};
     return cmocka_run_group_tests_name("device pass", tests, make_host, destroy_host);
 }
