@@ -117,7 +117,9 @@ static int measure(plan_job *job, const char *model, bool resident_given, pst_er
     pst_predict_options *o = &job->options;
     cli_engine engine;
     cli_runtime runtime = values->runtime;
-    runtime.offload.bits = "16"; /* the rates of the checkpoint as it is: nothing is converted for a plan */
+    if (job->device.name[0] == '\0')
+        runtime.device_memory = 0; /* of an accelerator that is not there */
+    runtime.offload.bits = "16";   /* the rates of the checkpoint as it is: nothing is converted for a plan */
     PST_TRY(cli_engine_open(&engine, model, &values->lookup, &runtime, err));
     pst_session_options shape = {.max_sequences = o->batch ? o->batch : USUAL_BATCH,
                                  .max_tokens = o->prompt_tokens + o->new_tokens,
@@ -129,7 +131,8 @@ static int measure(plan_job *job, const char *model, bool resident_given, pst_er
             o->disk_bytes_per_second = engine.plan.read_bytes_per_second;
             job->disk_from = "measured";
         }
-        if (o->link_bytes_per_second <= 0 && engine.plan.link_bytes_per_second > 0) {
+        bool is_stated = strcmp(job->link_from, "stated") == 0; /* what its kind should give */
+        if ((o->link_bytes_per_second <= 0 || is_stated) && engine.plan.link_bytes_per_second > 0) {
             o->link_bytes_per_second = engine.plan.link_bytes_per_second;
             job->link_from = "measured";
         }

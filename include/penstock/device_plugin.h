@@ -267,7 +267,7 @@ typedef struct pst_device_event pst_device_event;
 typedef struct pst_device_ops {
     uint32_t struct_size;  /* sizeof(pst_device_ops) when the device was built */
     const char *name;      /* "host", "cuda" */
-    bool is_host;          /* its memory is the host's own, its operators are done when they return */
+    bool is_host;          /* its memory is the host's own, its operators are done when they return; no plugin's is */
     bool rows_change_bits; /* see Invariance above */
 
     /* The line about the last failure ("" if there was none). Valid until the next call. */

@@ -88,32 +88,17 @@ int pst_device_open(const char *name, pst_pool *pool, const char *kernels, pst_d
     return open_plugins_device(name, out, err);
 }
 
-static void terminate(pst_device_info *info)
-{
-    info->name[sizeof info->name - 1] = '\0';
-    info->model[sizeof info->model - 1] = '\0';
-    info->link[sizeof info->link - 1] = '\0';
-    info->direct_storage[sizeof info->direct_storage - 1] = '\0';
-}
-
 /* Device `number` of a plugin that has it. */
 static int ask(const pst_device_plugin *plugin, uint32_t number, pst_device_info *out, pst_error *err)
 {
-    pst_device_info info = {.struct_size = sizeof info};
     pst_error why = {.offset = PST_NO_OFFSET};
-    int status = plugin->describe(number, &info, &why);
-    if (status < 0) {
-        char device[64];
-        snprintf(device, sizeof device, "%s:%u", plugin->name, number);
-        if (why.message[0] == '\0')
-            snprintf(why.message, sizeof why.message, "%s", pst_strerror(status));
-        /* Only what is not there is PST_E_UNSUPPORTED: a device that cannot be asked is another matter. */
-        return fail_device(device, status == PST_E_UNSUPPORTED ? PST_E_FORMAT : status, &why, err);
-    }
-    terminate(&info);
-    info.kernels[0] = '\0';
-    *out = info;
-    return 0;
+    int status = pst_plugin_describe(plugin, number, out, &why);
+    if (status >= 0)
+        return 0;
+    char device[64];
+    snprintf(device, sizeof device, "%s:%u", plugin->name, number);
+    /* Only what is not there is PST_E_UNSUPPORTED: a device that cannot be asked is another matter. */
+    return fail_device(device, status == PST_E_UNSUPPORTED ? PST_E_FORMAT : status, &why, err);
 }
 
 /* Options take a file's device by the file's name. */

@@ -177,6 +177,22 @@ int pst_plugin_check_number(const pst_device_plugin *plugin, uint32_t number, ui
                     plugin->name, count - 1);
 }
 
+int pst_plugin_describe(const pst_device_plugin *plugin, uint32_t number, pst_device_info *out, pst_error *err)
+{
+    pst_device_info info = {.struct_size = sizeof info};
+    pst_error failure = {.offset = PST_NO_OFFSET};
+    int status = plugin->describe(number, &info, &failure);
+    if (status < 0)
+        return fail_as(status, &failure, err);
+    info.name[sizeof info.name - 1] = '\0';
+    info.model[sizeof info.model - 1] = '\0';
+    info.link[sizeof info.link - 1] = '\0';
+    info.direct_storage[sizeof info.direct_storage - 1] = '\0';
+    info.kernels[0] = '\0';
+    *out = info;
+    return 0;
+}
+
 static int check_device(const char *name, const pst_device *device, pst_error *err)
 {
     const pst_device_ops *ops = device->ops;
@@ -186,6 +202,8 @@ static int check_device(const char *name, const pst_device *device, pst_error *e
                         ops->struct_size, sizeof *ops);
     if (ops->name == NULL || !is_whole(ops, offsetof(pst_device_ops, last_error), sizeof *ops))
         return pst_fail(err, PST_E_UNSUPPORTED, NULL, "the plugin %s has devices that lack an operator", name);
+    if (ops->is_host) /* by which this library knows its own */
+        return pst_fail(err, PST_E_UNSUPPORTED, NULL, "the plugin %s says that its device is the host", name);
     return 0;
 }
 

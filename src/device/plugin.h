@@ -32,6 +32,8 @@ int pst_plugin_load(const char *plugin, const pst_device_plugin **out, pst_error
 int pst_plugin_count(const pst_device_plugin *plugin, uint32_t *out, pst_error *err);
 /* Fails when `number` is none of so many. */
 int pst_plugin_check_number(const pst_device_plugin *plugin, uint32_t number, uint32_t count, pst_error *err);
+/* Describes one of them; every text ends, whatever the plugin wrote. */
+int pst_plugin_describe(const pst_device_plugin *plugin, uint32_t number, pst_device_info *out, pst_error *err);
 /* Opens one of them and checks its table. The caller destroys *out. */
 int pst_plugin_open(const pst_device_plugin *plugin, uint32_t number, pst_device **out, pst_error *err);
 

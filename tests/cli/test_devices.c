@@ -107,6 +107,7 @@ static void test_plugins_that_are_none(void **state)
         {"PST_FAKE_PLUGIN=no driver", "no fake driver is loaded"},
         {"PST_FAKE_PLUGIN=no device", "finds no device"},
         {"PST_FAKE_PLUGIN=shy", "device fake:0: does not say"},
+        {"PST_FAKE_PLUGIN=endless", "device fake:0: xxx"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const program_setup setup = mode(cases[i].environment);
@@ -132,6 +133,11 @@ static void test_device_option(void **state)
                  "fell off its bus");
     expect_error(PENSTOCK_WITH(alone(), "generate", MODEL, "--prompt", "x", "--device", "CUDA"), 1, "is no device");
     program_result host = PENSTOCK("generate", MODEL, "--prompt", "Once", "-n", "4", "--device", "host");
+    assert_null(strstr(host.err, "has no effect"));
+    program_result bound = PENSTOCK("generate", MODEL, "--prompt", "Once", "-n", "4", "--device-memory", "1G");
+    assert_string_equal(bound.out, host.out);
+    assert_non_null(strstr(bound.err, "--device-memory has no effect: the host's processor computes"));
+    program_free(&bound);
     program_result result =
         PENSTOCK_WITH(alone(), "generate", MODEL, "--prompt", "Once", "-n", "4", "--device", "auto", "--verbose");
     assert_int_equal(result.status, 0);

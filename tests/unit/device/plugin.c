@@ -137,6 +137,7 @@ static void test_misfits(void **state)
         {"opens nothing", PST_E_UNSUPPORTED, "opened nothing"},
         {"short operators", PST_E_UNSUPPORTED, "its devices' table has"},
         {"an operator less", PST_E_UNSUPPORTED, "lack an operator"},
+        {"the host", PST_E_UNSUPPORTED, "says that its device is the host"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         set_mode(cases[i].mode);

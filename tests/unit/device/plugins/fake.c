@@ -40,6 +40,10 @@ static int fake_describe(uint32_t number, pst_device_info *out, pst_error *err)
 {
     if (is_mode("shy"))
         return fail(err, PST_E_UNSUPPORTED, "does not say");
+    if (is_mode("endless")) { /* no text ends */
+        memset(err, 'x', sizeof *err);
+        return -5;
+    }
     pst_device_info info = {.struct_size = out->struct_size,
                             .total_bytes = UINT64_C(8) << 30,
                             .free_bytes = UINT64_C(5) << 30,
@@ -94,6 +98,8 @@ static int fake_open(uint32_t number, pst_device **out, pst_error *err)
         ops.struct_size = offsetof(pst_device_ops, top);
     if (is_mode("long operators"))
         ops.struct_size = sizeof ops + 64;
+    if (is_mode("the host"))
+        ops.is_host = true;
     if (is_mode("an operator less"))
         ops.rope = NULL;
     pst_device *device = malloc(sizeof *device);
