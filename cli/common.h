@@ -146,7 +146,8 @@ void cli_engine_run_begins(cli_engine *engine);
 int cli_engine_run_ended(int status, pst_error *err);
 /* Memory that one request takes from pst_generate and its result. */
 uint64_t cli_generation_bytes(uint64_t new_tokens);
-/* The figures of a run as JSON, with "device", which computed, and "io": the settings that its weights were read with. NULL: out of memory. */
+/* The figures of a run as JSON, with "device", which computed, and "io": the settings that its weights were read with. NULL:
+ * out of memory. */
 json_t *cli_engine_stats(const cli_engine *engine, const pst_run_stats *stats);
 /* Writes --trace, if asked for. */
 int cli_engine_write_trace(cli_engine *engine, pst_error *err);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The devices of this machine: its processor, and accelerators. These are found through plugins: libpenstock-cuda.so beside libpenstock.so or in the
- * folder penstock/ beside it.
+ * The devices of this machine: its processor, and accelerators. These are found through plugins: libpenstock-cuda.so beside
+ * libpenstock.so or in the folder penstock/ beside it.
  *
  * A device's name, as options take it: "host"; "cuda" (its first device) or "cuda:N"; "auto": the first accelerator that
  * works, else the host; another plugin's name in the place of "cuda"; a plugin's file, a name with a slash, with or without

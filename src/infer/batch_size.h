@@ -2,9 +2,9 @@
 /*
  * How many sequences a long job runs at once: pure functions.
  *
- * A pass over the weights takes max(bytes / drive, bytes / link, computing), and makes a token for every sequence that it carries. Keys and
- * values of one sequence more take memory in which weights could stay instead, so the bytes of a pass rise with the number of
- * sequences; but while the drive sets the pace and the weights do not fit anyway, they rise more slowly than the tokens do,
+ * A pass over the weights takes max(bytes / drive, bytes / link, computing), and makes a token for every sequence that it
+ * carries. Keys and values of one sequence more take memory in which weights could stay instead, so the bytes of a pass rise
+ * with the number of sequences; but while the drive sets the pace and the weights do not fit anyway, they rise more slowly than the tokens do,
  * and memory goes to sequences before it goes to weights. Where computing sets the pace, or all weights stay, another
  * sequence lowers the time per token by its share of what a pass costs whatever it carries, and soon by nothing.
  *

@@ -2,7 +2,8 @@
 /*
  * The bound and the statistics of a run. A pass cannot be faster than its reads at the drive's bandwidth, its copies at the
  * link's where an accelerator computes, nor than its arithmetic at the rate of whoever computes; all are measured before the
- * first pass, with the same engine, kernels and memory. The rate is that of the number of rows in question, so that it includes the memory's bandwidth where few rows share a weight.
+ * first pass, with the same engine, kernels and memory. The rate is that of the number of rows in question, so that it includes
+ * the memory's bandwidth where few rows share a weight.
  */
 #include <string.h>
 

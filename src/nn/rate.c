@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Measuring the processor (or accelerator): the model's own largest matrices as they lie in the ring's memory, in their own format, multiplied
- * in a pass's own buffers, so that it takes no memory besides. What disturbs a processor only makes it slower, so the best of
- * short bursts counts, as soon as another has come close to it.
+ * Measuring the processor (or accelerator): the model's own largest matrices as they lie in the ring's memory, in their own
+ * format, multiplied in a pass's own buffers, so that it takes no memory besides. What disturbs a processor only makes it
+ * slower, so the best of short bursts counts, as soon as another has come close to it.
  */
 #include "base/error.h"
 #include "base/number.h"
