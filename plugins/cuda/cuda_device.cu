@@ -78,8 +78,9 @@ static void release(pst_device *base, pst_device_memory kind, void *memory, uint
 {
     (void)bytes;
     cuda_device *device = pst_cuda_of(base);
-    if (memory == NULL || pst_cuda_enter(device) < 0)
+    if (memory == NULL)
         return;
+    (void)pst_cuda_enter(device); /* a device that has failed for good still takes back what it can, here and below */
     const bool host = kind == PST_MEMORY_HOST;
     (void)pst_cuda_check(device, "releasing memory", host ? pst_vendor_free_host(memory) : pst_vendor_free(memory));
 }
@@ -95,8 +96,8 @@ static int register_host(pst_device *base, void *memory, uint64_t bytes)
 static void unregister_host(pst_device *base, void *memory)
 {
     cuda_device *device = pst_cuda_of(base);
-    if (pst_cuda_enter(device) == 0)
-        (void)pst_cuda_check(device, "unregistering host memory", pst_vendor_unregister_host(memory));
+    (void)pst_cuda_enter(device);
+    (void)pst_cuda_check(device, "unregistering host memory", pst_vendor_unregister_host(memory));
 }
 
 static int memory_info(pst_device *base, uint64_t *free_bytes, uint64_t *total_bytes)
@@ -162,8 +163,9 @@ static int stream_create(pst_device *base, pst_device_stream **out)
 static void stream_destroy(pst_device *base, pst_device_stream *stream)
 {
     cuda_device *device = pst_cuda_of(base);
-    if (stream == NULL || pst_cuda_enter(device) < 0)
+    if (stream == NULL)
         return;
+    (void)pst_cuda_enter(device);
     (void)pst_cuda_check(device, "waiting for a stream", pst_vendor_stream_synchronize(stream_of(device, stream)));
     (void)pst_cuda_check(device, "destroying a stream", pst_vendor_stream_destroy(stream_of(device, stream)));
 }
@@ -183,8 +185,10 @@ static int event_create(pst_device *base, pst_device_event **out)
 static void event_destroy(pst_device *base, pst_device_event *event)
 {
     cuda_device *device = pst_cuda_of(base);
-    if (event != NULL && pst_cuda_enter(device) == 0)
-        (void)pst_cuda_check(device, "destroying an event", pst_vendor_event_destroy(event_of(event)));
+    if (event == NULL)
+        return;
+    (void)pst_cuda_enter(device);
+    (void)pst_cuda_check(device, "destroying an event", pst_vendor_event_destroy(event_of(event)));
 }
 
 static int event_record(pst_device *base, pst_device_event *event, pst_device_stream *stream)
