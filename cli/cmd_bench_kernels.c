@@ -222,8 +222,11 @@ static int print_json(const kernels_job *job, const char *model, const pst_kerne
 static int print_end(const pst_kernels_report *report, pst_error *err)
 {
     char memory[32], to[32], from[32];
-    PST_TRY(cli_out_printf(err, "\n%s%s%s: memory %s/s, products %.4g Tflop/s", report->device.name,
-                           report->device.model[0] != '\0' ? ", " : "", report->device.model,
+    PST_TRY(cli_out_text("\n", err));
+    PST_TRY(cli_out_safe(report->device.name, err)); /* both are a plugin's texts */
+    PST_TRY(cli_out_text(report->device.model[0] != '\0' ? ", " : "", err));
+    PST_TRY(cli_out_safe(report->device.model, err));
+    PST_TRY(cli_out_printf(err, ": memory %s/s, products %.4g Tflop/s",
                            pst_format_bytes(report->memory_bytes_per_second, memory, sizeof memory),
                            report->matrix_operations_per_second / 1e12));
     if (report->to_device_bytes_per_second > 0)

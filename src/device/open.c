@@ -108,13 +108,18 @@ static void name_by_file(const char *plugin, uint32_t number, pst_device_info *i
         snprintf(info->name, sizeof info->name, "%s:%u", plugin, number);
 }
 
-/* Describes device `number` of a plugin, or counts its devices off `number` and fails. */
-static int describe(const char *name, uint32_t *number, pst_device_info *out, pst_error *err)
+/* Describes device `number` of a plugin, or counts its devices off `number` and fails. One that was only looked for and does not
+ * work has none, whatever its failure. */
+static int describe(const char *name, bool is_looked_for, uint32_t *number, pst_device_info *out, pst_error *err)
 {
     const pst_device_plugin *plugin;
     uint32_t count;
-    PST_TRY(pst_plugin_load(name, &plugin, err));
-    PST_TRY(pst_plugin_count(plugin, &count, err));
+    int status = pst_plugin_load(name, &plugin, err);
+    if (status >= 0)
+        status = pst_plugin_count(plugin, &count, err);
+    if (status < 0 && is_looked_for)
+        err->code = status = PST_E_UNSUPPORTED;
+    PST_TRY(status);
     if (*number >= count) {
         *number -= count;
         return pst_fail(err, PST_E_UNSUPPORTED, NULL, "the plugin %s has no more devices", plugin->name);
@@ -148,7 +153,7 @@ int pst_device_describe(const char *plugin, uint32_t number, pst_device_info *ou
     int status = PST_E_UNSUPPORTED;
     PST_TRY(check_size(out, err));
     for (const char *const *name = plugin != NULL ? one : pst_plugin_names; *name != NULL; name++) {
-        status = describe(*name, &number, &info, &why);
+        status = describe(*name, plugin == NULL, &number, &info, &why);
         if (status != PST_E_UNSUPPORTED)
             break;
     }

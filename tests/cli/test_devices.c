@@ -69,6 +69,14 @@ static void test_misfits_beside(void **state)
     assert_non_null(strstr(result.out, "libpenstock-cuda.so: is the plugin \"fake\"\n"));
     program_free(&result);
     unlink(scratch_path(path));
+    assert_int_equal(mkdir(scratch_path(path), 0700), 0);
+    result = PENSTOCK_WITH(alone(), "devices");
+    assert_int_equal(result.status, 0);
+    assert_non_null(strstr(result.out, "\nno accelerator: "));
+    assert_non_null(strstr(result.out, "libpenstock-cuda.so: cannot be loaded: is not a regular file\n"));
+    assert_string_equal(result.err, "");
+    program_free(&result);
+    rmdir(scratch_path(path));
 }
 
 static void test_a_plugin(void **state)
