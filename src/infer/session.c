@@ -129,9 +129,11 @@ int pst_session_device_budget(const pst_session_options *o, pst_device *device, 
 {
     uint64_t free_bytes = o->device_memory_bytes, total_bytes;
     int status = device != NULL ? device->ops->memory_info(device, &free_bytes, &total_bytes) : 0;
-    if (status < 0)
+    if (status < 0) {
+        const char *why = device->ops->last_error(device);
         return pst_fail(err, status, NULL, "device %s does not tell its memory: %s", device->ops->name,
-                        device->ops->last_error(device));
+                        why[0] != '\0' ? why : pst_strerror(status));
+    }
     if (o->device_memory_bytes > free_bytes)
         return pst_fail(err, PST_E_USAGE, NULL, "a device memory budget of %.3g MiB, where device %s has %.3g MiB free",
                         (double)o->device_memory_bytes / 0x1p20, device->ops->name, (double)free_bytes / 0x1p20);

@@ -3,6 +3,7 @@
 #include "os/library.h"
 
 #include <dlfcn.h>
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
@@ -10,7 +11,10 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "os/file.h"
 #include "os/sys.h"
+
+enum { MAX_SEGMENTS = 64 };
 
 /* What the loader says, without the path that it begins with and err has anyway. */
 static int fail_loading(const char *path, pst_error *err)
@@ -24,15 +28,39 @@ static int fail_loading(const char *path, pst_error *err)
     return pst_fail(err, PST_E_UNSUPPORTED, path, "cannot be loaded: %s", why);
 }
 
+/* The loader maps what the segments say and dies at the first access beyond the file's end: a copy that was cut short must not
+ * reach it. What is no library at all is left to it to name. */
+static int check_segments(const char *path, uint64_t file_bytes, pst_error *err)
+{
+    ElfW(Ehdr) header;
+    ElfW(Phdr) segments[MAX_SEGMENTS];
+    if (file_bytes < sizeof header)
+        return 0;
+    PST_TRY(pst_file_read_at(path, 0, &header, sizeof header, err));
+    if (memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_phentsize != sizeof *segments)
+        return 0;
+    const size_t bytes = header.e_phnum * sizeof *segments;
+    if (header.e_phnum > MAX_SEGMENTS)
+        return pst_fail(err, PST_E_FORMAT, path, "cannot be loaded: %u segments", header.e_phnum);
+    bool is_whole = bytes <= file_bytes && header.e_phoff <= file_bytes - bytes;
+    if (is_whole)
+        PST_TRY(pst_file_read_at(path, header.e_phoff, segments, bytes, err));
+    for (size_t i = 0; is_whole && i < header.e_phnum; i++)
+        is_whole = segments[i].p_type != PT_LOAD ||
+                   (segments[i].p_filesz <= file_bytes && segments[i].p_offset <= file_bytes - segments[i].p_filesz);
+    return is_whole ? 0 : pst_fail(err, PST_E_FORMAT, path, "cannot be loaded: the file ends too early");
+}
+
 int pst_library_open(const char *path, pst_library **out, pst_error *err)
 {
     /* The loader would wait for somebody to write into a pipe of that name. */
     struct statx info;
-    int status = pst_sys->statx(AT_FDCWD, path, 0, STATX_TYPE, &info);
+    int status = pst_sys->statx(AT_FDCWD, path, 0, STATX_TYPE | STATX_SIZE, &info);
     if (status < 0)
         return pst_fail(err, status, path, "cannot be loaded: %s", pst_strerror(status));
     if (!S_ISREG(info.stx_mode))
         return pst_fail(err, PST_E_FORMAT, path, "cannot be loaded: is not a regular file");
+    PST_TRY(check_segments(path, info.stx_size, err));
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (handle == NULL)
         return fail_loading(path, err);

@@ -20,6 +20,7 @@
 #include "cpu/cpu.h"
 #include "device/device.h"
 #include "device/plugin.h"
+#include "os/file.h"
 #include "os/library.h"
 #include "penstock/log.h"
 #include "unit/device/pools.h"
@@ -93,6 +94,33 @@ static void test_host(void **state)
     assert_int_equal(pst_device_open("host", pools[0], "sse9", &device, NULL), PST_E_UNSUPPORTED);
 }
 
+/* A plugin of which the end is missing: an error at any length, where the loader alone would die. */
+static void require_cut_short(void)
+{
+    static const double shares[] = {0, 0.001, 0.01, 0.1, 0.3, 0.5, 0.7};
+    char path[300], *data;
+    size_t bytes;
+    snprintf(path, sizeof path, "%s/libpenstock-cut.so", folder);
+    assert_int_equal(pst_file_read_all(PST_FAKE_PLUGIN, 1u << 30, &data, &bytes, NULL), 0);
+    for (size_t i = 0; i < sizeof shares / sizeof *shares; i++) {
+        FILE *file = fopen(path, "w");
+        assert_non_null(file);
+        const size_t kept = (size_t)(shares[i] * (double)bytes) + i * 64;
+        assert_int_equal(fwrite(data, 1, kept, file), kept);
+        fclose(file);
+        pst_device *device;
+        pst_error err = {.offset = PST_NO_OFFSET};
+        int status = pst_device_open(path, pools[0], NULL, &device, &err);
+        if (status >= 0) /* nothing but debugging records was missing */
+            pst_device_destroy(device);
+        else if (strstr(err.message, "cannot be loaded: ") == NULL)
+            fail_msg("%s", err.message);
+        assert_true(status < 0 || shares[i] > 0.1);
+        unlink(path);
+    }
+    pst_heap_free(data);
+}
+
 static void test_no_plugin(void **state)
 {
     (void)state;
@@ -114,6 +142,7 @@ static void test_no_plugin(void **state)
     require_failure("text", PST_E_UNSUPPORTED, "libpenstock-text.so: cannot be loaded");
     unlink(path);
     require_failure(PST_NO_SYMBOL_PLUGIN, PST_E_UNSUPPORTED, "is no plugin: it has no symbol pst_device_plugin_table");
+    require_cut_short();
 }
 
 static void test_misfits(void **state)
