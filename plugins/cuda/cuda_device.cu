@@ -299,16 +299,16 @@ static void destroy(pst_device *base)
     cuda_device *device = pst_cuda_of(base);
     if (device == NULL)
         return;
-    if (pst_cuda_enter(device) == 0) { /* each of these may be absent: a device that was half opened */
-        if (device->stream != NULL)
-            (void)pst_vendor_stream_synchronize(device->stream);
-        (void)pst_vendor_free(device->scratch);
-        (void)pst_vendor_free(device->flags);
-        (void)pst_vendor_free_host(device->flags_host);
-        if (device->stream != NULL)
-            (void)pst_vendor_stream_destroy(device->stream);
-        (void)pst_vendor_last_error();
-    }
+    (void)pst_cuda_enter(device); /* a device that has failed refuses; what it still takes back is given back */
+    /* Each of these may be absent: a device that was half opened. */
+    if (device->stream != NULL)
+        (void)pst_vendor_stream_synchronize(device->stream);
+    (void)pst_vendor_free(device->scratch);
+    (void)pst_vendor_free(device->flags);
+    (void)pst_vendor_free_host(device->flags_host);
+    if (device->stream != NULL)
+        (void)pst_vendor_stream_destroy(device->stream);
+    (void)pst_vendor_last_error();
     delete device;
 }
 
