@@ -30,4 +30,7 @@ uint64_t pst_device_host_stack_bytes(uint32_t threads);
 const char *pst_device_host_kernels(const pst_device *device);
 void pst_device_destroy(pst_device *device); /* NULL is fine */
 
+/* pst_fail of a status of the device's: "device cuda: WHAT failed: why", in the device's own words where it has any. */
+int pst_device_fail(pst_error *err, pst_device *device, int status, const char *what);
+
 #endif

@@ -209,3 +209,10 @@ int pst_device_find(const char *name, pst_device_info *out, pst_error *err)
     name_by_file(parts.plugin, parts.number, &info);
     return hand_out(&info, out);
 }
+
+int pst_device_fail(pst_error *err, pst_device *device, int status, const char *what)
+{
+    const char *why = device->ops->last_error(device);
+    return pst_fail(err, status, NULL, "device %s: %s failed: %s", device->ops->name, what,
+                    why != NULL && why[0] != '\0' ? why : pst_strerror(status));
+}

@@ -129,11 +129,8 @@ int pst_session_device_budget(const pst_session_options *o, pst_device *device, 
 {
     uint64_t free_bytes = o->device_memory_bytes, total_bytes;
     int status = device != NULL ? device->ops->memory_info(device, &free_bytes, &total_bytes) : 0;
-    if (status < 0) {
-        const char *why = device->ops->last_error(device);
-        return pst_fail(err, status, NULL, "device %s does not tell its memory: %s", device->ops->name,
-                        why[0] != '\0' ? why : pst_strerror(status));
-    }
+    if (status < 0)
+        return pst_device_fail(err, device, status, "telling its memory");
     if (o->device_memory_bytes > free_bytes)
         return pst_fail(err, PST_E_USAGE, NULL, "a device memory budget of %.3g MiB, where device %s has %.3g MiB free",
                         (double)o->device_memory_bytes / 0x1p20, device->ops->name, (double)free_bytes / 0x1p20);

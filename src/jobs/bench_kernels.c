@@ -23,11 +23,7 @@ void *kernels_take(kernels_pool *pool, uint64_t bytes)
 
 int kernels_failed(const kernels_bench *b, int status, const char *what, pst_error *err)
 {
-    if (status >= 0)
-        return status;
-    const char *words = b->device->ops->last_error(b->device);
-    return pst_fail(err, status, NULL, "%s of %s: %s", what, b->report.device.name,
-                    words[0] != '\0' ? words : pst_strerror(status));
+    return status >= 0 ? status : pst_device_fail(err, b->device, status, what);
 }
 
 int kernels_put(kernels_bench *b, uint64_t offset, const void *data, uint64_t bytes, pst_error *err)

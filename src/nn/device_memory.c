@@ -2,19 +2,13 @@
 /* Memory of a pass; see device_memory.h. */
 #include "nn/device_memory.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "device/device.h"
 #include "os/memory.h"
-
-int pst_nn_fail_device(pst_error *err, pst_device *device, int status, const char *what)
-{
-    const char *detail = device->ops->last_error(device);
-    const bool is_told = detail != NULL && detail[0] != '\0';
-    return pst_fail(err, status, NULL, "%s failed: %s%s%s%s", what, pst_strerror(status), is_told ? " (" : "",
-                    is_told ? detail : "", is_told ? ")" : "");
-}
 
 int pst_nn_take_memory(pst_device *device, pst_device_memory kind, uint64_t bytes, const char *what, void **out,
                        pst_error *err)
@@ -24,11 +18,10 @@ int pst_nn_take_memory(pst_device *device, pst_device_memory kind, uint64_t byte
     int status = device->ops->allocate(device, kind, bytes ? bytes : 1, out);
     if (status >= 0)
         return 0;
-    const char *detail = device->ops->last_error(device);
-    const bool is_told = detail != NULL && detail[0] != '\0';
-    return pst_fail(err, status, NULL, "device %s: cannot take %.1f MB of %s memory for %s: %s%s%s", device->ops->name,
-                    (double)bytes / 1e6, kind == PST_MEMORY_DEVICE ? "its" : "pinned", what, pst_strerror(status),
-                    is_told ? ": " : "", is_told ? detail : "");
+    char taking[160];
+    snprintf(taking, sizeof taking, "taking %.1f MB of %s memory for %.100s", (double)bytes / 1e6,
+             kind == PST_MEMORY_DEVICE ? "its" : "pinned", what);
+    return pst_device_fail(err, device, status, taking);
 }
 
 void pst_nn_give_memory(pst_device *device, pst_device_memory kind, void *memory, uint64_t bytes)

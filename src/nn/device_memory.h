@@ -18,9 +18,6 @@ static inline bool pst_nn_is_apart(const pst_device *device)
     return device != NULL && !device->ops->is_host;
 }
 
-/* pst_fail of a device's status, with what the device says about it. `what` failed: "computing", "attention: computing". */
-int pst_nn_fail_device(pst_error *err, pst_device *device, int status, const char *what);
-
 /* Large memory; not cleared on an accelerator. Given back with the same kind and size; NULL is fine. */
 int pst_nn_take_memory(pst_device *device, pst_device_memory kind, uint64_t bytes, const char *what, void **out,
                        pst_error *err);

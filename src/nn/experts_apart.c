@@ -88,7 +88,7 @@ static int create_places(pst_forward *f, uint64_t offset, pst_error *err)
         r->rows[i] = i;
     int status = pst_mirror_publish(f->device, &r->mirror, offset + picks * sizeof *r->rows, rows * sizeof *r->rows);
     if (status < 0)
-        return pst_nn_fail_device(err, f->device, status, "copying the rows of a pass");
+        return pst_device_fail(err, f->device, status, "copying the rows of a pass");
     r->steps = most_steps(f->program);
     r->next = pst_heap_calloc(experts, sizeof *r->next);
     r->weights = pst_heap_calloc((size_t)r->steps * experts, sizeof *r->weights);
@@ -108,7 +108,7 @@ int pst_experts_apart_create(pst_forward *f, const pst_forward_config *config, p
     pst_route_place(t, f->max_rows, r->mirror.host, &r->here);
     int status = f->device->ops->event_create(f->device, &r->counted);
     if (status < 0)
-        return pst_nn_fail_device(err, f->device, status, "making an event");
+        return pst_device_fail(err, f->device, status, "making an event");
     if (pst_experts_have_places(t))
         PST_TRY(create_places(f, bytes, err));
     if (!chooses_here(config))

@@ -47,7 +47,7 @@ int pst_forward_checked(const pst_forward_run *run, int status)
         return 1;
     char what[64];
     snprintf(what, sizeof what, "%.40s: computing", run->stage->name);
-    return pst_nn_fail_device(run->err, run->f->device, status, what);
+    return pst_device_fail(run->err, run->f->device, status, what);
 }
 
 const pst_piece *pst_forward_next_piece(const pst_forward_run *run, int32_t tensor)
@@ -164,7 +164,7 @@ int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_vi
     pst_forward *f = *nn->forward;
     pst_forward_run run = {f, nn, stage, part, err};
     if (f->routed.failed < 0)
-        return pst_nn_fail_device(err, f->device, f->routed.failed, "choosing experts");
+        return pst_device_fail(err, f->device, f->routed.failed, "choosing experts");
     if (f->stage != stage)
         begin_stage(f, stage);
     if (f->look.layers != NULL)
@@ -214,7 +214,7 @@ static int publish_rows(pst_forward *f, pst_error *err)
     for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {
         int status = pst_mirror_publish(f->device, tables[i].mirror, 0, tables[i].bytes);
         if (status < 0)
-            return pst_nn_fail_device(err, f->device, status, "copying the rows of a pass");
+            return pst_device_fail(err, f->device, status, "copying the rows of a pass");
     }
     return 0;
 }
@@ -291,7 +291,7 @@ int pst_forward_gathered(pst_forward *f, pst_error *err)
         int status =
             f->device->ops->copy(f->device, NULL, to->data, from->data, f->row_count * from->stride * sizeof(float));
         if (status < 0)
-            return pst_nn_fail_device(err, f->device, status, "copying embeddings");
+            return pst_device_fail(err, f->device, status, "copying embeddings");
     }
     return 0;
 }
@@ -308,7 +308,7 @@ int pst_forward_end(pst_forward *f, pst_error *err)
         status = device->ops->copy(device, NULL, f->logits.data, logits.data, bytes);
     if (status >= 0)
         status = device->ops->synchronize(device, NULL);
-    return status < 0 ? pst_nn_fail_device(err, device, status, "computing") : 0;
+    return status < 0 ? pst_device_fail(err, device, status, "computing") : 0;
 }
 
 pst_matrix pst_forward_logits(const pst_forward *f)

@@ -296,7 +296,7 @@ static int make_small(pst_forward *f, pst_error *err)
         return pst_fail_memory(err, what, f->small_bytes);
     int status = f->apart ? f->device->ops->fill(f->device, NULL, f->small, 0, pst_max(f->small_bytes, 1)) : 0;
     if (status < 0)
-        return pst_nn_fail_device(err, f->device, status, "clearing memory");
+        return pst_device_fail(err, f->device, status, "clearing memory");
     f->bias_now = f->bias = f->small;
     unsigned char *next = f->small + pst_round_up(sizes.bias, unit);
     for (int a = 0; a < PST_NN_AUX; a++) {
@@ -346,7 +346,7 @@ static int fill_rope(pst_forward *f, pst_error *err)
                                       (uint64_t)count * rope->rotary * sizeof *rows);
     }
     pst_heap_free(rows); /* copying from pageable memory has waited */
-    return status < 0 ? pst_nn_fail_device(err, f->device, status, "copying rotary angles") : 0;
+    return status < 0 ? pst_device_fail(err, f->device, status, "copying rotary angles") : 0;
 }
 
 static int make_rope(pst_forward *f, pst_error *err)
@@ -377,7 +377,7 @@ static int make_alibi(pst_forward *f, pst_error *err)
     PST_TRY(pst_mirror_create(f->device, bytes, "the slopes of heads", &f->alibi, err));
     pst_alibi_slopes(f->t->heads, f->alibi.host);
     int status = pst_mirror_publish(f->device, &f->alibi, 0, bytes);
-    return status < 0 ? pst_nn_fail_device(err, f->device, status, "copying the slopes of heads") : 0;
+    return status < 0 ? pst_device_fail(err, f->device, status, "copying the slopes of heads") : 0;
 }
 
 int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_error *err)

@@ -179,7 +179,7 @@ static int bind_segments(pst_kv *kv, pst_error *err)
                                     (kv->changed_end - kv->changed_first) * sizeof *kv->bound);
     kv->changed_first = SIZE_MAX;
     kv->changed_end = 0;
-    return status < 0 ? pst_nn_fail_device(err, device, status, "copying the KV cache's tables") : 0;
+    return status < 0 ? pst_device_fail(err, device, status, "copying the KV cache's tables") : 0;
 }
 
 bool pst_kv_is_on_disk(const pst_kv *kv)

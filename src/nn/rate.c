@@ -60,7 +60,7 @@ static void add_piece(pst_forward *f, const pst_stage_part *at, const pst_piece 
 
 static int fail(pst_forward *f, int status, pst_error *err)
 {
-    return pst_nn_fail_device(err, f->device, status, "measuring the processor");
+    return pst_device_fail(err, f->device, status, "measuring the processor");
 }
 
 /* Numbers that are neither zero nor far from one, and memory that is there. */

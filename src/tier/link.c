@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/heap.h"
 #include "base/number.h"
+#include "device/device.h"
 #include "os/clock.h"
 
 /* One copy of a part: neighbouring pieces. */
@@ -48,12 +49,7 @@ struct pst_link {
 
 static int checked(const pst_link *link, int status, const char *what, pst_error *err)
 {
-    if (status >= 0)
-        return status;
-    const pst_device_ops *ops = link->device->ops;
-    const char *cause = ops->last_error(link->device);
-    return pst_fail(err, status, NULL, "device %s: %s failed: %s", ops->name, what,
-                    cause[0] != '\0' ? cause : pst_strerror(status));
+    return status >= 0 ? status : pst_device_fail(err, link->device, status, what);
 }
 
 /* ---- where pieces lie ---- */

@@ -149,7 +149,7 @@ static void test_budgets(void **state)
     assert_int_equal(plan.device_budget_bytes, 60 * MEBIBYTE);
     pst_device_fault_fail(&fault, PST_DEVICE_INFO, 0, 1, -EIO);
     assert_int_equal(run(TALES, &options, answer, &stats, &plan, &err), -EIO);
-    assert_non_null(strstr(err.message, "does not tell its memory"));
+    assert_non_null(strstr(err.message, "telling its memory failed"));
 }
 
 /* How many sequences a job runs depends on the device's memory, which nothing is taken of meanwhile. */
