@@ -14,6 +14,11 @@
  * the width of x and by formats, but not by the rows of `w` at hand. A device for which
  * the choice also depends on the rows of x (tensor cores for many, plain sums for few) says so: `rows_change_bits`.
  *
+ * Phases. A row of a pass is of its request's prompt (of a text that is scored), or of a token that was generated and is fed
+ * back: a fact of the request, never of how its rows were dealt to passes. Products and attention are told, rows of generated
+ * tokens first, so that a device may compute the two by different kernels with different bits: a prompt's rows come in
+ * numbers, generated tokens one at a time. The last row of a prompt is computed as the others, even when it comes alone.
+ *
  * Memory. Every pointer of a job's operands is memory that the device can use: from `allocate`, either kind, and so are arrays
  * of numbers (positions, segments, tables of blocks), which the caller keeps unchanged until the work that uses them is
  * done. The job's structs themselves are read during the call only.
@@ -42,7 +47,7 @@
 extern "C" {
 #endif
 
-#define PST_DEVICE_VERSION       1u
+#define PST_DEVICE_VERSION       2u
 #define PST_DEVICE_PLUGIN_SYMBOL "pst_device_plugin_table"
 
 /* ---- How weights are stored ---- */
@@ -147,13 +152,18 @@ typedef struct pst_weight {
  * product is a run of calls with rising rows: the first one (w.first_row 0) begins with y = (old y if `accumulate`) + bias,
  * and each adds its inputs one after the other, so that the bits do not depend on the cut. w.columns and bias are the
  * outputs, also where a word of the tensor holds several (AWQ); x.columns are all inputs. An index that names a group
- * which is not there is PST_E_FORMAT, of this call or of the next `synchronize`. */
+ * which is not there is PST_E_FORMAT, of this call or of the next `synchronize`.
+ *
+ * The last prompt_rows rows of x are of prompts: they may have other bits than the same rows would have before them. Zero, and
+ * so one way of computing for all rows, where rows of both kinds have to agree, or are not told apart: with the rows that an
+ * expert computes (which matmul_grouped may get instead) and those whose logits are wanted. */
 typedef struct pst_matmul {
     pst_matrix x;
     pst_weight w, bias;
     pst_matrix y;
     size_t first_column;
     bool accumulate;
+    size_t prompt_rows;
 } pst_matmul;
 
 typedef enum pst_activation {
@@ -175,7 +185,7 @@ typedef struct pst_block_copy {
     size_t rows, blocks, columns;
 } pst_block_copy;
 
-/* Consecutive rows of one sequence: row first_row + i has position first_position + i. Keys and values are in blocks of
+/* Consecutive rows of one sequence, of one phase: row first_row + i has position first_position + i. Keys and values are in blocks of
  * PST_KV_BLOCK positions: blocks[p / PST_KV_BLOCK] + the job's block_offset is the memory of position p. */
 typedef struct pst_segment {
     size_t first_row, rows;
@@ -191,6 +201,9 @@ typedef struct pst_segments {
     size_t first_row, rows;
     size_t max_rows;        /* of one segment */
     uint32_t max_positions; /* the largest first_position + rows */
+    /* The first `generated` segments are of generated tokens, all others of prompts; the same two of these alone. */
+    size_t generated, generated_max_rows;
+    uint32_t generated_max_positions;
 } pst_segments;
 
 /* Stores rows of k and v (F32, rows x kv_heads*key_dim and kv_heads*value_dim) at their positions of their sequences'
@@ -245,7 +258,7 @@ typedef struct pst_route_job {
 
 /* Products of several matrices of one shape and format, each with rows of its own: for g < groups and r in
  * first[g]..first[g + 1]-1: y[r] = x[r] * w[g]^T. Rows of matrices that are absent are left as they are. The bits are those
- * of matmul. Not for transposed formats. */
+ * of matmul with no prompt_rows, whatever the rows are: they are sorted by expert, not by phase. Not for transposed formats. */
 typedef struct pst_grouped_matmul {
     pst_matrix x, y;           /* all rows that `first` speaks of */
     const pst_weight *weights; /* `groups` of them, whole matrices; the array in the host's memory */

@@ -87,6 +87,8 @@ static int check_matmul(fault_device *f, const pst_matmul *job)
     PST_TRY(check_matrix(f, FAULT_MATMUL, "x", &job->x));
     PST_TRY(check_matrix(f, FAULT_MATMUL, "y", &job->y));
     PST_TRY(check_vector(f, FAULT_MATMUL, &job->bias));
+    if (job->prompt_rows > job->x.rows)
+        return fault_misuse(f, "matmul: more rows of prompts than rows");
     return check_weight(f, FAULT_MATMUL, &job->w);
 }
 
@@ -170,6 +172,9 @@ static int check_blocks(fault_device *f, fault_kind kind, const pst_segments *se
         const pst_segment *whole = &segments->items[i];
         if (whole->rows > segments->max_rows || whole->first_position + whole->rows > segments->max_positions)
             return fault_misuse(f, "%s: a segment is larger than max_rows or max_positions say", names[kind]);
+        if (i < segments->generated && (whole->rows > segments->generated_max_rows ||
+                                        whole->first_position + whole->rows > segments->generated_max_positions))
+            return fault_misuse(f, "%s: a segment is larger than the sizes of generated ones say", names[kind]);
         const pst_segment cut = host_segment(segments, i), *s = &cut;
         if (s->rows == 0)
             continue;

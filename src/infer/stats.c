@@ -45,8 +45,8 @@ int pst_session_measure(pst_session *s, pst_error *err)
     PST_TRY(pst_ring_measure(s->ring, MEASURED_BYTES, &s->disk_bytes_per_second, err));
     PST_TRY(pst_ring_measure_link(s->ring, &s->link_bytes_per_second, err));
     uint32_t count = pst_ring_samples(s->ring, parts, MEASURED_PARTS);
-    PST_TRY(pst_forward_measure_rate(s->forward, parts, count, sequences, &s->decode_rate.flops, err));
-    PST_TRY(pst_forward_measure_rate(s->forward, parts, count, PREFILL_ROWS, &s->prefill_rate.flops, err));
+    PST_TRY(pst_forward_measure_rate(s->forward, parts, count, sequences, false, &s->decode_rate.flops, err));
+    PST_TRY(pst_forward_measure_rate(s->forward, parts, count, PREFILL_ROWS, true, &s->prefill_rate.flops, err));
     double keys = sequences * pst_cost_keys(&s->cost, s->options.max_tokens / 2);
     pass_bound pass = {.operations = pst_cost_operations(&s->cost, sequences, sequences, keys),
                        .disk_bytes =

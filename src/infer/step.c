@@ -88,21 +88,28 @@ void pst_session_remove(pst_session *s, uint32_t number)
     pst_kv_release(s->kv, number);
 }
 
-/* What shared blocks have for a sequence whose next position is `position`. The last id is always computed, for its logits. */
-static pst_kv_next share_block(pst_session *s, uint32_t number, uint32_t position)
+/* What shared blocks have for a sequence whose next position is `position`, of those up to `end`. The last id is always
+ * computed, for its logits. */
+static pst_kv_next share_block(pst_session *s, uint32_t number, uint32_t position, uint32_t end)
 {
     const pst_sequence *sequence = &s->sequences[number];
-    bool is_whole = position % PST_KV_BLOCK == 0 && sequence->count - position > PST_KV_BLOCK;
+    bool is_whole = position % PST_KV_BLOCK == 0 && end - position > PST_KV_BLOCK;
     return s->sharing && is_whole ? pst_kv_share(s->kv, number, sequence->ids + position) : PST_KV_COMPUTE;
 }
 
-/* Adds as many pending rows of a sequence as fit; with sharing, block by block. */
+static bool is_in_prompt(const pst_sequence *sequence)
+{
+    return sequence->computed < sequence->prompt;
+}
+
+/* Adds as many pending rows of a sequence as fit, either of its prompt or of what came after it; with sharing, block by block. */
 static uint32_t add_rows(pst_session *s, uint32_t number, uint32_t used)
 {
     pst_sequence *sequence = &s->sequences[number];
     uint32_t position = sequence->computed, first = used;
-    while (position < sequence->count && used < s->plan.rows_per_pass) {
-        pst_kv_next next = share_block(s, number, position);
+    const uint32_t phase_end = is_in_prompt(sequence) ? sequence->prompt : sequence->count;
+    while (position < phase_end && used < s->plan.rows_per_pass) {
+        pst_kv_next next = share_block(s, number, position, phase_end);
         if (next == PST_KV_WAIT)
             break;
         if (next == PST_KV_TAKEN) {
@@ -111,7 +118,7 @@ static uint32_t add_rows(pst_session *s, uint32_t number, uint32_t used)
             s->counters.shared_tokens += PST_KV_BLOCK;
             continue;
         }
-        uint32_t room = s->plan.rows_per_pass - used, pending = sequence->count - position;
+        uint32_t room = s->plan.rows_per_pass - used, pending = phase_end - position;
         uint32_t block = s->sharing ? PST_KV_BLOCK - position % PST_KV_BLOCK : pending;
         uint32_t take = (uint32_t)pst_min(pst_min(pending, block), room), end = position + take;
         if (s->sharing)
@@ -129,17 +136,19 @@ static uint32_t add_rows(pst_session *s, uint32_t number, uint32_t used)
     return used;
 }
 
-/* Rows of the next pass: sequences that decode first, so that newcomers never hold them up; then prompts by arrival, so
- * that a long one whose rows are taken pass by pass is not overtaken by newcomers for ever. */
+/* Rows of the next pass: sequences that decode first, so that newcomers never hold them up (those that were given several ids
+ * at once after the others); then prompts by arrival, so that a long one whose rows are taken pass by pass is not overtaken by
+ * newcomers for ever. So rows of generated tokens come first, as a pass wants them. */
 static uint32_t choose_rows(pst_session *s)
 {
+    enum { DECODING, CATCHING_UP, IN_PROMPT, TURNS };
     uint32_t used = 0;
-    for (int prompts = 0; prompts <= 1; prompts++) {
+    for (int turn = 0; turn < TURNS; turn++) {
         for (uint32_t i = 0; i < s->in_use && used < s->plan.rows_per_pass; i++) {
             const pst_sequence *sequence = &s->sequences[s->order[i]];
             uint32_t pending = sequence->count - sequence->computed;
-            bool is_prompt = pending > 1 || sequence->computed == 0;
-            if (pending > 0 && is_prompt == (prompts == 1))
+            int its_turn = is_in_prompt(sequence) ? IN_PROMPT : pending > 1 ? CATCHING_UP : DECODING;
+            if (pending > 0 && its_turn == turn)
                 used = add_rows(s, s->order[i], used);
         }
     }

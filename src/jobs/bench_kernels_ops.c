@@ -116,7 +116,8 @@ static int run_matmul(kernels_bench *b, kernels_op *op)
 {
     const pst_matmul job = {.x = take_input(b, b->compute_type, op->rows, op->k),
                             .w = take_weight(b, op->n, op->k),
-                            .y = take_output(b, PST_F32, op->rows, op->n)};
+                            .y = take_output(b, PST_F32, op->rows, op->n),
+                            .prompt_rows = op->prompt ? op->rows : 0};
     return b->device->ops->matmul(b->device, &job);
 }
 
@@ -227,12 +228,18 @@ static int run_route(kernels_bench *b, kernels_op *op)
 /* Segments and tables as `prepare` put them; each call in another part of the pool. */
 static pst_segments segments_of(kernels_bench *b, const kernels_op *op)
 {
-    const size_t sequences = op->prompt ? 1 : op->rows;
-    return (pst_segments){.items = (const pst_segment *)(const void *)b->numbers,
-                          .count = sequences,
+    const pst_segment *items = (const pst_segment *)(const void *)b->numbers;
+    if (op->prompt)
+        return (pst_segments){
+            .items = items, .count = 1, .rows = op->rows, .max_rows = op->rows, .max_positions = op->rows};
+    return (pst_segments){.items = items,
+                          .count = op->rows,
                           .rows = op->rows,
-                          .max_rows = op->rows / sequences,
-                          .max_positions = op->prompt ? op->rows : b->o.context};
+                          .max_rows = 1,
+                          .max_positions = b->o.context,
+                          .generated = op->rows,
+                          .generated_max_rows = 1,
+                          .generated_max_positions = b->o.context};
 }
 
 static uint64_t turn(kernels_op *op, const kernels_pool *pool)
@@ -362,6 +369,7 @@ static void add_product(op_list *list, uint32_t rows, const char *label, size_t 
     kernels_op *op = add(list, "matmul", rows, run_matmul);
     op->k = k;
     op->n = n;
+    op->prompt = rows > KERNELS_MAX_SEQUENCES;
     set_bytes(op, (double)kernels_matrix_bytes(b, n, k) + (double)rows * (double)k * (double)bytes_of(b->compute_type),
               4.0 * rows * (double)n);
     op->operations = 2.0 * rows * (double)k * (double)n;

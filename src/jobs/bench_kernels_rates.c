@@ -37,7 +37,8 @@ static int run_product(kernels_bench *b, kernels_op *op)
     const pst_matmul job = {
         .x = {kernels_take(&b->inputs, n * n * 2), PST_BF16, n, n, n},
         .w = {.data = kernels_take(&b->inputs, n * n * 2), .type = PST_BF16, .rows = n, .columns = n},
-        .y = {kernels_take(&b->outputs, n * n * 4), PST_F32, n, n, n}};
+        .y = {kernels_take(&b->outputs, n * n * 4), PST_F32, n, n, n},
+        .prompt_rows = n};
     return b->device->ops->matmul(b->device, &job);
 }
 

@@ -8,6 +8,7 @@
 #include <stdio.h>
 
 #include "base/error.h"
+#include "base/number.h"
 #include "nn/forward_internal.h"
 
 static pst_forward_op *const operators[] = {
@@ -39,6 +40,12 @@ pst_matrix pst_forward_matrix(const pst_forward *f, pst_nn_buffer buffer)
         matrix.data = (char *)matrix.data + f->routed.first_row * matrix.stride * (pst_dtype_bits(matrix.type) / 8);
     }
     return matrix;
+}
+
+size_t pst_forward_prompt_rows(const pst_forward *f, size_t first, size_t count)
+{
+    const size_t end = first + count, prompts = pst_max(first, f->generated_rows);
+    return end > prompts ? end - prompts : 0;
 }
 
 int pst_forward_checked(const pst_forward_run *run, int status)
@@ -226,6 +233,7 @@ int pst_forward_begin(pst_forward *f, const pst_row *rows, uint32_t count, pst_e
     f->row_count = 0;
     f->logit_rows = 0;
     f->segment_count = 0;
+    f->generated_rows = f->generated_segments = 0;
     f->stage = NULL;
     for (uint32_t i = 0; i < count; i++) {
         const pst_row *row = &rows[i];
@@ -234,12 +242,19 @@ int pst_forward_begin(pst_forward *f, const pst_row *rows, uint32_t count, pst_e
                             row->sequence, row->position, row->id);
         if (row->wants_logits && f->logit_rows == f->max_logit_rows)
             return pst_fail(err, PST_E_USAGE, NULL, "a pass gives logits of at most %u rows", f->max_logit_rows);
+        const bool is_generated = row->position >= row->prompt;
+        if (is_generated && f->generated_rows < i)
+            return pst_fail(err, PST_E_USAGE, NULL, "rows of generated tokens come before those of prompts");
         bool goes_on = i > 0 && rows[i - 1].sequence == row->sequence && rows[i - 1].position + 1 == row->position;
         if (!goes_on) {
             f->segment_sequence[f->segment_count] = row->sequence;
             f->segments[f->segment_count++] = (pst_segment){.first_row = i, .first_position = row->position};
         }
         f->segments[f->segment_count - 1].rows++;
+        if (is_generated) {
+            f->generated_rows = i + 1;
+            f->generated_segments = f->segment_count;
+        }
         turn_row(f, i, row);
         if (f->traced != NULL)
             f->traced[i] = (pst_traced_row){row->serial, row->position};

@@ -55,12 +55,12 @@ typedef struct pst_row {
     uint32_t sequence; /* slot, < max_sequences */
     uint32_t position; /* < max_tokens */
     uint32_t id;       /* token */
-    uint32_t prompt;   /* positions that its sequence began with; see pst_rope_depends_on_length */
+    uint32_t prompt;   /* positions that its sequence began with: those from there on are of generated tokens */
     bool wants_logits;
     uint64_t serial; /* of the sequence, for a routing trace: how many began before it */
 } pst_row;
 
-/* Sets the rows of the next pass (copied). */
+/* Sets the rows of the next pass (copied): those of generated tokens first, and of one sequence none after its prompt's. */
 int pst_forward_begin(pst_forward *forward, const pst_row *rows, uint32_t count, pst_error *err);
 /* Receives the embedding of row `index` as it lies in the file; a pst_ring_row. */
 int pst_forward_embed(void *forward, size_t index, const void *row);
@@ -76,11 +76,11 @@ int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_vi
 int pst_forward_end(pst_forward *forward, pst_error *err);
 /* A pst_stage_choose of the stage that computes logits: whether a row of this pass wants any. */
 uint32_t pst_forward_choose_head(void *context, const pst_stage *stage, bool *wanted);
-/* How fast a pass of `rows` rows (at most max_rows) multiplies with the largest matrices of parts that are in memory, in
+/* How fast a pass of `rows` rows (at most max_rows), of a prompt or of generated tokens, multiplies with the largest matrices of parts that are in memory, in
  * operations per second: the best of bursts, which take 200 ms at most or little more; 0 when there is none among them. Before
  * the first pass only: it computes into the pass's buffers. */
 int pst_forward_measure_rate(pst_forward *forward, const pst_stage_part *parts, uint32_t part_count, uint32_t rows,
-                             double *out, pst_error *err);
+                             bool prompt, double *out, pst_error *err);
 /* The experts of a row of the last pass: those of the first layer with experts, then of the next; with record_routing. */
 const uint32_t *pst_forward_routing(const pst_forward *forward, uint32_t row);
 /* Logits of the rows that wanted them, in their order, F32, in the host's memory; valid until the next begin. */

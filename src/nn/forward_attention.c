@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "base/error.h"
+#include "base/number.h"
 #include "nn/forward_internal.h"
 
 pst_segments pst_forward_segments(const pst_forward *f, uint32_t first, uint32_t count)
@@ -13,9 +14,13 @@ pst_segments pst_forward_segments(const pst_forward *f, uint32_t first, uint32_t
                         .rows = f->row_count};
     for (uint32_t i = first; i < first + count; i++) {
         const pst_segment *s = &f->segments[i];
-        all.max_rows = s->rows > all.max_rows ? s->rows : all.max_rows;
-        const uint32_t end = s->first_position + (uint32_t)s->rows;
-        all.max_positions = end > all.max_positions ? end : all.max_positions;
+        all.max_rows = pst_max(all.max_rows, s->rows);
+        all.max_positions = (uint32_t)pst_max(all.max_positions, s->first_position + s->rows);
+        if (i >= f->generated_segments)
+            continue;
+        all.generated++;
+        all.generated_max_rows = all.max_rows;
+        all.generated_max_positions = all.max_positions;
     }
     return all;
 }

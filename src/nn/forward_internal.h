@@ -117,7 +117,8 @@ struct pst_forward {
 
     /* The rows of this pass. */
     uint32_t row_count, logit_rows;
-    uint32_t expert_rows; /* those that the expert under way computes: of the buffers EH to EY */
+    uint32_t generated_rows, generated_segments; /* the first ones; the others are of prompts */
+    uint32_t expert_rows;                        /* those that the expert under way computes: of the buffers EH to EY */
     pst_latent_memory latent;
     pst_look_ahead look;
     pst_routed routed; /* of the layer under way; zeroed: the model has no experts */
@@ -168,6 +169,8 @@ int pst_forward_keep_aux(const pst_forward_run *run, const pst_nn_step *step);
  * stored. */
 pst_weight pst_forward_weight(const pst_forward_run *run, const pst_nn_step *step, const pst_piece *piece,
                               size_t columns);
+/* Of rows [first, first + count) of the pass those that are of prompts: they come last. */
+size_t pst_forward_prompt_rows(const pst_forward *forward, size_t first, size_t count);
 /* Segments [first, first + count) of the pass as attention takes them. */
 pst_segments pst_forward_segments(const pst_forward *forward, uint32_t first, uint32_t count);
 /* Makes the pass's error of a device's status; 1 for a good one: the step is complete. */

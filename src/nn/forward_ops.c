@@ -61,6 +61,12 @@ static int multiply(const pst_forward_run *run, const pst_nn_step *step, const p
                     "tensor %s names a group of inputs that is not there", index->name);
 }
 
+/* Rows of a step's product that are of prompts, where it computes the pass's rows as they are: see pst_matmul. */
+static size_t prompt_rows_of(const pst_forward *f, const pst_nn_op *op)
+{
+    return op->in < PST_NN_EH ? pst_forward_prompt_rows(f, 0, f->row_count) : 0;
+}
+
 /* Runs what has arrived of a product. */
 int pst_forward_matmul(const pst_forward_run *run, const pst_nn_step *step)
 {
@@ -76,7 +82,8 @@ int pst_forward_matmul(const pst_forward_run *run, const pst_nn_step *step)
         pst_matmul job = {.x = pst_forward_matrix(f, op->in),
                           .y = pst_forward_matrix(f, op->out),
                           .first_column = is_transposed ? 0 : piece->first_row,
-                          .accumulate = op->accumulate};
+                          .accumulate = op->accumulate,
+                          .prompt_rows = prompt_rows_of(f, op)};
         job.w = pst_forward_weight(run, step, piece, is_transposed ? job.y.columns : job.x.columns);
         job.bias = bias_of(run, step, &job.w, piece->first_row);
         f->next_piece++;

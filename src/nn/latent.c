@@ -216,7 +216,7 @@ static pst_weight head_matrix(const pst_forward *f, uint32_t head, bool is_value
 }
 
 /* q' of a block of rows: q: [rows][heads][nope, rope]. */
-static int into_latent_space(const pst_forward *f, const pst_matrix *q, const pst_matrix *out)
+static int into_latent_space(const pst_forward *f, const pst_matrix *q, size_t prompt_rows, const pst_matrix *out)
 {
     const pst_latent *l = &f->t->latent;
     const pst_weight_format transposed = {.layout = PST_WEIGHT_PLAIN, .type = f->latent.kept_type, .transposed = true};
@@ -224,7 +224,8 @@ static int into_latent_space(const pst_forward *f, const pst_matrix *q, const ps
     for (uint32_t head = 0; head < f->t->heads; head++) {
         pst_matmul job = {.x = columns_of(*q, (size_t)head * f->t->head_dim, l->nope_dim),
                           .w = head_matrix(f, head, false, &transposed),
-                          .y = columns_of(*out, (size_t)head * key_dim, l->kv_lora_rank)};
+                          .y = columns_of(*out, (size_t)head * key_dim, l->kv_lora_rank),
+                          .prompt_rows = prompt_rows};
         PST_TRY(f->device->ops->matmul(f->device, &job));
     }
     const pst_block_copy rotated = {.x = (const float *)q->data + l->nope_dim,
@@ -241,7 +242,7 @@ static int into_latent_space(const pst_forward *f, const pst_matrix *q, const ps
 }
 
 /* a of a block of rows from a'. */
-static int out_of_latent_space(const pst_forward *f, const pst_matrix *a, const pst_matrix *out)
+static int out_of_latent_space(const pst_forward *f, const pst_matrix *a, size_t prompt_rows, const pst_matrix *out)
 {
     const pst_latent *l = &f->t->latent;
     const size_t width = sizes_of(f->t).v;
@@ -251,6 +252,7 @@ static int out_of_latent_space(const pst_forward *f, const pst_matrix *a, const 
             .x = columns_of(*a, (size_t)head * l->kv_lora_rank, l->kv_lora_rank),
             .w = head_matrix(f, head, true, NULL),
             .y = columns_of(v, (size_t)head * l->value_dim, l->value_dim),
+            .prompt_rows = prompt_rows,
         };
         PST_TRY(f->device->ops->matmul(f->device, &job));
     }
@@ -284,9 +286,10 @@ static int attend(const pst_forward *f, const pst_kv_store *store, const pst_mat
                          .scale = f->t->attention_scale};
     job.segments.first_row = first;
     job.segments.rows = rows;
-    PST_TRY(into_latent_space(f, &from, &job.q));
+    const size_t prompt_rows = pst_forward_prompt_rows(f, first, rows);
+    PST_TRY(into_latent_space(f, &from, prompt_rows, &job.q));
     PST_TRY(f->device->ops->attention(f->device, &job));
-    return out_of_latent_space(f, &job.out, &to);
+    return out_of_latent_space(f, &job.out, prompt_rows, &to);
 }
 
 /* Stores and attends the rows of a group of segments. */

@@ -40,7 +40,8 @@ static uint32_t rows_of_product(const pst_forward *f, const pst_stage *stage, ui
     return (uint32_t)((shared_out + stage->unit_count - 1) / stage->unit_count);
 }
 
-static void add_piece(pst_forward *f, const pst_stage_part *at, const pst_piece *piece, uint32_t rows, job_list *list)
+static void add_piece(pst_forward *f, const pst_stage_part *at, const pst_piece *piece, uint32_t rows, bool prompt,
+                      job_list *list)
 {
     const pst_nn_step *step = find_product(at->stage->context, piece->tensor);
     uint64_t elements = step != NULL ? piece->rows * step->columns : 0;
@@ -54,6 +55,7 @@ static void add_piece(pst_forward *f, const pst_stage_part *at, const pst_piece 
     pst_matmul *job = &list->jobs[list->count++];
     *job = (pst_matmul){.x = f->buffers[step->op->in], .y = f->buffers[step->op->out]};
     job->x.rows = job->y.rows = rows_of_product(f, at->stage, rows);
+    job->prompt_rows = prompt && step->op->in < PST_NN_EH ? job->x.rows : 0;
     job->first_column = is_transposed ? 0 : piece->first_row;
     job->w = pst_forward_weight(&run, step, piece, is_transposed ? job->y.columns : job->x.columns);
 }
@@ -131,13 +133,13 @@ static int run_burst(pst_forward *f, job_list *list, double *out, pst_error *err
 }
 
 int pst_forward_measure_rate(pst_forward *f, const pst_stage_part *parts, uint32_t part_count, uint32_t rows,
-                             double *out, pst_error *err)
+                             bool prompt, double *out, pst_error *err)
 {
     job_list list = {.count = 0};
     *out = 0;
     for (uint32_t i = 0; i < part_count; i++)
         for (size_t p = 0; p < parts[i].view.piece_count; p++)
-            add_piece(f, &parts[i], &parts[i].view.pieces[p], rows, &list);
+            add_piece(f, &parts[i], &parts[i].view.pieces[p], rows, prompt, &list);
     if (list.count == 0)
         return 0; /* no matrix in memory to say anything with */
     uint64_t begin = pst_clock_ns();

@@ -201,19 +201,26 @@ static uint32_t scene_tokens(const work *w)
     return (uint32_t)pst_min(SCENE_TOKENS, w->scene->model->transformer.context);
 }
 
-/* Random rows: some sequences go on by some positions each. */
+/* Random rows: some sequences go on by some positions each, those that are through with their prompts first. */
 static uint32_t choose_rows(work *w, pst_row *rows)
 {
-    uint32_t count = 0;
-    for (uint32_t q = 0; q < SCENE_SEQUENCES; q++) {
-        uint32_t most = SCENE_ROWS - count, left = scene_tokens(w) - w->done[q];
+    enum { PROMPT = 60 };
+    uint32_t count = 0, before[SCENE_SEQUENCES];
+    memcpy(before, w->done, sizeof before);
+    for (uint32_t i = 0; i < 2 * SCENE_SEQUENCES; i++) {
+        const uint32_t q = i % SCENE_SEQUENCES;
+        const bool in_prompt = before[q] < PROMPT;
+        if (in_prompt != (i >= SCENE_SEQUENCES))
+            continue;
+        uint32_t most = SCENE_ROWS - count, end = scene_tokens(w);
+        uint32_t left = (in_prompt && end > PROMPT ? PROMPT : end) - w->done[q];
         most = most < left ? most : left;
         uint32_t take = most > 0 ? (uint32_t)below(&w->rows_state, most + 1) : 0;
-        for (uint32_t i = 0; i < take; i++, w->done[q]++)
+        for (uint32_t n = 0; n < take; n++, w->done[q]++)
             rows[count++] = (pst_row){.sequence = q,
                                       .position = w->done[q],
                                       .id = w->scene->ids[q][w->done[q]],
-                                      .prompt = 60,
+                                      .prompt = PROMPT,
                                       .serial = q,
                                       .wants_logits = below(&w->rows_state, 3) == 0};
     }
