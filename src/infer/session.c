@@ -385,7 +385,7 @@ static int open_session(pst_session *s, pst_error *err)
     pst_kv_config kv = describe_kv(o, &config);
     s->sharing = kv.sharing;
     kv.io = s->kv_io;
-    s->kv_row_traffic = pst_kv_row_traffic(&kv, o->max_tokens / 2);
+    s->kv_row_traffic = pst_kv_row_traffic(&kv, o->max_tokens / 2).bytes_read;
     PST_TRY(pst_kv_create(&kv, &s->kv, err));
     config.kv = s->kv;
     PST_TRY(pst_forward_create(&config, &s->forward, err));

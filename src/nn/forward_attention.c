@@ -41,11 +41,11 @@ int pst_forward_attention(const pst_forward_run *run, const pst_nn_step *step)
         job.scale /= (float)(run->nn->layer + 1);
     pst_kv_store store = {
         .k = pst_forward_matrix(f, PST_NN_K), .v = pst_forward_matrix(f, PST_NN_V), .layout = f->kv_layout};
-    job.block_offset = store.block_offset = pst_kv_layer_offset(f->kv, run->nn->layer);
     uint32_t first, count;
     int status;
     while ((status = pst_kv_next_group(f->kv, run->nn->layer, &first, &count, run->err)) > 0) {
         job.segments = store.segments = pst_forward_segments(f, first, count);
+        job.block_offset = store.block_offset = pst_kv_layer_offset(f->kv, run->nn->layer);
         PST_TRY(pst_forward_checked(run, ops->kv_store(f->device, &store)));
         PST_TRY(pst_forward_checked(run, ops->attention(f->device, &job)));
         PST_TRY(pst_kv_end_group(f->kv, run->err));

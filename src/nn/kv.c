@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The cache's memory and tables; see kv.h. */
+/* The cache's tables, and its memory where whoever computes can reach all of it; see kv.h. */
 #include "base/error.h"
 #include "base/heap.h"
 #include "base/number.h"
@@ -45,7 +45,7 @@ void pst_kv_measure(const pst_kv_config *c, pst_kv_memory *out)
                        entries * (sizeof(uint32_t) + sizeof(void *)) + (uint64_t)c->max_sequences * sizeof(uint32_t);
     if (c->sharing)
         out->table_bytes += (blocks * PST_KV_BLOCK + pst_kv_bucket_count(blocks)) * sizeof(uint32_t);
-    if (c->folder != NULL && !pst_kv_disk_measure(c, blocks, out))
+    if (pst_kv_has_window(c) && !pst_kv_window_measure(c, blocks, out))
         *out = too_much;
 }
 
@@ -78,7 +78,7 @@ int pst_kv_create(const pst_kv_config *config, pst_kv **out, pst_error *err)
     const size_t entries = (size_t)kv->blocks_per_sequence * config->max_sequences;
     kv->block_bytes = pst_kv_block_bytes(&config->layout);
     kv->layer_bytes = kv->block_bytes * kv->blocks;
-    kv->kv_bytes = config->folder == NULL ? memory.kv_bytes + memory.device_kv_bytes : 0;
+    kv->kv_bytes = pst_kv_has_window(config) ? 0 : memory.kv_bytes + memory.device_kv_bytes;
     kv->oldest = kv->newest = PST_KV_NONE;
     kv->changed_first = SIZE_MAX;
     kv->records = pst_heap_calloc(kv->blocks, sizeof *kv->records);
@@ -92,9 +92,9 @@ int pst_kv_create(const pst_kv_config *config, pst_kv **out, pst_error *err)
     PST_TRY_GOTO(fail, pst_mirror_create(config->device, entries * sizeof *kv->bound, "the KV cache's tables",
                                          &kv->bound_table, err));
     kv->bound = kv->bound_table.host;
-    PST_TRY_GOTO(fail, config->folder != NULL ? pst_kv_disk_create(kv, &memory, err)
-                                              : pst_nn_take_memory(config->device, PST_MEMORY_DEVICE, kv->kv_bytes,
-                                                                   "the KV cache", (void **)&kv->memory, err));
+    PST_TRY_GOTO(fail, pst_kv_has_window(config) ? pst_kv_window_create(kv, &memory, err)
+                                                 : pst_nn_take_memory(config->device, PST_MEMORY_DEVICE, kv->kv_bytes,
+                                                                      "the KV cache", (void **)&kv->memory, err));
     for (uint32_t i = 0; i < kv->blocks; i++) /* the first one on top */
         kv->free[kv->free_count++] = kv->blocks - 1 - i;
     *out = kv;
@@ -108,9 +108,9 @@ void pst_kv_destroy(pst_kv *kv)
 {
     if (kv == NULL)
         return;
-    pst_kv_disk_destroy(kv->disk);
     if (pst_nn_is_apart(kv->config.device)) /* a pass that failed may still be using it */
         kv->config.device->ops->synchronize(kv->config.device, NULL);
+    pst_kv_window_destroy(kv);
     pst_nn_give_memory(kv->config.device, PST_MEMORY_DEVICE, kv->memory, kv->kv_bytes);
     pst_heap_free(kv->records);
     pst_heap_free(kv->ids);
@@ -148,31 +148,38 @@ void pst_kv_release(pst_kv *kv, uint32_t sequence)
     }
 }
 
+void pst_kv_bind_block(pst_kv *kv, uint32_t sequence, uint32_t number, void *memory)
+{
+    const size_t at = (size_t)sequence * kv->blocks_per_sequence + number;
+    if (kv->bound[at] == memory)
+        return;
+    kv->bound[at] = memory;
+    kv->changed_first = pst_min(kv->changed_first, at);
+    kv->changed_end = pst_max(kv->changed_end, at + 1);
+}
+
+static void *const *table_there(const pst_kv *kv, uint32_t sequence)
+{
+    return (void *const *)kv->bound_table.there + (size_t)sequence * kv->blocks_per_sequence;
+}
+
 void *const *pst_kv_bind(pst_kv *kv, uint32_t sequence)
 {
-    const size_t first = (size_t)sequence * kv->blocks_per_sequence;
-    for (size_t i = first; i < first + kv->reached[sequence]; i++) {
-        void *block = kv->memory + (uint64_t)kv->table[i] * kv->block_bytes;
-        if (kv->bound[i] == block)
-            continue;
-        kv->bound[i] = block;
-        kv->changed_first = pst_min(kv->changed_first, i);
-        kv->changed_end = pst_max(kv->changed_end, i + 1);
-    }
-    return (void *const *)kv->bound_table.there + first;
+    const uint32_t *table = pst_kv_table_of(kv, sequence);
+    for (uint32_t i = 0; i < kv->reached[sequence]; i++)
+        pst_kv_bind_block(kv, sequence, i, kv->memory + (uint64_t)table[i] * kv->block_bytes);
+    return table_there(kv, sequence);
 }
 
 uint64_t pst_kv_layer_offset(const pst_kv *kv, uint32_t layer)
 {
-    return kv->disk != NULL ? 0 : layer * kv->layer_bytes;
+    return kv->window != NULL ? pst_kv_window_offset(kv->window) : layer * kv->layer_bytes;
 }
 
-/* Binds the segments; what changed of the tables since the last pass goes to the device. */
-static int bind_segments(pst_kv *kv, pst_error *err)
+/* What changed of the tables since the last pass goes to the device. */
+static int publish_tables(pst_kv *kv, pst_error *err)
 {
     pst_device *device = kv->config.device;
-    for (uint32_t i = 0; i < kv->segment_count; i++)
-        kv->segments[i].blocks = pst_kv_bind(kv, kv->sequences[i]);
     if (kv->changed_end == 0)
         return 0;
     int status = pst_mirror_publish(device, &kv->bound_table, kv->changed_first * sizeof *kv->bound,
@@ -182,29 +189,26 @@ static int bind_segments(pst_kv *kv, pst_error *err)
     return status < 0 ? pst_device_fail(err, device, status, "copying the KV cache's tables") : 0;
 }
 
-bool pst_kv_is_on_disk(const pst_kv *kv)
-{
-    return kv->disk != NULL;
-}
-
 int pst_kv_begin_pass(pst_kv *kv, pst_segment *segments, const uint32_t *sequences, uint32_t count, pst_error *err)
 {
     for (uint32_t i = 0; i < count; i++)
         pst_kv_reach(kv, sequences[i], segments[i].first_position + (uint32_t)segments[i].rows);
     kv->passes++;
-    if (kv->disk != NULL)
-        return pst_kv_disk_begin_pass(kv, segments, sequences, count, err);
     kv->segments = segments;
     kv->sequences = sequences;
     kv->segment_count = count;
     kv->is_given = false;
-    return bind_segments(kv, err);
+    for (uint32_t i = 0; i < count; i++)
+        segments[i].blocks = kv->window != NULL ? table_there(kv, sequences[i]) : pst_kv_bind(kv, sequences[i]);
+    if (kv->window != NULL)
+        PST_TRY(pst_kv_window_begin_pass(kv, err));
+    return publish_tables(kv, err);
 }
 
 int pst_kv_next_group(pst_kv *kv, uint32_t layer, uint32_t *first, uint32_t *count, pst_error *err)
 {
-    if (kv->disk != NULL)
-        return pst_kv_disk_next_group(kv, layer, first, count, err);
+    if (kv->window != NULL)
+        return pst_kv_window_next_group(kv, layer, first, count, err);
     kv->is_given = !kv->is_given;
     if (!kv->is_given)
         return 0;
@@ -215,14 +219,14 @@ int pst_kv_next_group(pst_kv *kv, uint32_t layer, uint32_t *first, uint32_t *cou
 
 int pst_kv_end_group(pst_kv *kv, pst_error *err)
 {
-    return kv->disk != NULL ? pst_kv_disk_end_group(kv, err) : 0;
+    return kv->window != NULL ? pst_kv_window_end_group(kv, err) : 0;
 }
 
 void pst_kv_get_traffic(const pst_kv *kv, pst_kv_traffic *out)
 {
     *out = (pst_kv_traffic){0};
-    if (kv->disk != NULL)
-        pst_kv_disk_get_traffic(kv->disk, out);
+    if (kv->window != NULL)
+        pst_kv_window_get_traffic(kv->window, out);
 }
 
 uint32_t pst_kv_block_count(const pst_kv *kv)

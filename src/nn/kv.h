@@ -6,11 +6,12 @@
  * never reach more (infer/step.c reserves them beforehand), so that reaching never fails for want of one; what sharing
  * (kv_share.c) saves is memory for blocks that nobody uses now and somebody may want again.
  *
- * The blocks are in memory, or (kv_disk.c) in a file, from which they are read layer by layer while a pass goes on. Attention
- * goes through a layer in groups of segments: in memory there is one, on disk as many as the window needs.
+ * The blocks are in the memory of whoever computes, or they are elsewhere (a file; the host's memory, where an accelerator
+ * computes) and come from there layer by layer while a pass goes on (kv_window.c). Attention goes through a layer in groups of
+ * segments: with all blocks in reach there is one, else as many as the window needs. The results are the same.
  *
- * Memory order: [layer][block][cpu/kv.h's block], so that what one layer's attention reads of neighbouring blocks lies
- * together. Threads: the session's owner.
+ * Order, in memory or file: [layer][block][cpu/kv.h's block], so that what one layer's attention reads of neighbouring blocks
+ * lies together. Threads: the session's owner.
  */
 #ifndef PST_NN_KV_H
 #define PST_NN_KV_H
@@ -34,13 +35,16 @@ typedef struct pst_kv_config {
     uint32_t window;      /* positions that layers of `windowed` look at; 0: none */
     const bool *windowed; /* by layer; outlives the cache; NULL: none */
     pst_trace *trace;     /* NULL: none; outlives the cache */
-    /* On disk. */
-    const char *folder;    /* of the file, which exists; NULL: in memory */
-    pst_io *io;            /* reads and writes it; outlives the cache */
-    uint64_t window_bytes; /* memory for blocks on their way, as far as one sequence per part allows; 0: a default */
+    /* Where blocks are, unless it is the memory of whoever computes. */
+    const char *folder; /* of a file that has them, which exists; NULL: in memory */
+    pst_io *io;         /* reads and writes it; outlives the cache */
+    bool offload;       /* an accelerator's are in the host's memory */
+    uint64_t
+        window_bytes; /* memory for blocks on their way, as far as one sequence per part allows: where the file is read to, and an
+                       * accelerator's; 0: a default */
     /* Where attention is computed. */
     pst_device *device; /* outlives the cache; NULL: the host's */
-    bool apart; /* the device's memory is its own: !device->ops->is_host, and no folder. Measuring goes by this alone */
+    bool apart;         /* the device's memory is its own: !device->ops->is_host. Measuring goes by this alone */
 } pst_kv_config;
 
 /* The layout of a model's cache. */
@@ -51,13 +55,20 @@ pst_kv_layout pst_kv_layout_of(const pst_transformer *transformer, pst_kv_type t
 typedef struct pst_kv_memory {
     uint64_t kv_bytes, table_bytes;
     uint64_t disk_bytes; /* no memory: the file */
-    /* In a device's own memory, where kv_bytes is zero then; table_bytes are on the host all the same. */
+    /* In a device's own memory: of kv_bytes nothing is left on the host, or what is not in the device's window; table_bytes are on
+     * the host all the same. */
     uint64_t device_kv_bytes, device_table_bytes;
 } pst_kv_memory;
 void pst_kv_measure(const pst_kv_config *config, pst_kv_memory *out);
-/* What a pass reads of the file for a row at `position` of one sequence; 0 in memory. A block that becomes whole is written
- * once besides. */
-uint64_t pst_kv_row_traffic(const pst_kv_config *config, uint32_t position);
+/* What moved. */
+typedef struct pst_kv_traffic {
+    uint64_t bytes_read, bytes_written; /* of the file */
+    uint64_t link_bytes;                /* to an accelerator */
+    uint64_t wait_ns;                   /* the owner waited for transfers */
+} pst_kv_traffic;
+/* What a pass reads for a row at `position` of one sequence, and sends over the link; nothing where all blocks are in reach. A
+ * block that becomes whole is written to the file once besides. */
+pst_kv_traffic pst_kv_row_traffic(const pst_kv_config *config, uint32_t position);
 
 /* The caller destroys *out. */
 int pst_kv_create(const pst_kv_config *config, pst_kv **out, pst_error *err);
@@ -77,27 +88,23 @@ uint32_t pst_kv_block_count(const pst_kv *kv);
 void pst_kv_reach(pst_kv *kv, uint32_t sequence, uint32_t positions);
 /* Gives the sequence's blocks back. */
 void pst_kv_release(pst_kv *kv, uint32_t sequence);
-/* In memory: the sequence's blocks of layer 0, as pst_segment wants them (in the device's memory, once the pass has begun). */
+/* Without a window: the sequence's blocks of layer 0, as pst_segment wants them (in the device's memory, once the pass has
+ * begun). */
 void *const *pst_kv_bind(pst_kv *kv, uint32_t sequence);
-/* What is added to a bound block's address in this layer, pst_attention's block_offset; 0 on disk, where each layer is bound. */
+/* What is added to a bound block's address in this layer, pst_attention's block_offset; with a window, that of the group under
+ * way. */
 uint64_t pst_kv_layer_offset(const pst_kv *kv, uint32_t layer);
 
 /* A pass begins with these segments of these sequences, rising in rows, one of each sequence at most. Their blocks are seen to
- * (pst_kv_reach). Both arrays stay the caller's until the next pass; `blocks` is set here, on disk layer by layer. After a
- * failure of this or of the next two functions the cache can only be destroyed. An accelerator gets the tables of blocks on its
- * compute stream, and is done with them before the next pass begins. */
+ * (pst_kv_reach). Both arrays stay the caller's until the next pass; `blocks` is set here. After a failure of this or of the
+ * next two functions the cache can only be destroyed. An accelerator gets the tables of blocks on its compute stream, and is
+ * done with them before the next pass begins. */
 int pst_kv_begin_pass(pst_kv *kv, pst_segment *segments, const uint32_t *sequences, uint32_t count, pst_error *err);
 /* The next group of segments of a layer (layers in rising order): 1: segments [*first, *first + *count) are bound until
- * pst_kv_end_group; 0: all were given. Rows that are to be read from disk later are stored between the two. */
+ * pst_kv_end_group, for what is put on the compute stream; 0: all were given. Their rows are stored between the two. */
 int pst_kv_next_group(pst_kv *kv, uint32_t layer, uint32_t *first, uint32_t *count, pst_error *err);
 int pst_kv_end_group(pst_kv *kv, pst_error *err);
-bool pst_kv_is_on_disk(const pst_kv *kv);
-
-typedef struct pst_kv_traffic {
-    uint64_t bytes_read, bytes_written;
-    uint64_t wait_ns; /* the owner waited for them */
-} pst_kv_traffic;
-void pst_kv_get_traffic(const pst_kv *kv, pst_kv_traffic *out); /* zeros in memory */
+void pst_kv_get_traffic(const pst_kv *kv, pst_kv_traffic *out); /* so far */
 
 /* What a sequence does about its next block of ids. */
 typedef enum pst_kv_next {

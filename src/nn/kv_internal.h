@@ -20,17 +20,17 @@ typedef struct pst_kv_record {
     uint32_t older, newer;
 } pst_kv_record;
 
-typedef struct pst_kv_disk pst_kv_disk;
+typedef struct pst_kv_window pst_kv_window;
 
 struct pst_kv {
     pst_kv_config config;
     uint32_t blocks, blocks_per_sequence; /* of the pool; entries of a sequence's table */
     uint64_t block_bytes, layer_bytes;    /* of one layer: a block; all blocks */
     uint64_t kv_bytes;
-    unsigned char *memory; /* the device's; NULL: on disk */
-    pst_kv_disk *disk;     /* NULL: in memory */
+    unsigned char *memory; /* of whoever computes; NULL: blocks come through a window */
+    pst_kv_window *window; /* NULL: they do not */
     uint64_t passes;       /* begun */
-    /* The pass under way, in memory: segments, and whether this layer's were given out. */
+    /* The pass under way: segments, and without a window whether this layer's were given out. */
     pst_segment *segments;
     const uint32_t *sequences;
     uint32_t segment_count;
@@ -40,7 +40,7 @@ struct pst_kv {
     uint32_t free_count;
     uint32_t *table;                   /* [sequence][blocks_per_sequence] */
     uint32_t *reached;                 /* by sequence: how many of them it has */
-    void **bound;                      /* like the table: their memory in layer 0, or on disk in the layer bound last */
+    void **bound;                      /* like the table: their memory in layer 0, or their slots */
     pst_mirror bound_table;            /* which `bound` is the host's half of */
     size_t changed_first, changed_end; /* entries of it that the device has not seen; on the host of no meaning */
 
@@ -65,14 +65,24 @@ uint32_t pst_kv_bucket_count(uint64_t blocks);
 /* Gives up the oldest kept block: it is free then. */
 void pst_kv_forget_oldest(pst_kv *kv);
 
-/* kv_disk.c; what kv.h says of the functions without "disk". false: more than 64 bits hold. */
-bool pst_kv_disk_measure(const pst_kv_config *config, uint64_t blocks, pst_kv_memory *out);
-int pst_kv_disk_create(pst_kv *kv, const pst_kv_memory *memory, pst_error *err);
-void pst_kv_disk_destroy(pst_kv_disk *disk);
-int pst_kv_disk_begin_pass(pst_kv *kv, pst_segment *segments, const uint32_t *sequences, uint32_t count,
-                           pst_error *err);
-int pst_kv_disk_next_group(pst_kv *kv, uint32_t layer, uint32_t *first, uint32_t *count, pst_error *err);
-int pst_kv_disk_end_group(pst_kv *kv, pst_error *err);
-void pst_kv_disk_get_traffic(const pst_kv_disk *disk, pst_kv_traffic *out);
+/* Whether blocks come to attention through a window. */
+static inline bool pst_kv_has_window(const pst_kv_config *config)
+{
+    return config->folder != NULL || (config->apart && config->offload);
+}
+
+/* Enters where the sequence's block number `number` is, or its slot. */
+void pst_kv_bind_block(pst_kv *kv, uint32_t sequence, uint32_t number, void *memory);
+
+/* kv_window.c; what kv.h says of the functions without "window". false: more than 64 bits hold. */
+bool pst_kv_window_measure(const pst_kv_config *config, uint64_t blocks, pst_kv_memory *out);
+int pst_kv_window_create(pst_kv *kv, const pst_kv_memory *memory, pst_error *err);
+void pst_kv_window_destroy(pst_kv *kv);
+/* The segments are kv's; their blocks are bound. */
+int pst_kv_window_begin_pass(pst_kv *kv, pst_error *err);
+int pst_kv_window_next_group(pst_kv *kv, uint32_t layer, uint32_t *first, uint32_t *count, pst_error *err);
+int pst_kv_window_end_group(pst_kv *kv, pst_error *err);
+uint64_t pst_kv_window_offset(const pst_kv_window *window);
+void pst_kv_window_get_traffic(const pst_kv_window *window, pst_kv_traffic *out); /* adds to it */
 
 #endif

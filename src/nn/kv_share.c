@@ -107,8 +107,8 @@ pst_kv_next pst_kv_share(pst_kv *kv, uint32_t sequence, const uint32_t *ids)
         return PST_KV_COMPUTE;
     }
     pst_kv_record *r = &kv->records[block];
-    if (r->rows < PST_KV_BLOCK || (kv->disk != NULL && r->pass == kv->passes))
-        return PST_KV_WAIT; /* on disk it can be read in the passes after the one that wrote it */
+    if (r->rows < PST_KV_BLOCK || (kv->window != NULL && r->pass == kv->passes))
+        return PST_KV_WAIT; /* to a window it can come in the passes after the one that wrote it */
     if (r->holders++ == 0)
         unlink_kept(kv, block);
     pst_kv_table_of(kv, sequence)[(*count)++] = block;

@@ -71,6 +71,7 @@ typedef struct work {
     const scene_run *run;
     pst_program *program;
     pst_routing_trace *trace;
+    pst_io *io; /* of keys and values in a file */
     pst_kv *kv;
     pst_forward *forward;
     unsigned char *slot; /* the device's */
@@ -310,12 +311,20 @@ static int make(work *w)
                                  .compute_type = run->compute_type,
                                  .kv_type = run->kv_type,
                                  .record_routing = run->record_routing};
+    if (run->kv_folder != NULL) {
+        const pst_io_options io = {.struct_size = sizeof io, .engine = "threads", .workers = 1};
+        PST_TRY(pst_io_open(&io, &w->io, w->err));
+    }
     const pst_kv_config kv = {.layout = pst_kv_layout_of(t, run->kv_type),
                               .layers = t->layers,
                               .max_sequences = SCENE_SEQUENCES,
                               .max_tokens = SCENE_TOKENS,
                               .window = t->window,
                               .windowed = t->windowed,
+                              .folder = run->kv_folder,
+                              .io = w->io,
+                              .offload = run->kv_offload,
+                              .window_bytes = run->kv_window_bytes,
                               .device = run->device,
                               .apart = is_apart(w)};
     PST_TRY(pst_program_create(t, w->scene->model->store, &w->program, w->err));
@@ -342,6 +351,7 @@ int scene_compute(const scene *s, const scene_run *run, scene_result *out, pst_e
     pst_nn_give_memory(run->device, PST_MEMORY_DEVICE, w.slot, SLOT_BYTES);
     pst_forward_destroy(w.forward);
     pst_kv_destroy(w.kv);
+    pst_io_close(w.io);
     pst_routing_trace_destroy(w.trace);
     pst_program_destroy(w.program);
     if (status >= 0)

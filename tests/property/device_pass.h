@@ -31,6 +31,10 @@ typedef struct scene_run {
     uint32_t room; /* rows that a pass may have, more than it ever gets; 0: SCENE_ROWS */
     bool keep; /* some experts stay in the device's memory for the length of a pass, each whole in a part of its own */
     bool cut;  /* parts are cut at random, else whole stages */
+    /* Where keys and values are, of a device: in its memory, in the host's, or in a file in this folder. */
+    bool kv_offload;
+    const char *kv_folder;
+    uint64_t kv_window_bytes;
 } scene_run;
 
 /* Results of a run. */

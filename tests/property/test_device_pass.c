@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Passes on a device whose memory the host cannot touch and whose work is done late (device/fault.h): every stored model gives
- * the bits that it gives on the host, however its weights are cut; routing is recorded and replaced as on the host; the
- * memory is what was measured; and whatever fails of the device's calls, at whichever turn, gives an error and leaves nothing.
+ * the bits that it gives on the host, however its weights are cut and wherever its keys and values lie; routing is recorded and
+ * replaced as on the host; the memory is what was measured; and whatever fails of the device's calls, at whichever turn, gives an error and leaves nothing.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -10,7 +10,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -22,6 +24,7 @@
 
 #define CASES PST_TEST_SOURCE_DIR "/tests/reference/cases"
 
+static char folder[] = "/tmp/penstock-device-pass-XXXXXX";
 static pst_pool *pool;
 static pst_device *host;
 
@@ -45,6 +48,14 @@ static scene_result compute(const scene *s, const char *name, const scene_run *r
     return result;
 }
 
+/* Keys and values: in the device's memory, in the host's, or in a file, with windows from the smallest to more than all. */
+static void place_keys(scene_run *run)
+{
+    run->kv_offload = random_below(2) == 0;
+    run->kv_folder = random_below(3) == 0 ? folder : NULL;
+    run->kv_window_bytes = random_below(2) ? 1 : random_below(1 << 17);
+}
+
 /* The same on the host and on a device, with types of chance. */
 static void compare(const char *name, scene_run run)
 {
@@ -54,8 +65,11 @@ static void compare(const char *name, scene_run run)
     run.passes = 10;
     run.device = run.host = host;
     scene_result expected = compute(&s, name, &run);
-    for (int late = 0; late < 2; late++) {
+    for (int turn = 0; turn < 4; turn++) {
+        const int late = turn % 2;
         pst_device_fault fault = {.late = late == 1};
+        if (turn >= 2)
+            place_keys(&run);
         run.device = make_device(&fault);
         run.cut = late == 1 || random_below(2) == 0;
         run.keep = s.model->transformer.experts > 0 && random_below(3) > 0;
@@ -67,8 +81,13 @@ static void compare(const char *name, scene_run run)
         assert_int_equal(result.count, expected.count);
         for (size_t i = 0; i < result.count; i++)
             if (memcmp(result.logits + i, expected.logits + i, sizeof(float)) != 0)
-                fail_msg("%s: other bits than on the host (%s): number %zu of %zu is %g instead of %g", name,
-                         late ? "late" : "at once", i, result.count, (double)result.logits[i],
+                fail_msg("%s: other bits than on the host (%s, keys %s, window of %llu): number %zu of %zu is %g "
+                         "instead of %g",
+                         name, late ? "late" : "at once",
+                         run.kv_folder != NULL ? "in a file"
+                         : run.kv_offload      ? "in the host's memory"
+                                               : "there",
+                         (unsigned long long)run.kv_window_bytes, i, result.count, (double)result.logits[i],
                          (double)expected.logits[i]);
         assert_int_equal(result.routing_count, expected.routing_count);
         if (result.routing_count > 0)
@@ -139,6 +158,7 @@ static void test_room(void **state)
 /* Fails the calls of a kind one after the other; how many there were. */
 static int64_t fail_calls(const scene *s, const char *name, scene_run run, pst_device_call kind, bool deferred)
 {
+    const bool is_window = run.kv_offload || run.kv_folder != NULL;
     int64_t step = 1;
     for (int64_t turn = 0;; turn += step) {
         pst_device_fault fault = {.late = random_below(2) == 0};
@@ -159,9 +179,11 @@ static int64_t fail_calls(const scene *s, const char *name, scene_run run, pst_d
             scene_free(&result);
             return turn;
         }
-        /* The last three waits, before memory is given back, have nobody to tell. */
+        /* The last three waits, before memory is given back, have nobody to tell, nor has what is written back of keys and
+         * values that no pass comes to need. */
         const bool is_told = status < 0;
-        const bool is_last = kind == PST_DEVICE_SYNCHRONIZE && turn + 3 >= fault.calls[kind];
+        const bool is_last = (kind == PST_DEVICE_SYNCHRONIZE && turn + 3 >= fault.calls[kind]) ||
+                             (is_window && deferred && fault.late && kind == PST_DEVICE_COPY);
         if (!is_told && !is_last)
             fail_msg("%s: call %lld of %lld of kind %d failed and nobody said so", name, (long long)turn,
                      (long long)fault.calls[kind], (int)kind);
@@ -198,6 +220,33 @@ static void test_failing_calls(void **state)
     }
 }
 
+/* The same where keys and values come through a window, as small as can be. */
+static void test_failing_windows(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"llama_gqa2", "deepseek_v3_odd", "mistral_window"};
+    static const pst_device_call kinds[] = {PST_DEVICE_ALLOCATE, PST_DEVICE_CREATE, PST_DEVICE_RECORD,
+                                            PST_DEVICE_QUERY,    PST_DEVICE_WAIT,   PST_DEVICE_COPY};
+    for (size_t i = 0; i < sizeof names / sizeof names[0] * 2; i++) {
+        scene s;
+        scene_open(&s, names[i / 2]);
+        scene_run run = {.compute_type = PST_F32,
+                         .kv_type = PST_KV_F16,
+                         .host = host,
+                         .passes = 4,
+                         .seed = random_below(UINT64_MAX),
+                         .kv_offload = i % 2 == 0,
+                         .kv_folder = i % 2 == 0 ? NULL : folder,
+                         .kv_window_bytes = 1};
+        for (size_t k = 0; k < sizeof kinds / sizeof kinds[0]; k++) {
+            const int64_t calls = fail_calls(&s, names[i / 2], run, kinds[k], false);
+            assert_true(calls > 0 || (kinds[k] != PST_DEVICE_RECORD && kinds[k] != PST_DEVICE_CREATE));
+        }
+        fail_calls(&s, names[i / 2], run, PST_DEVICE_COPY, true);
+        scene_close(&s);
+    }
+}
+
 /* Whatever allocation of the host fails, on the way to a pass or in it. */
 static void test_failing_allocations(void **state)
 {
@@ -206,33 +255,34 @@ static void test_failing_allocations(void **state)
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         scene s;
         scene_open(&s, names[i]);
-        pst_device_fault fault = {.late = false};
         scene_run run = {.compute_type = PST_BF16,
                          .kv_type = PST_KV_F32,
                          .host = host,
-                         .device = make_device(&fault),
                          .passes = 1,
                          .seed = random_below(UINT64_MAX),
                          .routing_trace = s.model->transformer.experts > 0 ? "uniform" : NULL,
                          .record_routing = s.model->transformer.experts > 0,
-                         .keep = true};
-        scene_result first = compute(&s, names[i], &run); /* the device's scratch memory grows once */
-        scene_free(&first);
+                         .keep = true,
+                         .kv_offload = i > 0,
+                         .kv_folder = i == 2 ? folder : NULL,
+                         .kv_window_bytes = 1};
         const int64_t live = pst_heap_live_count();
         int status = -1;
         for (int64_t n = 0; status < 0; n++) {
+            pst_device_fault fault = {.late = false};
             scene_result result = {0};
             pst_error err = {.code = 0};
+            run.device = make_device(&fault);
             pst_heap_fail_after(n, 0);
             status = scene_compute(&s, &run, &result, &err);
             pst_heap_fail_after(-1, 0);
             assert_true(status == 0 || err.message[0] != '\0');
-            assert_int_equal(pst_heap_live_count(), live);
             assert_int_equal(pst_device_fault_held(&fault), 0);
+            pst_device_destroy(run.device);
+            assert_int_equal(pst_heap_live_count(), live);
             assert_true(n < 5000);
             scene_free(&result);
         }
-        pst_device_destroy(run.device);
         scene_close(&s);
     }
 }
@@ -240,6 +290,8 @@ static void test_failing_allocations(void **state)
 static int make_host(void **state)
 {
     (void)state;
+    if (mkdtemp(folder) == NULL)
+        return -1;
     return pst_pool_create(2, &pool, NULL) < 0 || pst_device_host_create(pool, NULL, &host, NULL) < 0 ? -1 : 0;
 }
 
@@ -248,13 +300,16 @@ static int destroy_host(void **state)
     (void)state;
     pst_device_destroy(host);
     pst_pool_destroy(pool);
-    return 0;
+    return rmdir(folder); /* fails when something was left in it */
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_case), cmocka_unit_test(test_routing),
-                                       cmocka_unit_test(test_room), cmocka_unit_test(test_failing_calls),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_case),
+                                       cmocka_unit_test(test_routing),
+                                       cmocka_unit_test(test_room),
+                                       cmocka_unit_test(test_failing_calls),
+                                       cmocka_unit_test(test_failing_windows),
                                        cmocka_unit_test(test_failing_allocations)};
     return cmocka_run_group_tests_name("device pass", tests, make_host, destroy_host);
 }

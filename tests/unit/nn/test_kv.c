@@ -274,11 +274,11 @@ static void test_disk_sizes(void **state)
     disk.window_bytes = 1; /* one sequence in a part */
     pst_kv_measure(&disk, &memory);
     assert_int_equal(memory.kv_bytes, SEQUENCES * LAYERS * block + 3 * BLOCKS * 4096);
-    assert_int_equal(pst_kv_row_traffic(&config, 300), 0);
-    assert_int_equal(pst_kv_row_traffic(&disk, 63), 0);
-    assert_int_equal(pst_kv_row_traffic(&disk, 64), 3 * 4096);
+    assert_int_equal(pst_kv_row_traffic(&config, 300).bytes_read, 0);
+    assert_int_equal(pst_kv_row_traffic(&disk, 63).bytes_read, 0);
+    assert_int_equal(pst_kv_row_traffic(&disk, 64).bytes_read, 3 * 4096);
     /* Position 300 is in block 4 and sees from 0 on, or from 201 on, which is in block 3. */
-    assert_int_equal(pst_kv_row_traffic(&disk, 300), (4 + 1 + 4) * 4096);
+    assert_int_equal(pst_kv_row_traffic(&disk, 300).bytes_read, (4 + 1 + 4) * 4096);
     disk.layers = 1 << 14;
     disk.max_sequences = 1 << 16;
     disk.max_tokens = 1 << 21;
