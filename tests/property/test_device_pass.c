@@ -62,7 +62,7 @@ static void compare(const char *name, scene_run run)
     scene s;
     scene_open(&s, name);
     run.seed = random_below(UINT64_MAX);
-    run.passes = 10;
+    run.passes = 20;
     run.device = run.host = host;
     scene_result expected = compute(&s, name, &run);
     for (int turn = 0; turn < 4; turn++) {
