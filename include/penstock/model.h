@@ -116,6 +116,9 @@ typedef struct pst_session_options {
     const char *device; /* which computes, by its name (device.h); NULL: "host" */
     uint64_t
         device_memory_bytes; /* bound of what is taken of an accelerator's memory; 0: what is free, less a reserve */
+    /* Only whole requests are generated, and pst_session_step is not called: then an accelerator's logits stay where they are,
+     * and the host has room for some rows of them only. No matter with all_logits. */
+    bool requests_only;
 } pst_session_options;
 
 /* What the requests of a job need; sums over all of them. */
@@ -201,7 +204,7 @@ typedef struct pst_logits {
 
 /* Carries pending rows of all sequences through the weights once. *out: rows whose logits were computed (the last row of
  * each sequence that has no more pending rows; with all_logits every row), owned by the session. *out_count 0 with nothing
- * pending. A session with sequences added by hand runs no whole requests until they are removed. Rows of decoding sequences come first, then
+ * pending. PST_E_USAGE with requests_only. A session with sequences added by hand runs no whole requests until they are removed. Rows of decoding sequences come first, then
  * prompts, the longest waiting one before the others. */
 PST_API int pst_session_step(pst_session *session, const pst_logits **out, size_t *out_count, pst_error *err);
 
@@ -264,9 +267,9 @@ typedef struct pst_run_stats {
     uint64_t computed_tokens;                 /* rows of all passes */
     double expert_bytes_per_token;            /* expert_bytes_read and wasted_bytes over computed_tokens */
     /* With an accelerator. */
-    uint64_t link_bytes;          /* weights that were copied to it, in all passes */
-    double link_wait_seconds;     /* the copies were what was waited for */
-    double link_bytes_per_second; /* measured, as disk_bytes_per_second */
+    uint64_t link_bytes;                                 /* weights that were copied to it, in all passes */
+    double link_wait_seconds;                            /* the copies were what was waited for */
+    double link_bytes_per_second;                        /* measured, as disk_bytes_per_second */
     uint64_t device_resident_bytes, device_memory_bytes; /* weights kept there; its memory in use, by plan */
 } pst_run_stats;
 

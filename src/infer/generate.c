@@ -33,8 +33,7 @@ typedef struct generation {
     const pst_generate_calls *calls;
     progress *slots; /* by sequence slot */
     uint32_t running;
-    pst_candidate *candidates; /* vocab, for sampling */
-    pst_request waiting;       /* with has_waiting: the next to start */
+    pst_request waiting; /* with has_waiting: the next to start */
     bool has_waiting, exhausted;
     size_t given, ended;
     bool has_stepped;
@@ -72,12 +71,9 @@ int pst_fail_number(pst_error *err, const char *what, size_t number, const pst_e
 
 static int prepare(generation *g)
 {
-    uint32_t vocab = g->session->model->transformer.vocab, slots = g->session->options.max_sequences;
+    uint32_t slots = g->session->options.max_sequences;
     g->slots = pst_heap_calloc(slots, sizeof *g->slots);
-    g->candidates = pst_heap_calloc(vocab, sizeof *g->candidates);
-    if (!g->slots || !g->candidates)
-        return pst_fail_memory(g->err, "requests", slots * sizeof *g->slots + vocab * sizeof *g->candidates);
-    return 0;
+    return g->slots != NULL ? 0 : pst_fail_memory(g->err, "requests", slots * sizeof *g->slots);
 }
 
 static void release_slot(progress *p)
@@ -95,7 +91,6 @@ static void release(generation *g)
         release_slot(&g->slots[i]);
     }
     pst_heap_free(g->slots);
-    pst_heap_free(g->candidates);
 }
 
 static int show(generation *g, const progress *p, uint32_t id, const char *text, size_t bytes)
@@ -224,17 +219,34 @@ static bool ends_text(const pst_transformer *t, uint32_t id)
     return false;
 }
 
-/* A sequence's next token from its logits. */
-static int take_logits(generation *g, const pst_logits *logits)
+/* Chooses the tokens that follow the last rows of sequences; the pass's logits are cut to these rows. */
+static int choose_tokens(generation *g, size_t *count)
+{
+    pst_logits *logits = g->session->logits;
+    pst_choice *choices = pst_chooser_choices(g->session->chooser);
+    uint32_t chosen = 0;
+    for (size_t i = 0; i < *count; i++) {
+        const progress *p = &g->slots[logits[i].sequence];
+        if (!p->running || logits[i].position + 1 != g->session->sequences[logits[i].sequence].count)
+            continue; /* a prompt row of a session that gives all logits */
+        choices[chosen] = (pst_choice){.row = (uint32_t)i,
+                                       .sampling = &p->request.sampling,
+                                       .random = pst_random(p->request.sampling.seed, p->count)};
+        logits[chosen++] = logits[i];
+    }
+    *count = chosen;
+    return pst_session_choose(g->session, chosen, g->err);
+}
+
+/* A sequence's next token. */
+static int take_choice(generation *g, const pst_logits *logits, const pst_choice *choice)
 {
     progress *p = &g->slots[logits->sequence];
     const pst_request *r = &p->request;
     const pst_transformer *t = &g->session->model->transformer;
-    if (!p->running || logits->position + 1 != g->session->sequences[logits->sequence].count)
-        return 0; /* a prompt row of a session that gives all logits */
     count_first(g, p);
     int status = 0;
-    if (!pst_logits_are_usable(logits->values, t->vocab)) {
+    if (!choice->usable) {
         pst_error failure;
         pst_result none = {0};
         pst_fail(&failure, PST_E_FORMAT, g->session->model->folder,
@@ -243,8 +255,7 @@ static int take_logits(generation *g, const pst_logits *logits)
         leave(g, logits->sequence);
         return status;
     }
-    uint32_t id =
-        pst_sample(logits->values, t->vocab, &r->sampling, pst_random(r->sampling.seed, p->count), g->candidates);
+    uint32_t id = choice->id;
     if (!r->ignore_end && ends_text(t, id)) {
         status = end_request(g, p, PST_FINISH_END_TOKEN);
         leave(g, logits->sequence);
@@ -290,9 +301,11 @@ static int run(generation *g)
         g->has_stepped = true;
         const pst_logits *logits;
         size_t count;
-        PST_TRY(pst_session_step(g->session, &logits, &count, g->err));
+        PST_TRY(pst_session_pass(g->session, &logits, &count, g->err));
+        PST_TRY(choose_tokens(g, &count));
+        const pst_choice *choices = pst_chooser_choices(g->session->chooser);
         for (size_t i = 0; i < count; i++)
-            PST_TRY(take_logits(g, &logits[i]));
+            PST_TRY(take_choice(g, &logits[i], &choices[i]));
     }
 }
 

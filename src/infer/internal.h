@@ -6,9 +6,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "infer/choose.h"
 #include "infer/cost.h"
-#include "nn/forward.h"
-#include "os/thread.h"
 #include "penstock/io.h"
 #include "penstock/model.h"
 #include "tier/ring.h"
@@ -75,6 +74,8 @@ struct pst_session {
     pst_row *rows;            /* of the pass, plan.rows_per_pass */
     uint32_t *row_ids;
     pst_logits *logits;
+    pst_matrix fetched; /* all logits of the last pst_session_step, in the host's memory */
+    pst_chooser *chooser;
     bool sharing;                   /* sequences share the blocks of prefixes that they have in common */
     bool last_pass;                 /* the caller knows that no other pass follows: read no further */
     pst_error failed;               /* code below zero: what made the session unusable */
@@ -105,6 +106,10 @@ bool pst_session_has_room(const pst_session *session, size_t positions);
 /* pst_session_add with a reservation for `positions` in all, count or more. */
 int pst_session_start(pst_session *session, const uint32_t *ids, size_t count, size_t positions, uint32_t *out,
                       pst_error *err);
+/* pst_session_step, but the logits stay where they were computed: values are not set. */
+int pst_session_pass(pst_session *session, const pst_logits **out, size_t *out_count, pst_error *err);
+/* Makes the first `count` of the chooser's choices after a pass: what fails is a failure of the pass. */
+int pst_session_choose(pst_session *session, uint32_t count, pst_error *err);
 /* PST_E_USAGE while sequences that were added by hand hold slots. */
 int pst_session_check_idle(const pst_session *session, pst_error *err);
 /* PST_E_USAGE unless all ids are in the vocabulary. */
@@ -120,19 +125,5 @@ void pst_session_count_bound(pst_session *session, uint32_t rows, uint32_t logit
 /* Fills what follows from the counters: bytes, times, bound. */
 void pst_session_fill_stats(const pst_session *session, const pst_session_counters *before, pst_run_stats *stats);
 void pst_session_get_counters(const pst_session *session, pst_session_counters *out);
-
-/* Chooses a token. `scratch`: vocab records; random: a number that changes with every choice. */
-typedef struct pst_candidate {
-    float value;
-    uint32_t id;
-} pst_candidate;
-/* The logits must be finite somewhere: see pst_logits_are_usable. */
-uint32_t pst_sample(const float *logits, uint32_t vocab, const pst_sampling *sampling, uint64_t random,
-                    pst_candidate *scratch);
-/* Whether the row has no NaN, no positive infinity, and one finite value at least: else the weights or the arithmetic are
- * broken, and any token would be a lie. */
-bool pst_logits_are_usable(const float *logits, uint32_t vocab);
-/* The nth random number of a seed (SplitMix64). */
-uint64_t pst_random(uint64_t seed, uint64_t n);
 
 #endif

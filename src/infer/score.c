@@ -119,8 +119,9 @@ static int run(scoring *s)
         const pst_logits *rows;
         size_t count;
         PST_TRY(pst_session_step(s->session, &rows, &count, s->err));
-        pst_matrix logits = pst_forward_logits(s->session->forward);
-        pst_device *host = s->session->host; /* where the logits are */
+        pst_matrix logits = s->session->fetched;
+        logits.rows = count;
+        pst_device *host = s->session->host;
         int status = host->ops->log_sum_exp(host, &logits, s->normalizers);
         if (status < 0)
             return pst_fail(s->err, status, NULL, "normalizing logits failed: %s", pst_strerror(status));

@@ -32,6 +32,8 @@ enum { DEVICE_RESERVE_SHARE = 16 };
 static const uint64_t DEVICE_SCRATCH_BYTES = 64ull << 20;
 /* What generation and scoring keep of a request in a slot, its texts and results aside. */
 enum { SLOT_BYTES = 256 };
+/* Rows whose logits an accelerator hands over at a time, where tokens are chosen from all of them: enough to share. */
+enum { FETCHED_ROWS = 16 };
 
 enum { LOOK_AHEAD_SHARE = 64 }; /* of the budget, at most, for guessing experts */
 
@@ -161,6 +163,19 @@ static bool looks_ahead(const pst_session_options *o, const pst_forward_config *
            most < program->weight_bytes;
 }
 
+/* Of the logits that the host needs, those of scoring, of a caller who steps, or of some rows. */
+static uint32_t fetched_rows(const pst_session_options *o, uint32_t rows_per_pass)
+{
+    if (o->all_logits)
+        return rows_per_pass;
+    return o->requests_only ? (uint32_t)pst_min(o->max_sequences, FETCHED_ROWS) : o->max_sequences;
+}
+
+static pst_chooser_config describe_chooser(const pst_session_options *o, const pst_transformer *transformer)
+{
+    return (pst_chooser_config){.max_rows = o->max_sequences, .vocab = transformer->vocab};
+}
+
 int pst_session_request_plan(const pst_session_options *o, uint64_t process_bytes, pst_forward_config *config,
                              pst_plan_request *out, pst_kv_memory *out_cache, pst_error *err)
 {
@@ -185,8 +200,8 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
         .stage_count = program->stage_count,
         .budget_bytes = choose_budget(o),
         .process_bytes = process_bytes + PROCESS_RESERVE_BYTES + pst_trace_memory_bytes(o->trace),
-        .row_bytes =
-            memory.row_bytes + sizeof(pst_row) + sizeof(uint32_t) + (o->all_logits ? memory.logit_row_bytes : 0),
+        .row_bytes = memory.row_bytes + sizeof(pst_row) + sizeof(uint32_t) +
+                     (o->all_logits ? memory.logit_row_bytes + memory.fetched_row_bytes : 0),
         .min_rows = least,
         .max_rows = useful > least ? (uint32_t)useful : least,
         .spare_rows = o->all_logits || config->apart ? 0 : (uint32_t)pst_min(prompt_rows, MAX_SPARE_ROWS),
@@ -200,17 +215,20 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
     if (config->apart)
         PST_TRY(pst_session_device_budget(o, config->device, &request.device_budget_bytes, err));
     uint64_t device_logits = o->all_logits ? 0 : o->max_sequences * memory.device_logit_row_bytes;
-    uint64_t logits = o->all_logits ? 0 : o->max_sequences * memory.logit_row_bytes;
-    uint64_t candidates = o->all_logits ? 0 : config->transformer->vocab * sizeof(pst_candidate); /* to sample from */
+    uint64_t logits =
+        o->all_logits ? 0 : o->max_sequences * memory.logit_row_bytes + fetched_rows(o, 0) * memory.fetched_row_bytes;
     const uint32_t threads = o->threads ? o->threads : pst_os_processors();
+    const pst_chooser_config chooser = describe_chooser(o, config->transformer);
+    uint64_t choices, device_choices;
+    pst_chooser_measure(&chooser, threads, config->apart, &choices, &device_choices);
     uint64_t scratch = pst_max(pst_device_host_attention_bytes(&kv.layout, threads),
                                pst_device_host_route_bytes(config->transformer->experts, threads)) +
                        pst_device_host_stack_bytes(threads);
-    uint64_t others = memory.fixed_bytes + logits + candidates + scratch +
+    uint64_t others = memory.fixed_bytes + logits + choices + scratch +
                       pst_ring_gather_bytes(program->stages, program->stage_count) +
                       (uint64_t)o->max_sequences *
                           (o->max_tokens * sizeof(uint32_t) + sizeof(pst_sequence) + sizeof(uint32_t) + SLOT_BYTES);
-    uint64_t device_others = memory.device_fixed_bytes + device_logits;
+    uint64_t device_others = memory.device_fixed_bytes + device_logits + device_choices;
     if (__builtin_add_overflow(cache.kv_bytes, others, &request.fixed_bytes) ||
         __builtin_add_overflow(cache.table_bytes, request.fixed_bytes, &request.fixed_bytes) ||
         __builtin_add_overflow(cache.device_kv_bytes, device_others, &request.device_fixed_bytes) ||
@@ -298,6 +316,7 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
     PST_TRY(status);
     config->max_rows = s->plan.rows_per_pass;
     config->max_logit_rows = o->all_logits ? s->plan.rows_per_pass : o->max_sequences;
+    config->fetched_rows = fetched_rows(o, s->plan.rows_per_pass);
     fill_info(s, config, &request, &cache);
     log_plan(s);
     return 0;
@@ -389,6 +408,11 @@ static int open_session(pst_session *s, pst_error *err)
     PST_TRY(pst_kv_create(&kv, &s->kv, err));
     config.kv = s->kv;
     PST_TRY(pst_forward_create(&config, &s->forward, err));
+    pst_chooser_config chooser = describe_chooser(o, &s->transformer);
+    chooser.device = s->device;
+    chooser.pool = s->pool;
+    chooser.fetched_rows = config.fetched_rows;
+    PST_TRY(pst_chooser_create(&chooser, &s->chooser, err));
     pst_ring_config ring = {.store = s->model->store,
                             .stages = s->program->stages,
                             .stage_count = s->program->stage_count,
@@ -436,6 +460,7 @@ void pst_session_close(pst_session *s)
     if (s->device != NULL && s->device != s->host) /* a pass that failed may have left work that uses all the memory */
         s->device->ops->synchronize(s->device, NULL);
     pst_ring_destroy(s->ring);
+    pst_chooser_destroy(s->chooser);
     pst_forward_destroy(s->forward);
     pst_kv_destroy(s->kv);
     pst_routing_trace_destroy(s->routing_trace);

@@ -183,13 +183,16 @@ static int run_pass(pst_session *s, uint32_t count, pst_error *err)
     return tell_routing(s, count, err);
 }
 
-/* Runs a pass and notes what made it fail: the ring then stands somewhere inside, and no later pass could be right. */
-static int run_or_fail(pst_session *s, uint32_t count, pst_error *err)
+/* What a pass is made of. */
+typedef int part_of_pass(pst_session *s, uint32_t count, pst_error *err);
+
+/* Runs it and notes what made it fail: the ring then stands somewhere inside, and no later pass could be right. */
+static int run_or_fail(pst_session *s, part_of_pass *part, uint32_t count, pst_error *err)
 {
     int status = s->failed.code;
     if (status == 0) {
         pst_error cause = {0};
-        status = run_pass(s, count, &cause);
+        status = part(s, count, &cause);
         if (status >= 0)
             return status;
         s->failed = cause;
@@ -199,7 +202,7 @@ static int run_or_fail(pst_session *s, uint32_t count, pst_error *err)
     return status;
 }
 
-int pst_session_step(pst_session *s, const pst_logits **out, size_t *out_count, pst_error *err)
+int pst_session_pass(pst_session *s, const pst_logits **out, size_t *out_count, pst_error *err)
 {
     uint32_t count = choose_rows(s);
     if (count == 0) {
@@ -211,7 +214,7 @@ int pst_session_step(pst_session *s, const pst_logits **out, size_t *out_count, 
     pst_ring_get_stats(s->ring, &before);
     pst_kv_get_traffic(s->kv, &kv_before);
     uint64_t start = pst_clock_ns();
-    PST_TRY(run_or_fail(s, count, err));
+    PST_TRY(run_or_fail(s, run_pass, count, err));
     uint64_t end = pst_clock_ns();
     pst_ring_get_stats(s->ring, &after);
     pst_kv_get_traffic(s->kv, &kv_after);
@@ -221,14 +224,11 @@ int pst_session_step(pst_session *s, const pst_logits **out, size_t *out_count, 
     s->counters.pass_ns += end - start;
     pst_trace_span(s->options.trace, PST_TRACE_PASS, "pass", start, end, after.weight_bytes - before.weight_bytes);
 
-    pst_matrix logits = pst_forward_logits(s->forward);
     size_t given = 0;
     for (uint32_t i = 0; i < count; i++) {
         s->sequences[s->rows[i].sequence].computed = s->rows[i].position + 1;
         if (s->rows[i].wants_logits) {
-            s->logits[given] = (pst_logits){s->rows[i].sequence, s->rows[i].position,
-                                            (const float *)logits.data + given * logits.stride};
-            given++;
+            s->logits[given++] = (pst_logits){.sequence = s->rows[i].sequence, .position = s->rows[i].position};
         }
     }
     pst_session_count_bound(s, count, (uint32_t)given,
@@ -238,4 +238,35 @@ int pst_session_step(pst_session *s, const pst_logits **out, size_t *out_count, 
     *out = s->logits;
     *out_count = given;
     return 0;
+}
+
+static int fetch_logits(pst_session *s, uint32_t count, pst_error *err)
+{
+    return pst_forward_fetch_logits(s->forward, NULL, count, &s->fetched, err);
+}
+
+int pst_session_step(pst_session *s, const pst_logits **out, size_t *out_count, pst_error *err)
+{
+    if (s->options.requests_only && !s->options.all_logits)
+        return pst_fail(err, PST_E_USAGE, NULL, "the session was opened for whole requests (requests_only)");
+    const pst_logits *logits;
+    size_t count;
+    PST_TRY(pst_session_pass(s, &logits, &count, err));
+    if (count > 0)
+        PST_TRY(run_or_fail(s, fetch_logits, (uint32_t)count, err));
+    for (size_t i = 0; i < count; i++)
+        s->logits[i].values = (const float *)s->fetched.data + i * s->fetched.stride;
+    *out = logits;
+    *out_count = count;
+    return 0;
+}
+
+static int choose(pst_session *s, uint32_t count, pst_error *err)
+{
+    return pst_chooser_run(s->chooser, s->forward, count, err);
+}
+
+int pst_session_choose(pst_session *s, uint32_t count, pst_error *err)
+{
+    return count > 0 ? run_or_fail(s, choose, count, err) : 0;
 }

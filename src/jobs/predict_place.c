@@ -22,7 +22,8 @@ static pst_session_options session_options(const pst_predict_options *o, uint32_
                                  .keep_all_weights = o->keep_all_weights,
                                  .expert_cache_set = o->expert_cache_set,
                                  .expert_cache_bytes = o->expert_cache_bytes,
-                                 .device_memory_bytes = o->device_memory_bytes};
+                                 .device_memory_bytes = o->device_memory_bytes,
+                                 .requests_only = true};
 }
 
 static double gathered_row_bytes(const pst_program *program)

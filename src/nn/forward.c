@@ -315,20 +315,36 @@ int pst_forward_end(pst_forward *f, pst_error *err)
 {
     if (!f->apart)
         return 0;
-    pst_device *device = f->device;
     int status = pst_experts_await(f);
-    const pst_matrix logits = pst_forward_matrix(f, PST_NN_LOGITS);
-    const uint64_t bytes = logits.rows * logits.stride * sizeof(float);
-    if (status >= 0 && bytes > 0)
-        status = device->ops->copy(device, NULL, f->logits.data, logits.data, bytes);
     if (status >= 0)
-        status = device->ops->synchronize(device, NULL);
-    return status < 0 ? pst_device_fail(err, device, status, "computing") : 0;
+        status = f->device->ops->synchronize(f->device, NULL);
+    return status < 0 ? pst_device_fail(err, f->device, status, "computing") : 0;
 }
 
 pst_matrix pst_forward_logits(const pst_forward *f)
 {
-    pst_matrix logits = f->logits;
-    logits.rows = f->logit_rows;
-    return logits;
+    return pst_forward_matrix(f, PST_NN_LOGITS);
+}
+
+int pst_forward_fetch_logits(pst_forward *f, const uint32_t *rows, uint32_t count, pst_matrix *out, pst_error *err)
+{
+    pst_matrix logits = pst_forward_logits(f);
+    if (count > (f->apart ? f->fetched_rows : logits.rows) || (rows != NULL && !f->apart))
+        return pst_fail(err, PST_E_USAGE, NULL, "logits of %u rows cannot be fetched", count);
+    const char *from = logits.data;
+    logits.rows = count;
+    logits.data = f->apart ? f->fetched : logits.data;
+    const uint64_t row_bytes = logits.stride * sizeof(float);
+    int status = 0;
+    if (f->apart && rows == NULL && count > 0)
+        status = f->device->ops->copy(f->device, NULL, logits.data, from, count * row_bytes);
+    for (uint32_t i = 0; rows != NULL && i < count && status >= 0; i++)
+        status = f->device->ops->copy(f->device, NULL, (char *)logits.data + i * row_bytes, from + rows[i] * row_bytes,
+                                      row_bytes);
+    if (f->apart && status >= 0)
+        status = f->device->ops->synchronize(f->device, NULL);
+    if (status < 0)
+        return pst_device_fail(err, f->device, status, "fetching logits");
+    *out = logits;
+    return 0;
 }

@@ -25,6 +25,7 @@ typedef struct pst_forward_config {
     bool apart;              /* the device's memory is its own: !device->ops->is_host. Measuring goes by this alone */
     uint32_t max_rows;       /* of a pass */
     uint32_t max_logit_rows; /* of a pass whose logits are wanted */
+    uint32_t fetched_rows;   /* apart: of these, so many at a time can be fetched to the host */
     uint32_t max_sequences;
     uint32_t max_tokens;    /* positions of a sequence */
     pst_dtype compute_type; /* F32 or BF16 */
@@ -36,10 +37,10 @@ typedef struct pst_forward_config {
 } pst_forward_config;
 
 /* Memory that pst_forward_create will take, for the planner: activations per row of a pass, more of them per row
- * whose logits are wanted, and the rest. max_rows, max_logit_rows and kv do not count. Of the host's memory, and of a
+ * whose logits are wanted, per row of those that can be fetched at a time, and the rest. Numbers of rows and kv do not count. Of the host's memory, and of a
  * device's own (zero where it has none). */
 typedef struct pst_forward_memory {
-    uint64_t row_bytes, logit_row_bytes, fixed_bytes;
+    uint64_t row_bytes, logit_row_bytes, fetched_row_bytes, fixed_bytes;
     uint64_t device_row_bytes, device_logit_row_bytes, device_fixed_bytes;
 } pst_forward_memory;
 void pst_forward_measure(const pst_forward_config *config, pst_forward_memory *out);
@@ -71,8 +72,8 @@ int pst_forward_gathered(pst_forward *forward, pst_error *err);
 /* A pst_stage_compute; the context is a pst_nn_stage. The part is in the memory of the device that computes, which may not be
  * done with it when this returns. */
 int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err);
-/* After the last part: waits for the device, brings the logits to the host and tells what went wrong since. Nothing of the
- * pass is used any more when it has succeeded. */
+/* After the last part: waits for the device and tells what went wrong since. Nothing that came into the pass is used any more
+ * when it has succeeded. */
 int pst_forward_end(pst_forward *forward, pst_error *err);
 /* A pst_stage_choose of the stage that computes logits: whether a row of this pass wants any. */
 uint32_t pst_forward_choose_head(void *context, const pst_stage *stage, bool *wanted);
@@ -83,7 +84,12 @@ int pst_forward_measure_rate(pst_forward *forward, const pst_stage_part *parts, 
                              bool prompt, double *out, pst_error *err);
 /* The experts of a row of the last pass: those of the first layer with experts, then of the next; with record_routing. */
 const uint32_t *pst_forward_routing(const pst_forward *forward, uint32_t row);
-/* Logits of the rows that wanted them, in their order, F32, in the host's memory; valid until the next begin. */
+/* Logits of the rows that wanted them, in their order, F32, in the memory of the device that computes; valid until the next
+ * begin. */
 pst_matrix pst_forward_logits(const pst_forward *forward);
+/* Logits in the host's memory: of the first `count` rows that wanted them or, only where the device is apart, of `count` of
+ * them by number. Waits for the device. At most fetched_rows, which are valid until the next time. */
+int pst_forward_fetch_logits(pst_forward *forward, const uint32_t *rows, uint32_t count, pst_matrix *out,
+                             pst_error *err);
 
 #endif

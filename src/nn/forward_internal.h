@@ -86,7 +86,7 @@ struct pst_forward {
     pst_device *host;   /* the same one unless `apart` */
     bool apart;
     pst_program *program;
-    uint32_t max_rows, max_logit_rows, max_sequences, max_tokens;
+    uint32_t max_rows, max_logit_rows, fetched_rows, max_sequences, max_tokens;
     pst_kv_layout kv_layout;
     pst_kv *kv;
 
@@ -97,9 +97,9 @@ struct pst_forward {
     pst_matrix gathered[2];
     unsigned char *staging; /* NULL: the buffers themselves */
     uint64_t staging_bytes;
-    /* The logits in the host's memory. */
-    pst_matrix logits;
-    uint64_t logits_bytes; /* 0: they are the buffer itself */
+    /* Of an accelerator's logits, fetched_rows in pinned memory; NULL: none. */
+    void *fetched;
+    uint64_t fetched_bytes;
     /* Cosines and sines: a row per position, or, where they depend on a sequence's length, a row per row of the pass. */
     const float *rope_table; /* NULL: nothing is rotated */
     void *rope_memory;       /* of a row per position */

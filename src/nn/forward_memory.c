@@ -167,7 +167,7 @@ static void measure_apart(const pst_forward_config *config, const group_sizes *g
     const pst_transformer *t = config->transformer;
     out->row_bytes += staging_bytes(config, groups);
     out->fixed_bytes += APART_SLACK; /* pinned memory begins there, too */
-    out->logit_row_bytes += buffer_bytes(config, PST_NN_LOGITS);
+    out->fetched_row_bytes = buffer_bytes(config, PST_NN_LOGITS);
     out->device_row_bytes = groups->bytes[LASTING] + groups->shared + sizeof(pst_segment) + sizeof(uint32_t);
     out->device_logit_row_bytes = groups->bytes[OF_LOGITS] + sizeof(uint32_t);
     out->device_fixed_bytes = small + pst_latent_bytes(config) + APART_SLACK + places_bytes(config, groups) +
@@ -264,10 +264,8 @@ static int make_host_side(pst_forward *f, pst_error *err)
     const bool is_projected = e->data != NULL;
     f->gathered[0] = is_projected ? *e : *x;
     f->gathered[1] = *x;
-    f->logits = f->buffers[PST_NN_LOGITS];
     if (!f->apart)
         return 0;
-    f->logits.data = NULL;
     const uint64_t rows = f->max_rows, e_bytes = rows * f->gathered[0].stride * sizeof(float);
     const bool is_apart =
         is_projected && f->t->family->positions != NULL; /* positions are not added to what is gathered */
@@ -277,8 +275,8 @@ static int make_host_side(pst_forward *f, pst_error *err)
     f->gathered[0].data = f->gathered[1].data = f->staging;
     if (is_projected)
         f->gathered[1].data = is_apart ? f->staging + e_bytes : NULL;
-    f->logits_bytes = f->max_logit_rows * f->logits.stride * sizeof(float);
-    return pst_nn_take_memory(f->device, PST_MEMORY_HOST, f->logits_bytes, "logits", &f->logits.data, err);
+    f->fetched_bytes = f->fetched_rows * f->buffers[PST_NN_LOGITS].stride * sizeof(float);
+    return pst_nn_take_memory(f->device, PST_MEMORY_HOST, f->fetched_bytes, "logits", &f->fetched, err);
 }
 
 /* Room for the small tensors. */
@@ -392,6 +390,7 @@ int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_
     f->program = config->program;
     f->max_rows = config->max_rows;
     f->max_logit_rows = config->max_logit_rows;
+    f->fetched_rows = config->fetched_rows;
     f->max_sequences = config->max_sequences;
     f->max_tokens = config->max_tokens;
     f->kv_layout = pst_kv_layout_of(config->transformer, config->kv_type);
@@ -423,8 +422,7 @@ void pst_forward_destroy(pst_forward *f)
         device->ops->synchronize(device, NULL);
     pst_nn_give_memory(device, PST_MEMORY_DEVICE, f->activations, f->activation_bytes);
     pst_nn_give_memory(device, PST_MEMORY_HOST, f->staging, f->staging_bytes);
-    if (f->apart)
-        pst_nn_give_memory(device, PST_MEMORY_HOST, f->logits.data, f->logits_bytes);
+    pst_nn_give_memory(device, PST_MEMORY_HOST, f->fetched, f->fetched_bytes);
     pst_nn_give_memory(device, PST_MEMORY_DEVICE, f->rope_memory, f->rope_bytes);
     pst_experts_destroy(f);
     pst_latent_destroy(f);

@@ -267,7 +267,8 @@ static int run_pass(work *w)
     PST_TRY(run_stages(w));
     PST_TRY(pst_forward_end(w->forward, w->err));
     drop_kept(w);
-    const pst_matrix logits = pst_forward_logits(w->forward);
+    pst_matrix logits;
+    PST_TRY(pst_forward_fetch_logits(w->forward, NULL, (uint32_t)pst_forward_logits(w->forward).rows, &logits, w->err));
     for (size_t i = 0; i < logits.rows; i++)
         append(&w->result.logits, &w->result.count, (const float *)logits.data + i * logits.stride, t->vocab);
     uint32_t layers = 0;
@@ -288,8 +289,8 @@ static void count_memory(work *w, const pst_forward_config *config, const pst_kv
     const uint64_t room = config->max_rows;
     w->result.device_bytes = room * (memory.device_row_bytes + memory.device_logit_row_bytes) +
                              memory.device_fixed_bytes + cache.device_kv_bytes + cache.device_table_bytes + SLOT_BYTES;
-    w->result.host_bytes =
-        room * (memory.row_bytes + memory.logit_row_bytes) + memory.fixed_bytes + cache.kv_bytes + cache.table_bytes;
+    w->result.host_bytes = room * (memory.row_bytes + memory.logit_row_bytes + memory.fetched_row_bytes) +
+                           memory.fixed_bytes + cache.kv_bytes + cache.table_bytes;
     if (!is_apart(w))
         assert_int_equal(memory.device_row_bytes + memory.device_logit_row_bytes + memory.device_fixed_bytes +
                              cache.device_kv_bytes + cache.device_table_bytes,
@@ -306,6 +307,7 @@ static int make(work *w)
                                  .apart = is_apart(w),
                                  .max_rows = run->room ? run->room : SCENE_ROWS,
                                  .max_logit_rows = run->room ? run->room : SCENE_ROWS,
+                                 .fetched_rows = run->room ? run->room : SCENE_ROWS,
                                  .max_sequences = SCENE_SEQUENCES,
                                  .max_tokens = SCENE_TOKENS,
                                  .compute_type = run->compute_type,

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Sampling: each filter on a known distribution, frequencies over many draws, and a plain float64 reference. */
+/* Sampling, from the largest logits and from all: each filter on a known distribution, frequencies over many draws. That both
+ * choose as plain sorting does is in tests/property/test_sampling.c. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,22 +10,30 @@
 
 #include <cmocka.h>
 
-#include "infer/internal.h"
+#include "support/sampling.h"
 
-enum { VOCAB = 6, DRAWS = 200000 };
+enum { VOCAB = 6, DRAWS = 20000 };
 
 /* Probabilities 0.4, 0.3, 0.15, 0.1, 0.04, 0.01, in a scrambled order. */
 static const double probability[VOCAB] = {0.1, 0.4, 0.01, 0.3, 0.04, 0.15};
 
 static void draw(pst_sampling sampling, double *frequency)
 {
-    float logits[VOCAB];
+    float logits[VOCAB], copy[VOCAB], values[VOCAB];
     pst_candidate scratch[VOCAB];
+    uint32_t ids[VOCAB], id;
     for (int i = 0; i < VOCAB; i++)
         logits[i] = (float)log(probability[i]) + 3;
     memset(frequency, 0, VOCAB * sizeof *frequency);
-    for (int i = 0; i < DRAWS; i++)
-        frequency[pst_sample(logits, VOCAB, &sampling, pst_random(7, (uint64_t)i), scratch)] += 1.0 / DRAWS;
+    for (int i = 0; i < DRAWS; i++) {
+        const uint64_t random = pst_random(7, (uint64_t)i);
+        uint32_t from_all = sampling_from_all(logits, VOCAB, &sampling, random, copy);
+        frequency[from_all] += 1.0 / DRAWS;
+        assert_int_equal(sampling_from_top(logits, VOCAB, &sampling, random, scratch, values, ids, &id),
+                         sampling.top_k > 0);
+        if (sampling.top_k > 0)
+            assert_int_equal(id, from_all);
+    }
 }
 
 /* The tokens of `kept` (a bit mask) share the draws in proportion to p^(1/temperature). */
@@ -65,10 +74,53 @@ static void test_filters(void **state)
 static void test_greedy(void **state)
 {
     (void)state;
-    pst_candidate scratch[4];
-    pst_sampling sampling = {.temperature = 0, .top_p = 1};
-    assert_int_equal(pst_sample((float[]){1, 5, 5, 2}, 4, &sampling, 1, scratch), 1);
-    assert_int_equal(pst_sample((float[]){-1, -INFINITY, -0.5f, -2}, 4, &sampling, 1, scratch), 2);
+    pst_sample_scratch scratch;
+    const pst_sampling sampling = {.temperature = 0, .top_p = 1};
+    assert_int_equal(pst_sample_all((float[]){1, 5, 5, 2}, 4, &sampling, 1, &scratch), 1);
+    assert_int_equal(pst_sample_all((float[]){-1, -INFINITY, -0.5f, -2}, 4, &sampling, 1, &scratch), 2);
+    assert_int_equal(pst_sample_needs(&sampling, 4), 1);
+    uint32_t id;
+    assert_true(pst_sample_top((float[]){5}, (uint32_t[]){77}, 100, &sampling, 1, &scratch, &id));
+    assert_int_equal(id, 77);
+}
+
+static void test_needs(void **state)
+{
+    (void)state;
+    pst_sampling sampling = {.temperature = 1, .top_k = 50};
+    const uint32_t vocab = 128256;
+    assert_in_range(pst_sample_needs(&sampling, vocab), 51, 64);
+    assert_int_equal(pst_sample_needs(&sampling, 40), 40);
+    sampling.top_k = 1023;
+    assert_int_equal(pst_sample_needs(&sampling, vocab), 1024);
+    assert_int_equal(pst_sample_needs(&sampling, 1000), 1000);
+    sampling.top_k = 1024; /* which comes 1025th? */
+    assert_int_equal(pst_sample_needs(&sampling, vocab), 0);
+    assert_int_equal(pst_sample_needs(&sampling, 1024), 1024);
+    sampling.top_k = 0;
+    assert_int_equal(pst_sample_needs(&sampling, vocab), 0);
+}
+
+/* Equals beyond what is given may have lower ids, so all are asked for; where they cannot be chosen, they are not. */
+static void test_equals_at_the_end(void **state)
+{
+    (void)state;
+    pst_sample_scratch scratch;
+    float logits[100];
+    uint32_t ids[100], id;
+    for (uint32_t i = 0; i < 100; i++) {
+        logits[i] = 1;
+        ids[i] = i;
+    }
+    pst_sampling sampling = {.temperature = 1, .top_k = 5};
+    assert_false(pst_sample_top(logits, ids, 100, &sampling, 1, &scratch, &id));
+    for (uint32_t i = 0; i < 5; i++)
+        logits[i] = 2;
+    assert_true(pst_sample_top(logits, ids, 100, &sampling, 1, &scratch, &id));
+    sampling.temperature = 1e9; /* then all weigh the same */
+    assert_false(pst_sample_top(logits, ids, 100, &sampling, 1, &scratch, &id));
+    sampling.temperature = 1e-3; /* then the others weigh nothing */
+    assert_true(pst_sample_top(logits, ids, 100, &sampling, 1, &scratch, &id));
 }
 
 static void test_strange_logits(void **state)
@@ -79,15 +131,16 @@ static void test_strange_logits(void **state)
     assert_false(pst_logits_are_usable((float[]){-INFINITY, -INFINITY}, 2));
     const float one[] = {-INFINITY, 3, -INFINITY, -INFINITY};
     assert_true(pst_logits_are_usable(one, 4));
-    pst_candidate scratch[4];
+    float copy[4];
     pst_sampling sampling = {.temperature = 1, .top_p = 0.9};
     for (uint64_t n = 0; n < 100; n++)
-        assert_int_equal(pst_sample(one, 4, &sampling, pst_random(1, n), scratch), 1);
+        assert_int_equal(sampling_from_all(one, 4, &sampling, pst_random(1, n), copy), 1);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_filters), cmocka_unit_test(test_greedy),
+                                       cmocka_unit_test(test_needs), cmocka_unit_test(test_equals_at_the_end),
                                        cmocka_unit_test(test_strange_logits)};
     return cmocka_run_group_tests_name("sampling", tests, NULL, NULL);
 }

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Tokens of whole passes, and one by one, against the plain way to choose them (support/sampling.h): random logits with equals,
+ * infinities and values far apart, every setting, vocabularies below and above what a device's `top` gives; rows with
+ * different settings side by side, on pools of several threads. What cannot be used is refused, whatever its neighbours are.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include "base/heap.h"
+#include "device/fault.h"
+#include "infer/choose.h"
+#include "nn/forward_internal.h"
+#include "support/random.h"
+#include "support/sampling.h"
+
+enum { MOST_VOCAB = 3000 };
+
+static float logits[MOST_VOCAB], copy[MOST_VOCAB], values[PST_TOP_MOST];
+static uint32_t ids[PST_TOP_MOST];
+static pst_candidate scratch[MOST_VOCAB];
+
+static double random_unit(void)
+{
+    return (double)random_below(UINT64_C(1) << 53) * 0x1p-53;
+}
+
+/* Usable logits of some kind. */
+static void deal_logits(float *out, uint32_t vocab)
+{
+    static const double scales[] = {1e-6, 0.01, 1, 5, 30, 1e4, 1e38};
+    const double scale = scales[random_below(7)];
+    const uint64_t kind = random_below(5), few = 1 + random_below(40);
+    for (uint32_t i = 0; i < vocab; i++) {
+        double x = (random_unit() + random_unit() + random_unit() - 1.5) * scale;
+        x = kind == 0 ? (double)random_below(few) * scale / 20 : x;    /* equals */
+        x = kind == 1 && random_below(3) > 0 ? (double)-INFINITY : x;  /* forbidden ones */
+        x = kind == 2 ? 100 + (double)random_below(few) * 0x1p-17 : x; /* neighbours in float32 */
+        x = kind == 3 && random_below(50) == 0 ? x + 10 * scale : x;   /* a few that stand out */
+        out[i] = (float)fmin(fmax(x, (double)-INFINITY), 3e38);
+    }
+    out[random_below(vocab)] = (float)(scale / 3);
+}
+
+static pst_sampling deal_sampling(uint32_t vocab)
+{
+    static const double temperatures[] = {1, 0.7, 1.5, 0.1, 1e-3, 1e-300, 5e-324, 100, 1e6, 1e300, (double)INFINITY};
+    pst_sampling s = {.temperature = random_below(10) ? temperatures[random_below(11)] : random_unit() * 3};
+    s.temperature = random_below(12) == 0 ? 0 : s.temperature;
+    const uint64_t kind = random_below(8);
+    s.top_k = kind == 0 ? 0 : kind == 1 ? 1 : (uint32_t)(1 + random_below(kind < 5 ? 60 : vocab + 10));
+    s.top_k = kind == 2 ? (uint32_t)(1015 + random_below(20)) : s.top_k;
+    s.top_p = random_below(3) == 0 ? 1 : random_unit();
+    s.top_p = random_below(6) == 0   ? 0.5
+              : random_below(8) == 0 ? 0
+                                     : s.top_p; /* halves of equals are sums to the bit */
+    s.min_p = random_below(2) == 0 ? 0 : random_below(8) == 0 ? 1 : random_unit() * random_unit();
+    return s;
+}
+
+static void fail_choice(const pst_sampling *s, uint32_t vocab, const char *how, uint32_t got, uint32_t expected)
+{
+    fail_msg("%u tokens, temperature %g, top-k %u, top-p %.17g, min-p %.17g, from %s: %u instead of %u", vocab,
+             s->temperature, s->top_k, s->top_p, s->min_p, how, got, expected);
+}
+
+static void test_one_by_one(void **state)
+{
+    (void)state;
+    random_start("sampling one by one");
+    uint32_t from_top = 0, not_enough = 0;
+    for (int round = 0; round < 1500; round++) {
+        const uint32_t vocab = (uint32_t)(1 + random_below(random_below(3) ? 200 : MOST_VOCAB));
+        deal_logits(logits, vocab);
+        assert_true(pst_logits_are_usable(logits, vocab));
+        for (int i = 0; i < 4; i++) {
+            const pst_sampling s = deal_sampling(vocab);
+            uint64_t random = random_below(8) ? random_below(UINT64_MAX) : 0;
+            uint32_t expected = sampling_plain(logits, vocab, &s, random, scratch);
+            uint32_t got = sampling_from_all(logits, vocab, &s, random, copy);
+            if (got != expected)
+                fail_choice(&s, vocab, "all", got, expected);
+            /* Where its neighbours are sums of less than their rounding, only the order of sums that both have decides. */
+            random = random_below(8) ? random : UINT64_MAX;
+            expected = sampling_plain(logits, vocab, &s, random, scratch);
+            if (sampling_from_top(logits, vocab, &s, random, scratch, values, ids, &got)) {
+                from_top++;
+                if (got != expected)
+                    fail_choice(&s, vocab, "the largest", got, expected);
+            } else {
+                not_enough += pst_sample_needs(&s, vocab) > 0;
+            }
+        }
+    }
+    printf("%u from the largest, %u for which they were not enough\n", from_top, not_enough);
+    assert_true(from_top > 1000 && not_enough > 50);
+}
+
+/* ---- passes ---- */
+
+enum { ROWS = 60, PADDING = 5 };
+
+/* The rows of a pass, some of them with a choice to make. */
+typedef struct pass {
+    uint32_t vocab, rows, count;
+    float *values; /* rows x (vocab + PADDING) */
+    pst_sampling sampling[ROWS];
+    pst_choice choices[ROWS], expected[ROWS];
+} pass;
+
+static void deal_pass(pass *p)
+{
+    *p = (pass){.vocab = (uint32_t)(1 + random_below(random_below(2) ? 300 : MOST_VOCAB)),
+                .rows = (uint32_t)(1 + random_below(ROWS))};
+    const size_t stride = p->vocab + PADDING;
+    p->values = calloc(p->rows, stride * sizeof *p->values);
+    assert_non_null(p->values);
+    const uint64_t gaps = random_below(3), sort = random_below(4);
+    for (uint32_t r = 0; r < p->rows; r++) {
+        float *row = p->values + r * stride;
+        deal_logits(row, p->vocab);
+        for (uint32_t i = 0; i < PADDING; i++)
+            row[p->vocab + i] = NAN;
+        if (random_below(6) == 0)
+            row[random_below(p->vocab)] = random_below(2) ? NAN : INFINITY;
+        for (uint32_t i = 0; i < p->vocab && random_below(12) == 0; i++)
+            row[i] = -INFINITY;
+        if (gaps == 0 && random_below(3) == 0)
+            continue;
+        pst_sampling *s = &p->sampling[p->count];
+        *s = deal_sampling(p->vocab);
+        s->temperature = sort == 0 ? 0 : s->temperature; /* all greedy, or none but such as need all */
+        s->top_k = sort == 1 ? 0 : s->top_k;
+        const uint64_t random = random_below(UINT64_MAX);
+        pst_choice *expected = &p->expected[p->count];
+        p->choices[p->count] = (pst_choice){.row = r, .sampling = s, .random = random};
+        *expected = (pst_choice){.usable = pst_logits_are_usable(row, p->vocab)};
+        expected->id = expected->usable ? sampling_plain(row, p->vocab, s, random, scratch) : 0;
+        p->count++;
+    }
+}
+
+/* What is left of a pass on this device, as the chooser sees it. */
+static void make_forward(pst_forward *f, const pass *p, pst_device *device)
+{
+    const size_t stride = p->vocab + PADDING, bytes = p->rows * stride * sizeof(float);
+    *f = (pst_forward){.device = device, .apart = !device->ops->is_host, .logit_rows = p->rows};
+    f->fetched_rows = (uint32_t)(1 + random_below(p->rows));
+    f->fetched_bytes = f->fetched_rows * stride * sizeof(float);
+    pst_matrix *made = &f->buffers[PST_NN_LOGITS];
+    *made = (pst_matrix){.type = PST_F32, .columns = p->vocab, .stride = stride};
+    assert_int_equal(device->ops->allocate(device, PST_MEMORY_DEVICE, bytes, &made->data), 0);
+    assert_int_equal(device->ops->allocate(device, PST_MEMORY_HOST, f->fetched_bytes, &f->fetched), 0);
+    assert_int_equal(device->ops->copy(device, NULL, made->data, p->values, bytes), 0);
+}
+
+static void free_forward(pst_forward *f, const pass *p)
+{
+    const uint64_t bytes = p->rows * (p->vocab + PADDING) * sizeof(float);
+    f->device->ops->release(f->device, PST_MEMORY_DEVICE, f->buffers[PST_NN_LOGITS].data, bytes);
+    f->device->ops->release(f->device, PST_MEMORY_HOST, f->fetched, f->fetched_bytes);
+}
+
+/* One device's choices. */
+static void check_pass(const pass *p, pst_device *device, pst_pool *pool, const char *what)
+{
+    static pst_forward forward;
+    make_forward(&forward, p, device);
+    pst_chooser_config config = {.device = device,
+                                 .pool = pool,
+                                 .max_rows = p->count ? p->count : 1,
+                                 .vocab = p->vocab,
+                                 .fetched_rows = forward.fetched_rows};
+    pst_chooser *chooser;
+    pst_error err;
+    assert_int_equal(pst_chooser_create(&config, &chooser, &err), 0);
+    for (int again = 0; again < 1 + forward.apart; again++) { /* the host's logits are used up */
+        pst_choice *choices = pst_chooser_choices(chooser);
+        memcpy(choices, p->choices, p->count * sizeof *choices);
+        if (pst_chooser_run(chooser, &forward, p->count, &err) < 0)
+            fail_msg("%s", err.message);
+        for (uint32_t i = 0; i < p->count; i++) {
+            if (choices[i].usable != p->expected[i].usable)
+                fail_msg("%s: row %u is %s", what, choices[i].row, choices[i].usable ? "usable" : "not usable");
+            if (choices[i].usable && choices[i].id != p->expected[i].id)
+                fail_choice(&p->sampling[i], p->vocab, what, choices[i].id, p->expected[i].id);
+        }
+    }
+    pst_chooser_destroy(chooser);
+    free_forward(&forward, p);
+}
+
+static pst_device *make_apart(pst_pool *pool, pst_device_fault *fault)
+{
+    pst_device *inner, *device;
+    assert_int_equal(pst_device_host_create(pool, NULL, &inner, NULL), 0);
+    *fault = (pst_device_fault){.separate = true, .late = random_below(2) == 0};
+    assert_int_equal(pst_device_fault_create(fault, inner, &device, NULL), 0);
+    return device;
+}
+
+static void test_passes(void **state)
+{
+    (void)state;
+    random_start("sampling of passes");
+    for (int round = 0; round < 60; round++) {
+        pst_pool *pool;
+        pst_device *host, *apart;
+        pst_device_fault fault;
+        pass p;
+        assert_int_equal(pst_pool_create(1 + round % 3, &pool, NULL), 0);
+        assert_int_equal(pst_device_host_create(pool, NULL, &host, NULL), 0);
+        apart = make_apart(pool, &fault);
+        deal_pass(&p);
+        check_pass(&p, host, pool, "the host's pass");
+        check_pass(&p, apart, pool, "a device's pass");
+        if (fault.misuses > 0)
+            fail_msg("%s", fault.misuse);
+        assert_int_equal(pst_device_fault_held(&fault), 0);
+        free(p.values);
+        pst_device_destroy(apart);
+        pst_device_destroy(host);
+        pst_pool_destroy(pool);
+    }
+}
+
+/* Memory is what was said, and what fails of it leaves nothing. */
+static void test_memory(void **state)
+{
+    (void)state;
+    random_start("sampling in memory");
+    pst_pool *pool;
+    pst_device_fault fault;
+    assert_int_equal(pst_pool_create(2, &pool, NULL), 0);
+    pst_device *device = make_apart(pool, &fault);
+    pst_chooser_config config = {.device = device, .pool = pool, .max_rows = 300, .vocab = 50000, .fetched_rows = 1};
+    pst_chooser *chooser;
+    pst_error err;
+    uint64_t host_bytes, device_bytes;
+    pst_chooser_measure(&config, 2, true, &host_bytes, &device_bytes);
+    assert_int_equal(pst_chooser_create(&config, &chooser, &err), 0);
+    assert_in_range(device_bytes, fault.peak_bytes[PST_MEMORY_DEVICE], 1 << 20);
+    assert_in_range(host_bytes, fault.peak_bytes[PST_MEMORY_HOST] + 2 * sizeof(pst_sample_scratch), 1 << 20);
+    pst_chooser_destroy(chooser);
+    const int64_t live = pst_heap_live_count();
+    int status = -1;
+    for (int64_t n = 0; status < 0; n++) {
+        pst_heap_fail_after(n, 0);
+        status = pst_chooser_create(&config, &chooser, &err);
+        pst_heap_fail_after(-1, 0);
+        if (status >= 0)
+            pst_chooser_destroy(chooser);
+        assert_true(n < 30);
+        assert_int_equal(pst_heap_live_count(), live);
+    }
+    for (int64_t n = 0; n < 2; n++) {
+        pst_device_fault_fail(&fault, PST_DEVICE_ALLOCATE, n, 1, -ENOMEM);
+        assert_true(pst_chooser_create(&config, &chooser, &err) < 0);
+        assert_int_equal(pst_device_fault_held(&fault), 0);
+    }
+    pst_device_destroy(device);
+    pst_pool_destroy(pool);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_one_by_one), cmocka_unit_test(test_passes),
+                                       cmocka_unit_test(test_memory)};
+    return cmocka_run_group_tests_name("sampling", tests, NULL, NULL);
+}
