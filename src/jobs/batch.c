@@ -256,33 +256,50 @@ static void measure_line(pst_batch *b, const pst_batch_line *line, size_t bytes)
     }
 }
 
+/* Bytes of memory that a line takes until a text of it is encoded; of one that is too long only the reader's buffer. */
+static uint64_t reading_bytes(const pst_batch_raw *raw)
+{
+    enum { BUFFER = 3 };
+    return (raw->too_long ? BUFFER : PST_BATCH_LINE_COST) * (uint64_t)raw->bytes;
+}
+
+/* Half of the budget may be taken for reading a line. */
+static int check_reading(const pst_batch *b, const pst_batch_raw *raw, pst_error *err)
+{
+    const pst_batch_options *o = &b->options;
+    uint64_t bytes = reading_bytes(raw);
+    if (o->host_memory_bytes == 0 || bytes <= o->host_memory_bytes / 2)
+        return 0;
+    return pst_fail(err, PST_E_BUDGET, o->input,
+                    "reading line %" PRIu64
+                    " takes %.1f MiB, which is more than half of the host memory budget of %.1f "
+                    "MiB; %" PRIu64 " MiB are enough",
+                    raw->number, (double)bytes / 0x1p20, (double)o->host_memory_bytes / 0x1p20, (2 * bytes >> 20) + 1);
+}
+
 static int measure(pst_batch *b, pst_error *err)
 {
-    /* Bytes while a line is read, by its own: its copies, ids, what a tokenizer takes, what the heap keeps of that. */
-    enum { PARSING = 40 };
-    uint64_t budget = b->options.host_memory_bytes;
+    uint64_t budget = b->options.host_memory_bytes, most = 0;
     pst_batch_raw raw;
     int status;
-    uint64_t longest = 0;
     b->progress = (pst_batch_progress){.phase = PST_BATCH_MEASURING, .total = pst_batch_input_bytes(b->input)};
     while ((status = pst_batch_input_next(b->input, &raw, err)) == 1) {
         pst_batch_line line;
-        if (budget != 0 && PARSING * (uint64_t)raw.bytes > budget / 2)
-            return pst_fail(err, PST_E_BUDGET, b->options.input,
-                            "reading line %" PRIu64 " takes up to %.1f MiB, which is more than half of the host memory "
-                            "budget of %.1f MiB",
-                            raw.number, PARSING * (double)raw.bytes / 0x1p20, (double)budget / 0x1p20);
+        PST_TRY(check_reading(b, &raw, err));
+        uint64_t reading = reading_bytes(&raw);
+        b->rules.most_text_bytes = budget != 0 ? 1 + (budget / 2 - reading) / PST_BATCH_TEXT_COST : 0;
         status = pst_batch_line_read(&b->rules, &raw, &line, err);
         if (status >= 0)
             measure_line(b, &line, raw.bytes);
+        most = pst_max(most, reading + PST_BATCH_TEXT_COST * (uint64_t)line.longest_text_bytes);
         pst_batch_line_free(&line);
         PST_TRY(status);
-        longest = raw.bytes > longest ? raw.bytes : longest;
         b->progress.done = pst_batch_input_at(b->input);
         PST_TRY(pst_batch_tell(b, err));
     }
     PST_TRY(status);
-    b->info.fixed_bytes = PARSING * longest + 2 * b->info.memory_bytes + (UINT64_C(2) << 20);
+    b->rules.most_text_bytes = 0;
+    b->info.fixed_bytes = most + 2 * b->info.memory_bytes + (UINT64_C(2) << 20);
     pst_batch_input_rewind(b->input);
     return 0;
 }

@@ -88,12 +88,28 @@ static int add_prompt(pst_batch_reader *r, const pst_tokens *ids, pst_batch_slic
     return 0;
 }
 
+/* That a text is longer than memory allows, with the budget that would do. */
+static int refuse_memory(const pst_batch_reader *r, uint64_t text_bytes)
+{
+    const pst_batch_options *o = r->rules->options;
+    uint64_t bytes = PST_BATCH_LINE_COST * (uint64_t)r->line->bytes + PST_BATCH_TEXT_COST * text_bytes;
+    return pst_fail(r->err, PST_E_BUDGET, o->input,
+                    "reading line %llu takes up to %.1f MiB, which is more than half of the host memory budget of %.1f "
+                    "MiB; %llu MiB are enough",
+                    (unsigned long long)r->line->number, (double)bytes / 0x1p20, (double)o->host_memory_bytes / 0x1p20,
+                    (unsigned long long)((2 * bytes >> 20) + 1));
+}
+
 /* Text to ids. `special`: with the tokens that begin a text. */
 static int encode(pst_batch_reader *r, pst_batch_slice text, bool special, pst_tokens *out)
 {
     size_t bytes;
     if (r->rules->tokenizer == NULL)
         return pst_batch_refuse(r, INVALID, "this model has no tokenizer: give token ids");
+    if (r->rules->most_text_bytes != 0 && text.bytes > r->rules->most_text_bytes)
+        return refuse_memory(r, text.bytes);
+    if (text.bytes > r->line->longest_text_bytes)
+        r->line->longest_text_bytes = text.bytes;
     PST_TRY(pst_batch_read_string(r, text, &bytes));
     if (r->line->error_code != NULL)
         return 0;
@@ -409,17 +425,18 @@ static int read_line(pst_batch_reader *r, const pst_batch_raw *raw)
 
 int pst_batch_line_read(const pst_batch_rules *rules, const pst_batch_raw *raw, pst_batch_line *out, pst_error *err)
 {
-    *out = (pst_batch_line){.index = raw->index, .number = raw->number};
+    const size_t bytes = raw->too_long ? 0 : raw->bytes; /* what is too long is not looked at */
+    *out = (pst_batch_line){.index = raw->index, .number = raw->number, .bytes = bytes};
     out->is_openai = rules->options->kind == PST_BATCH_GENERATE; /* what is no JSON is answered in the envelope, too */
     pst_batch_line_key(rules, raw, out->key);
-    out->text = pst_heap_alloc(raw->bytes + 1);
-    pst_batch_reader reader = {.rules = rules, .line = out, .err = err, .scratch = pst_heap_alloc(raw->bytes + 1)};
+    out->text = pst_heap_alloc(bytes + 1);
+    pst_batch_reader reader = {.rules = rules, .line = out, .err = err, .scratch = pst_heap_alloc(bytes + 1)};
     int status = 0;
     if (out->text == NULL || reader.scratch == NULL) {
-        status = pst_fail_memory(err, "a line", raw->bytes);
+        status = pst_fail_memory(err, "a line", bytes);
     } else {
-        memcpy(out->text, raw->text, raw->bytes);
-        out->text[raw->bytes] = '\0';
+        memcpy(out->text, raw->text, bytes);
+        out->text[bytes] = '\0';
         status = read_line(&reader, raw);
     }
     pst_heap_free(reader.scratch);

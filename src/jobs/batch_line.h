@@ -32,10 +32,18 @@ typedef struct pst_batch_rules {
     pst_model_info info;
     uint32_t limit; /* tokens of a sequence; of a window when scoring */
     uint64_t key;   /* of the job: the model's shape and all that decides answers */
+    uint64_t
+        most_text_bytes; /* of a text that may be encoded, for which there is memory; 0: any. A longer one of a line
+                               * that is good so far is a failure of the run, PST_E_BUDGET */
 } pst_batch_rules;
+
+/* Bytes of memory that reading a line takes, by its own bytes: what it is read and copied into, and its ids; and by those of
+ * its longest text: what a tokenizer takes, and what the heap keeps of that. */
+enum { PST_BATCH_LINE_COST = 8, PST_BATCH_TEXT_COST = 40 };
 
 typedef struct pst_batch_line {
     char *text; /* the line; owned, as all pointers below except slices, which point into it */
+    size_t bytes;
     uint64_t index, number;
     char key[17];              /* hexadecimal; what ids in the answer are made of */
     bool is_openai;            /* the envelope {custom_id, method, url, body} */
@@ -43,7 +51,8 @@ typedef struct pst_batch_line {
     pst_batch_slice model;
     pst_batch_prompt *prompts; /* by generation the prompts, by scoring one text */
     size_t prompt_count;
-    size_t choices; /* how many requests; scoring a single token takes none */
+    size_t choices;            /* how many requests; scoring a single token takes none */
+    size_t longest_text_bytes; /* of the texts that were encoded, as they stand in the line */
 
     uint32_t copies; /* n: choices per prompt */
     uint32_t max_new_tokens;

@@ -630,6 +630,51 @@ static void test_memory(void **state)
         fail_msg("%lld bytes for 2,000 lines, %lld for 100,000", (long long)few, (long long)many);
 }
 
+/* One quoted text of a letter. */
+static void put_text(FILE *file, size_t bytes)
+{
+    fputc('"', file);
+    for (size_t i = 0; i < bytes; i++)
+        fputc('a', file);
+    fputc('"', file);
+}
+
+/* Long lines that are wrong anyway are not encoded: they get their errors in budgets that are too small for a prompt as long. */
+static void test_memory_of_wrong_lines(void **state)
+{
+    (void)state;
+    enum { LONG = 3000000, TOO_LONG = 9 << 20 };
+    char in[600], out[600];
+    snprintf(in, sizeof in, "%s", scratch_path("wrong.jsonl"));
+    snprintf(out, sizeof out, "%s", scratch_path("wrong.out"));
+    FILE *file = fopen(in, "w");
+    assert_non_null(file);
+    fputs("{\"prompt\": \"Once\", \"max_tokens\": 3}\n{\"prompt\": ", file);
+    put_text(file, LONG);
+    fputs(", \"temperature\": -1}\n", file);
+    put_text(file, LONG);
+    fputs("\n{\"prompt\": ", file);
+    put_text(file, LONG); /* and no brace after it */
+    fputs("\n{\"prompt\": ", file);
+    put_text(file, TOO_LONG);
+    fputs("}\n{\"prompt\": \"Once\", \"max_tokens\": 3}\n", file);
+    fclose(file);
+    json_t *document = expect_json(
+        PENSTOCK("generate", MODEL, "-i", in, "-o", out, "--json", "--host-memory", SANITIZED ? "2G" : "110Mi"));
+    assert_int_equal(json_integer_value(json_object_get(document, "answered")), 6);
+    assert_int_equal(json_integer_value(json_object_get(document, "failed")), 4);
+    json_int_t peak = json_integer_value(json_object_get(json_object_get(document, "stats"), "peak_rss_bytes"));
+    assert_true(SANITIZED || peak <= 110 << 20);
+    json_decref(document);
+    static const char *const codes[] = {"invalid_request", "invalid_request", "invalid_json", "line_too_long"};
+    for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
+        json_t *answer = answer_of(out, i + 1);
+        assert_string_equal(text_at(answer, "error", "code"), codes[i]);
+        json_decref(answer);
+    }
+    remove(in);
+}
+
 int main(void)
 {
     random_start("batch jobs");
@@ -647,6 +692,7 @@ int main(void)
         cmocka_unit_test(test_another_job),
         cmocka_unit_test(test_no_room),
         cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_memory_of_wrong_lines),
         cmocka_unit_test(test_mixed_lengths),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
