@@ -153,8 +153,11 @@ char *pst_format_bytes(double bytes, char *text, size_t text_bytes)
 
 char *pst_format_seconds(double seconds, char *text, size_t text_bytes)
 {
-    if (!(seconds >= 0) || seconds > 1e9)
+    static const double year = 365.25 * 24 * 3600;
+    if (!(seconds >= 0) || !isfinite(seconds))
         snprintf(text, text_bytes, "?");
+    else if (seconds > 1e9)
+        snprintf(text, text_bytes, "%.3g years", seconds / year);
     else if (seconds < 0.9995)
         snprintf(text, text_bytes, "%.3g ms", seconds * 1000);
     else if (seconds < 99.5)

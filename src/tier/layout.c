@@ -259,8 +259,24 @@ static int cut_stage(cutter *cut, const pst_stage *stages, uint32_t index, pst_e
     return 0;
 }
 
+/* No memory has tables for more parts than this, and they are counted in 32 bits. */
+static int check_count(const pst_stage *stages, size_t stage_count, uint64_t slot_bytes, pst_error *err)
+{
+    enum { MOST = 1 << 25 };
+    uint64_t least = 0;
+    for (size_t s = 0; s < stage_count; s++)
+        for (uint32_t t = 0; t < stages[s].tensor_count && slot_bytes > 0; t++)
+            least += stages[s].tensors[t].rows * stages[s].tensors[t].row_bytes / slot_bytes;
+    if (least <= MOST)
+        return 0;
+    return pst_fail(err, PST_E_UNSUPPORTED, NULL,
+                    "weights that take %llu reads of %llu bytes are not supported (%d are)", (unsigned long long)least,
+                    (unsigned long long)slot_bytes, MOST);
+}
+
 int pst_layout_create(const pst_stage *stages, size_t stage_count, uint64_t slot_bytes, pst_layout *out, pst_error *err)
 {
+    PST_TRY(check_count(stages, stage_count, slot_bytes, err));
     pst_layout layout = {0};
     cutter cut = {.layout = &layout, .slot_bytes = slot_bytes / PST_EXTENT_ALIGN * PST_EXTENT_ALIGN};
     for (size_t s = 0; s < stage_count; s++) {

@@ -98,6 +98,7 @@ static void test_formats(void **state)
     assert_string_equal(pst_format_seconds(0.0123, text, sizeof text), "12.3 ms");
     assert_string_equal(pst_format_seconds(245, text, sizeof text), "4 min 05 s");
     assert_string_equal(pst_format_seconds(7380, text, sizeof text), "2 h 03 min");
+    assert_string_equal(pst_format_seconds(3.15576e11, text, sizeof text), "1e+04 years");
     assert_string_equal(pst_format_seconds(NAN, text, sizeof text), "?");
     assert_string_equal(pst_format_value(1.5e9, "bytes/s", text, sizeof text), "1.50 GB/s");
     assert_string_equal(pst_format_value(0.97, "share", text, sizeof text), "97 %");

@@ -160,6 +160,21 @@ static void test_too_small_a_slot_is_refused(void **state)
     assert_int_equal(pst_layout_create(model.stages, model.stage_count, PST_EXTENT_ALIGN, &layout, &err), PST_E_BUDGET);
 }
 
+/* 16 exabytes in slots of a gigabyte: refused before the tables are made. */
+static void test_too_many_parts_are_refused(void **state)
+{
+    (void)state;
+    const pst_tensor tensor = {.name = "w", .dtype = PST_U8, .rank = 2};
+    pst_stage_tensor matrix = {.tensor = &tensor, .rows = UINT64_C(1) << 40, .row_bytes = (1 << 24) - 1};
+    const pst_stage stage = {.name = "stage", .tensors = &matrix, .tensor_count = 1};
+    pst_layout layout;
+    pst_error err;
+    assert_int_equal(pst_layout_create(&stage, 1, 1 << 30, &layout, &err), PST_E_UNSUPPORTED);
+    matrix.rows = 64;
+    assert_int_equal(pst_layout_create(&stage, 1, 1 << 30, &layout, &err), 0);
+    pst_layout_destroy(&layout);
+}
+
 static void test_allocation_failures(void **state)
 {
     (void)state;
@@ -184,8 +199,11 @@ static void test_allocation_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random_cuts),          cmocka_unit_test(test_whole_stage_is_one_part),
-        cmocka_unit_test(test_units_are_cut_evenly), cmocka_unit_test(test_too_small_a_slot_is_refused),
+        cmocka_unit_test(test_random_cuts),
+        cmocka_unit_test(test_whole_stage_is_one_part),
+        cmocka_unit_test(test_units_are_cut_evenly),
+        cmocka_unit_test(test_too_small_a_slot_is_refused),
+        cmocka_unit_test(test_too_many_parts_are_refused),
         cmocka_unit_test(test_allocation_failures),
     };
     return cmocka_run_group_tests_name("layout", tests, NULL, NULL);
