@@ -2,7 +2,8 @@
 /*
  * Quantized copies that are made when they are first asked for, and found again by what they were made from.
  *
- * A copy's name ends in a digest of its identity: the model's place, every file's size and time of change, and the options.
+ * A copy's name ends in a digest of its identity: the model's place, every file's size and time of change, samples of its
+ * weights (tools that copy files give them the times of others), and the options.
  * One folder: DIR/<name> appears whole, as convert makes it. Several: DIR_i/<name> are the members of a stripe set, filled in
  * place, and complete when the first has its marker; what has none is removed and made anew. DIR_1/<name>.lock is held
  * exclusively while a copy is looked after and made, and shared while it is used.
@@ -12,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "jobs/batch_internal.h"
 #include "jobs/convert_internal.h"
 #include "os/clock.h"
 #include "os/file.h"
@@ -102,8 +104,11 @@ static int add_absolute(pst_json_text *text, const char *path, pst_error *err)
 static int describe(const offloading *o, pst_json_text *text, pst_error *err)
 {
     const pst_offload_options *p = &o->options;
-    pst_json_text_add(text, "1\n%u bits, groups of %u, %s\n", p->bits, p->group_size ? p->group_size : 64,
-                      p->symmetric ? "symmetric" : "asymmetric");
+    uint64_t weights = 0;
+    PST_TRY(pst_batch_weights_key(o->model, &weights, err));
+    pst_json_text_add(text, "2\n%u bits, groups of %u, %s\nweights %016llx\n", p->bits,
+                      p->group_size ? p->group_size : 64, p->symmetric ? "symmetric" : "asymmetric",
+                      (unsigned long long)weights);
     PST_TRY(add_absolute(text, o->model->folder, err));
     PST_TRY(add_files(o, text, err));
     for (uint32_t i = 0; p->folder_count > 1 && i < p->folder_count; i++)
@@ -123,8 +128,8 @@ static int make_name(offloading *o, pst_error *err)
     pst_digest_begin(digest);
     pst_digest_add(digest, text.text, text.bytes);
     pst_digest_end(digest, digits);
-    const char *slash = strrchr(o->options.model, '/');
-    snprintf(base, sizeof base, "%s", slash != NULL && slash[1] != '\0' ? slash + 1 : "model");
+    const char *slash = strrchr(o->options.model, '/'), *last = slash != NULL ? slash + 1 : o->options.model;
+    snprintf(base, sizeof base, "%s", *last != '\0' ? last : "model");
     for (char *at = base; *at != '\0'; at++) {
         bool is_plain = (*at >= 'a' && *at <= 'z') || (*at >= 'A' && *at <= 'Z') || (*at >= '0' && *at <= '9') ||
                         *at == '-' || *at == '_' || (*at == '.' && at > base);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* --quant-bits: a quantized copy is made once and found again, over one folder or several, whatever happened before. */
 #include <dirent.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -116,6 +117,31 @@ static void test_changed_model(void **state)
     free(ask(PENSTOCK("generate", model, ASK, "--quant-bits", "8", "--offload-dir", dir), true));
 }
 
+/* Other weights with the sizes and times of the old ones, as tools that copy files leave them. */
+static void test_changed_weights(void **state)
+{
+    (void)state;
+    const char *model = copy_model(MODEL, "retrained"), *dir = scratch_path("retrained-copies");
+    free(ask(PENSTOCK("generate", model, ASK, "--quant-bits", "8", "--offload-dir", dir), true));
+    assert_int_equal(count_in(dir, "retrained-8bit-"), 2); /* named after the model */
+    char path[600];
+    snprintf(path, sizeof path, "%s/model-00002-of-00003.safetensors", model);
+    struct stat before;
+    assert_int_equal(stat(path, &before), 0);
+    size_t bytes;
+    char *text = read_file(path, &bytes);
+    uint64_t header = 0;
+    memcpy(&header, text, sizeof header);
+    for (size_t i = sizeof header + header; i < bytes; i += 2)
+        text[i] ^= 1;
+    write_file(path, text, bytes);
+    free(text);
+    const struct timespec times[2] = {before.st_atim, before.st_mtim};
+    assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
+    free(ask(PENSTOCK("generate", model, ASK, "--quant-bits", "8", "--offload-dir", dir), true));
+    free(ask(PENSTOCK("generate", model, ASK, "--quant-bits", "8", "--offload-dir", dir), false));
+}
+
 static void test_stripes(void **state)
 {
     (void)state;
@@ -204,8 +230,10 @@ static void test_together(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_made_once), cmocka_unit_test(test_usual_place), cmocka_unit_test(test_changed_model),
-        cmocka_unit_test(test_stripes),   cmocka_unit_test(test_ended_early), cmocka_unit_test(test_together),
+        cmocka_unit_test(test_made_once),     cmocka_unit_test(test_usual_place),
+        cmocka_unit_test(test_changed_model), cmocka_unit_test(test_changed_weights),
+        cmocka_unit_test(test_stripes),       cmocka_unit_test(test_ended_early),
+        cmocka_unit_test(test_together),
     };
     return cmocka_run_group_tests_name("offload", tests, NULL, NULL);
 }
