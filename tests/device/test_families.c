@@ -207,6 +207,68 @@ static void test_stored_cases(void **state)
     pst_file_list_free(names, count);
 }
 
+/* ---- Sampled texts ---- */
+
+enum { SAMPLED = 5, SAMPLED_TOKENS = 12 };
+
+static void generate_sampled(pst_model *model, const char *device, const uint32_t *ids, size_t count,
+                             uint32_t answers[SAMPLED][SAMPLED_TOKENS], const char *what)
+{
+    static const pst_sampling samplings[SAMPLED] = {{.temperature = 0.8, .top_k = 50, .top_p = 0.9, .seed = 11},
+                                                    {.temperature = 1, .top_p = 0.95, .seed = 12},
+                                                    {.temperature = 0},
+                                                    {.temperature = 1.3, .top_k = 200, .min_p = 0.02, .seed = 13},
+                                                    {.temperature = 0.8, .top_k = 50, .top_p = 0.9, .seed = 14}};
+    pst_request requests[SAMPLED];
+    pst_result results[SAMPLED];
+    pst_error err;
+    const pst_session_options options = {.max_tokens = (uint32_t)count + SAMPLED_TOKENS,
+                                         .max_sequences = SAMPLED,
+                                         .compute_type = PST_COMPUTE_F32,
+                                         .kv_bits = 32,
+                                         .requests_only = true,
+                                         .device = device};
+    pst_session *session = open_session(model, options, what);
+    for (size_t i = 0; i < SAMPLED; i++)
+        requests[i] = (pst_request){.prompt_ids = ids,
+                                    .prompt_count = count,
+                                    .max_new_tokens = SAMPLED_TOKENS,
+                                    .sampling = samplings[i],
+                                    .ignore_end = true};
+    if (pst_generate(session, requests, SAMPLED, NULL, NULL, results, NULL, &err) < 0)
+        fail_msg("%s: %s", what, err.message);
+    for (size_t i = 0; i < SAMPLED; i++) {
+        memcpy(answers[i], results[i].ids.ids, sizeof answers[i]);
+        pst_result_free(&results[i]);
+    }
+    pst_session_close(session);
+}
+
+/* The same tokens as on the host: its logits differ in the last digits, which decide no draw of these seeds. */
+static void test_sampled_texts(void **state)
+{
+    (void)state;
+    if (!ops_begin("sampled texts"))
+        return;
+    static const char *const names[] = {"llama_gqa2", "opt_350m", "bloom", "mixtral", "deepseek_v3"};
+    for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
+        char path[600];
+        uint32_t ids[20], host[SAMPLED][SAMPLED_TOKENS], mine[SAMPLED][SAMPLED_TOKENS];
+        pst_model_info info;
+        snprintf(path, sizeof path, CASES "/%s", names[n]);
+        pst_model *model = open_model(path);
+        pst_model_get_info(model, &info);
+        for (uint32_t i = 0; i < 20; i++)
+            ids[i] = (i * 37 + 5) % info.vocab;
+        generate_sampled(model, "host", ids, 20, host, names[n]);
+        generate_sampled(model, ops_file(), ids, 20, mine, names[n]);
+        for (size_t i = 0; i < SAMPLED; i++)
+            if (memcmp(host[i], mine[i], sizeof host[i]) != 0)
+                fail_msg("%s on %s: other tokens than on the host in text %zu", names[n], ops_name(), i);
+        pst_model_close(model);
+    }
+}
+
 /* ---- Random models ---- */
 
 static int remove_entry(const char *path, const struct stat *info, int kind, struct FTW *where)
@@ -446,6 +508,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_stored_cases),
+        cmocka_unit_test(test_sampled_texts),
         cmocka_unit_test(test_random_models),
         cmocka_unit_test(test_residency),
     };

@@ -71,7 +71,11 @@ static void deal(work *w)
             .prompt_ids = t->ids, .max_new_tokens = (uint32_t)random_below(MAX_NEW + 1), .stop_texts = stops};
         t->request.stop_count = random_below(3);
         t->request.ignore_end = random_below(2) == 0;
-        t->request.sampling = (pst_sampling){.temperature = (double)random_below(3) / 2, .seed = random_below(1000)};
+        t->request.sampling = (pst_sampling){.temperature = (double)random_below(3) / 2,
+                                             .top_k = (uint32_t)(random_below(2) * random_below(100)),
+                                             .top_p = (double)random_below(4) / 3,
+                                             .min_p = (double)random_below(2) / 50,
+                                             .seed = random_below(1000)};
         uint64_t kind = i == 0 ? 2 : random_below(12); /* the first is good: others begin with its ids */
         t->bad = kind <= 1;
         if (kind == 0)

@@ -189,6 +189,76 @@ static void test_choice_of_batch(void **state)
     pst_model_close(model);
 }
 
+/* Requests side by side, each with settings of its own. */
+enum { TOGETHER = 7 };
+
+static void generate_together(pst_model *model, const char *device, bool requests_only, uint32_t answers[TOGETHER][NEW])
+{
+    static const pst_sampling samplings[TOGETHER] = {
+        {.temperature = 0},
+        {.temperature = 0.8, .top_k = 50, .top_p = 0.9, .seed = 1},
+        {.temperature = 1, .top_p = 0.95, .seed = 2},
+        {.temperature = 1e9, .top_k = 40, .seed = 3}, /* of so many that weigh the same, the lowest ids */
+        {.temperature = 1.2, .top_k = 1000, .min_p = 0.01, .seed = 4},
+        {.temperature = 1, .seed = 5},
+        {.temperature = 0.7, .top_k = 1, .seed = 6},
+    };
+    pst_session_options options = {.struct_size = sizeof options,
+                                   .max_tokens = TOKENS,
+                                   .max_sequences = TOGETHER,
+                                   .threads = 2,
+                                   .device = device,
+                                   .requests_only = requests_only};
+    pst_request requests[TOGETHER];
+    pst_result results[TOGETHER];
+    pst_session *session;
+    pst_error err;
+    if (pst_session_open(model, &options, &session, &err) < 0)
+        fail_msg("%s", err.message);
+    for (size_t i = 0; i < TOGETHER; i++)
+        requests[i] = (pst_request){.prompt_ids = prompt,
+                                    .prompt_count = PROMPT - i,
+                                    .max_new_tokens = NEW,
+                                    .sampling = samplings[i],
+                                    .ignore_end = true};
+    if (pst_generate(session, requests, TOGETHER, NULL, NULL, results, NULL, &err) < 0)
+        fail_msg("%s", err.message);
+    for (size_t i = 0; i < TOGETHER; i++) {
+        memcpy(answers[i], results[i].ids.ids, sizeof answers[i]);
+        pst_result_free(&results[i]);
+    }
+    const pst_logits *logits;
+    size_t count;
+    assert_int_equal(pst_session_step(session, &logits, &count, &err), requests_only ? PST_E_USAGE : 0);
+    pst_session_close(session);
+}
+
+static void test_choices(void **state)
+{
+    (void)state;
+    uint32_t answers[TOGETHER][NEW], host[TOGETHER][NEW];
+    uint64_t pinned[2];
+    pst_model *model;
+    pst_error err;
+    assert_int_equal(pst_model_open(TALES, NULL, &model, &err), 0);
+    generate_together(model, "host", false, host);
+    for (int requests_only = 0; requests_only < 2; requests_only++) {
+        fault = (pst_device_fault){.separate = true, .late = requests_only};
+        generate_together(model, "pretended", requests_only, answers);
+        if (fault.misuses > 0)
+            fail_msg("%s", fault.misuse);
+        assert_int_equal(pst_device_fault_held(&fault), 0);
+        assert_memory_equal(answers, host, sizeof host);
+        pinned[requests_only] = fault.peak_bytes[PST_MEMORY_HOST];
+    }
+    assert_true(pinned[1] <= pinned[0]);
+    for (uint32_t i = 0; i < NEW; i++)
+        assert_true(host[3][i] < 40);
+    generate_together(model, "host", true, answers);
+    assert_memory_equal(answers, host, sizeof host);
+    pst_model_close(model);
+}
+
 static void test_failing_calls(void **state)
 {
     (void)state;
@@ -226,9 +296,8 @@ static void test_failing_calls(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_plan_and_statistics),
-        cmocka_unit_test(test_budgets),
-        cmocka_unit_test(test_choice_of_batch),
+        cmocka_unit_test(test_plan_and_statistics), cmocka_unit_test(test_budgets),
+        cmocka_unit_test(test_choice_of_batch),     cmocka_unit_test(test_choices),
         cmocka_unit_test(test_failing_calls),
     };
     return cmocka_run_group_tests_name("device sessions", tests, set_up, tear_down);
