@@ -293,9 +293,11 @@ static int open_beside(cli_engine *engine, const pst_session_options *options, u
     if (budget == 0 || bytes == 0) /* without a bound of its own the plan leaves a share of the free memory alone */
         return pst_session_open(engine->model, options, &engine->session, err);
     if (bytes > budget / 2)
-        return pst_fail(err, PST_E_BUDGET, NULL,
-                        "a host memory budget of %.1f MiB is too small: what these prompts give takes %.1f MiB of it",
-                        (double)budget / 0x1p20, (double)bytes / 0x1p20);
+        return pst_fail(
+            err, PST_E_BUDGET, NULL,
+            "a host memory budget of %.1f MiB is too small: what these prompts give takes %.1f MiB, which may "
+            "be half of it; for that the smallest is %lluMi",
+            (double)budget / 0x1p20, (double)bytes / 0x1p20, (unsigned long long)((2 * bytes >> 20) + 1));
     void *held = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (held == MAP_FAILED)
         return pst_fail_memory(err, "results", bytes);

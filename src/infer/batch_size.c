@@ -123,11 +123,8 @@ static int try_batch(const choice *c, uint32_t sequences, pst_batch_point *out, 
     uint64_t held, budget = o.host_memory_bytes;
     set_batch(c, &o, sequences);
     if (__builtin_mul_overflow(w->sequence_bytes, (uint64_t)sequences, &held) ||
-        __builtin_add_overflow(held, w->fixed_bytes, &held) || held > UINT64_MAX / 8 ||
-        (budget != 0 && held > budget / 2))
-        return pst_fail(err, PST_E_BUDGET, NULL,
-                        "a host memory budget of %.1f MiB is too small: what these requests give takes %.1f MiB of it",
-                        (double)budget / 0x1p20, (double)held / 0x1p20);
+        __builtin_add_overflow(held, w->fixed_bytes, &held) || held > UINT64_MAX / 8)
+        return pst_fail(err, PST_E_BUDGET, NULL, "what %u of these requests give is more than any memory", sequences);
     pst_forward_config config = {.transformer = &c->transformer, .program = c->program, .apart = c->apart};
     config.record_routing = o.on_routing != NULL;
     pst_plan_request request;
@@ -142,9 +139,15 @@ static int try_batch(const choice *c, uint32_t sequences, pst_batch_point *out, 
         PST_TRY(pst_session_request_plan(&o, c->process_bytes + held, &config, &request, &cache, err));
         status = pst_plan_create(&request, &plan, err);
     }
-    PST_TRY(status);
+    PST_TRY(status); /* with the smallest budget for the whole */
     *out = describe(c, &o, &plan, &cache);
     pst_plan_destroy(&plan);
+    if (budget != 0 && held > budget / 2)
+        return pst_fail(
+            err, PST_E_BUDGET, NULL,
+            "a host memory budget of %.1f MiB is too small: what these requests give takes %.1f MiB, which may "
+            "be half of it; the smallest that works is %lluMi",
+            (double)budget / 0x1p20, (double)held / 0x1p20, (unsigned long long)((2 * held >> 20) + 1));
     return 0;
 }
 

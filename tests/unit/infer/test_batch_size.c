@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -145,6 +146,35 @@ static void test_mixed_lengths(void **state)
     pst_session_close(session);
 }
 
+/* A budget that is too small is refused with one that works; where what the requests give takes the most of it, the second
+ * refusal's works. */
+static void test_named_budgets(void **state)
+{
+    pst_model *model = *state;
+    const uint64_t fixed[] = {0, 3 << 20, 200 << 20};
+    for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++) {
+        pst_workload work = job(500, 10, 10);
+        work.fixed_bytes = fixed[i];
+        uint64_t budget = 1 << 20;
+        int status = PST_E_BUDGET;
+        for (int attempt = 0; attempt < 3 && status == PST_E_BUDGET; attempt++) {
+            pst_session_options o = shape(budget);
+            pst_error err;
+            status = pst_session_choose_batch(model, &work, &o, &err);
+            if (status >= 0)
+                break;
+            const char *number = strstr(err.message, "the smallest that works is ");
+            if (number == NULL)
+                fail_msg("%s", err.message);
+            uint64_t named = strtoull(number + strlen("the smallest that works is "), NULL, 10) << 20;
+            assert_true(named > budget);
+            budget = named;
+        }
+        assert_int_equal(status, 0);
+        assert_true(budget >= 2 * fixed[i]);
+    }
+}
+
 static void test_bounds(void **state)
 {
     pst_model *model = *state;
@@ -222,9 +252,9 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rule),          cmocka_unit_test(test_rates),  cmocka_unit_test(test_cache),
-        cmocka_unit_test(test_mixed_lengths), cmocka_unit_test(test_bounds), cmocka_unit_test(test_measured),
-        cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_rule),          cmocka_unit_test(test_rates),         cmocka_unit_test(test_cache),
+        cmocka_unit_test(test_mixed_lengths), cmocka_unit_test(test_named_budgets), cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_measured),      cmocka_unit_test(test_allocations),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
