@@ -10,14 +10,16 @@
  *
  * Invariance. For every operator, the bits of one output row depend on that row's inputs alone and on what the request and
  * the checkpoint fix (types, widths of whole matrices): not on where a weight lay, in which cuts of rows a matrix arrives,
- * how many other sequences are in the pass, or how many threads share the work. So an operator may choose its algorithm by
- * the width of x and by formats, but not by the rows of `w` at hand. A device for which
- * the choice also depends on the rows of x (tensor cores for many, plain sums for few) says so: `rows_change_bits`.
+ * how many other sequences are in the pass, how many of a prompt's rows, or how many threads share the work. So an operator
+ * may choose its algorithm by the width of x, by formats and by the rows' phase, but not by the rows of `w` at hand nor by
+ * those of x. What is not finite in one row stays out of all others.
  *
  * Phases. A row of a pass is of its request's prompt (of a text that is scored), or of a token that was generated and is fed
  * back: a fact of the request, never of how its rows were dealt to passes. Products and attention are told, rows of generated
  * tokens first, so that a device may compute the two by different kernels with different bits: a prompt's rows come in
- * numbers, generated tokens one at a time. The last row of a prompt is computed as the others, even when it comes alone.
+ * numbers, generated tokens one at a time. The last row of a prompt is computed as the others, even when it comes alone. A
+ * device that makes such a difference says so (`phases_change_bits`): then what a generated token left in the cache does not
+ * stand for a prompt's.
  *
  * Memory. Every pointer of a job's operands is memory that the device can use: from `allocate`, either kind, and so are arrays
  * of numbers (positions, segments, tables of blocks), which the caller keeps unchanged until the work that uses them is
@@ -278,10 +280,10 @@ typedef struct pst_device_event pst_device_event;
 
 /* Entries are never NULL. */
 typedef struct pst_device_ops {
-    uint32_t struct_size;  /* sizeof(pst_device_ops) when the device was built */
-    const char *name;      /* "host", "cuda" */
-    bool is_host;          /* its memory is the host's own, its operators are done when they return; no plugin's is */
-    bool rows_change_bits; /* see Invariance above */
+    uint32_t struct_size;    /* sizeof(pst_device_ops) when the device was built */
+    const char *name;        /* "host", "cuda" */
+    bool is_host;            /* its memory is the host's own, its operators are done when they return; no plugin's is */
+    bool phases_change_bits; /* see Phases above */
 
     /* The line about the last failure ("" if there was none). Valid until the next call. */
     const char *(*last_error)(pst_device *device);

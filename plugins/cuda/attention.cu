@@ -2,13 +2,15 @@
 /*
  * The operator `attention`: which kernel computes which segments, and the sum of partial results.
  *
- * What the bits of a query's result depend on, besides its own q, keys, values and position: the request (types of
- * the cache and of the result, dimensions, heads that share a key/value head, window, slopes, scale), the device's
- * kind (its shared memory decides whether tensor cores can take a job), and whether its segment has at most
- * few_rows_of() rows. With so few it is decode: the positions are cut into chunks that lie at fixed positions
- * (attention.h), each chunk's maximum, total and sums are combined in rising order, scaled to the largest maximum.
- * Otherwise all positions go through in one run of tiles. They do not depend on other segments, on where blocks lie,
- * or on how the pass's rows are cut: it is the whole segment's rows that count.
+ * What the bits of a query's result depend on, besides its own q, the keys, values and position that it sees: the
+ * request (types of the cache and of the result, dimensions, heads that share a key/value head, window, slopes, scale),
+ * the device's kind (its shared memory decides whether tensor cores can take a job), and whether it is of a prompt or
+ * of a generated token. Of a generated token the positions are cut into chunks that lie at fixed positions
+ * (attention.h), each chunk's maximum, total and sums are combined in rising order, scaled to the largest maximum. Of a
+ * prompt all positions go through in one run of tiles, which lie at fixed positions, too; also of a prompt's last row,
+ * when it comes alone. So the bits do not depend on other rows, on where blocks lie, or on how rows are dealt to
+ * segments, calls and passes. What a query does not see adds nothing to it, whatever it is: weights of zero where that
+ * is a number (tensor cores leave products of zero out of what they align sums to), else attention_*.cu see to it.
  *
  * Kernels: attention_tensor.cu for 16 bits, and for codes when the result is BF16; attention_plain.cu, f32
  * throughout, for all else.
@@ -18,8 +20,7 @@
 #include "attention.h"
 
 enum {
-    FEW_ROWS = 8,     /* a segment of more rows keeps the device busy without chunks */
-    FEW_QUERIES = 64, /* likewise rows x heads that share a key/value head */
+    MOST_SLOTS = 8, /* rows of a segment whose partial results are held at a time; it mostly has one */
     COMBINE_THREADS = 128
 };
 
@@ -31,14 +32,14 @@ static const uint64_t partials_bytes = 1ull << 20;
 static const uint64_t partials_bytes = 64ull << 20;
 #endif
 
-/* Combines the chunks of one query: head blockIdx.x of row blockIdx.y of segment blockIdx.z of the launch. With
+/* Combines the chunks of one query: head blockIdx.x of slot blockIdx.y of segment blockIdx.z of the launch. With
  * one chunk the bits are those of that chunk alone. */
 static __global__ void __launch_bounds__(COMBINE_THREADS) attention_combine_kernel(const attention_args a)
 {
     __shared__ float weights[ATTENTION_MAX_CHUNKS];
     const pst_segment s = a.segments[a.first_segment + blockIdx.z];
     uint32_t skipped;
-    const uint32_t rows = attention_clip(a, s, &skipped), row = blockIdx.y, head = blockIdx.x;
+    const uint32_t rows = attention_clip(a, s, &skipped), row = a.first_slot + blockIdx.y, head = blockIdx.x;
     if (row < skipped || row - skipped >= rows)
         return;
     const uint32_t position = s.first_position + row;
@@ -65,12 +66,6 @@ static __global__ void __launch_bounds__(COMBINE_THREADS) attention_combine_kern
             sum = fmaf(sums[(uint64_t)c * floats], weights[c], sum);
         attention_store_out(a, out_row, head, d, sum / total);
     }
-}
-
-static uint32_t few_rows_of(uint32_t group)
-{
-    const uint32_t rows = FEW_QUERIES / group;
-    return rows < 1 ? 1 : rows < FEW_ROWS ? rows : (uint32_t)FEW_ROWS;
 }
 
 /* `stored`: elements of a row, of which `dim` count. */
@@ -111,10 +106,9 @@ static attention_args args_of(const pst_attention *job)
         a.values = rows_of(layout->type, layout->value_dim, layout->key_dim, 0);
     else
         a.values = rows_of(layout->type, layout->value_dim, layout->value_dim, layout->kv_heads * a.keys.head_bytes);
-    a.segment_count = (uint32_t)job->segments.count;
+    a.slots = UINT32_MAX;
     a.heads = job->heads;
     a.group = job->heads / layout->kv_heads;
-    a.few_rows = few_rows_of(a.group);
     a.window = job->window;
     a.scale = job->scale;
     a.type = layout->type;
@@ -141,18 +135,15 @@ static uint32_t rows_bound(const pst_segments *segments, uint64_t count, uint64_
     return (uint32_t)lesser(segments->rows, count * max_rows);
 }
 
-/* The segments of few rows. With more than one chunk: as many segments at a time as the partial results have room
- * for. */
-static int attend_few(cuda_device *device, const pst_attention *job, attention_args a)
+/* Some rows of the segments of generated tokens, at once or, with more than one chunk, of as many segments at a time as
+ * the partial results have room for. */
+static int attend_slots(cuda_device *device, const pst_attention *job, attention_args a)
 {
     const pst_segments *segments = &job->segments;
-    attention_grid grid = {0, job->layout.kv_heads, attention_chunk_of(segments->max_positions - 1) + 1};
-    uint64_t step = a.segment_count;
-    a.few = true;
-    a.slots = (uint32_t)lesser(a.few_rows, segments->max_rows);
-    a.chunks = grid.chunks;
+    attention_grid grid = {0, job->layout.kv_heads, a.chunks};
+    uint64_t step = segments->generated;
     if (grid.chunks > 1) {
-        const uint64_t bytes = (uint64_t)a.slots * a.heads * a.chunks * (a.values.dim + 2) * sizeof(float);
+        const uint64_t bytes = (uint64_t)a.slots * a.heads * a.chunks * attention_partial_floats(a) * sizeof(float);
         step = lesser(bytes < partials_bytes ? partials_bytes / bytes : 1, lesser(step, 65535));
         void *partials;
         const int status = pst_cuda_scratch(device, (size_t)(step * bytes), &partials);
@@ -160,9 +151,9 @@ static int attend_few(cuda_device *device, const pst_attention *job, attention_a
             return status;
         a.partials = (float *)partials;
     }
-    for (uint64_t first = 0; first < segments->count; first += step) {
+    for (uint64_t first = 0; first < segments->generated; first += step) {
         a.first_segment = (uint32_t)first;
-        a.segment_count = (uint32_t)lesser(step, segments->count - first);
+        a.segment_count = (uint32_t)lesser(step, segments->generated - first);
         grid.tiles_of_rows = rows_bound(segments, a.segment_count, a.slots);
         int status = pst_cuda_check(device, "attention", launch(device, a, grid));
         if (status >= 0 && a.partials != NULL)
@@ -175,20 +166,40 @@ static int attend_few(cuda_device *device, const pst_attention *job, attention_a
     return 0;
 }
 
+static int attend_generated(cuda_device *device, const pst_attention *job, attention_args a)
+{
+    const uint64_t rows = job->segments.generated_max_rows;
+    a.few = true;
+    a.chunks = attention_chunk_of(job->segments.generated_max_positions - 1) + 1;
+    a.slots = (uint32_t)(a.chunks > 1 ? lesser(rows, MOST_SLOTS) : rows);
+    for (uint64_t first = 0; first < rows; first += a.slots) {
+        a.first_slot = (uint32_t)first;
+        const int status = attend_slots(device, job, a);
+        if (status < 0)
+            return status;
+    }
+    return 0;
+}
+
+static int attend_prompts(cuda_device *device, const pst_attention *job, attention_args a)
+{
+    const pst_segments *segments = &job->segments;
+    a.first_segment = (uint32_t)segments->generated;
+    a.segment_count = (uint32_t)(segments->count - segments->generated);
+    const attention_grid grid = {rows_bound(segments, a.segment_count, segments->max_rows), job->layout.kv_heads, 1};
+    return pst_cuda_check(device, "attention", launch(device, a, grid));
+}
+
 int pst_cuda_attention(cuda_device *device, const pst_attention *job)
 {
     const pst_segments *segments = &job->segments;
     if (segments->count == 0 || segments->rows == 0 || segments->max_rows == 0)
         return 0;
-    attention_args a = args_of(job);
-    if (segments->max_rows > a.few_rows) {
-        const attention_grid grid = {rows_bound(segments, segments->count, segments->max_rows), job->layout.kv_heads,
-                                     1};
-        const int status = pst_cuda_check(device, "attention", launch(device, a, grid));
-        if (status < 0)
-            return status;
-        if (segments->count == 1)
-            return 0;
-    }
-    return attend_few(device, job, a);
+    const attention_args a = args_of(job);
+    int status = 0;
+    if (segments->generated < segments->count)
+        status = attend_prompts(device, job, a);
+    if (segments->generated > 0 && status >= 0)
+        status = attend_generated(device, job, a);
+    return status;
 }

@@ -8,8 +8,8 @@
  * multiples of that, with the running maximum and sum of exponentials of every query ("online softmax", arXiv
  * 2205.14135).
  *
- * Segments of few rows (decode) are cut along the positions as well, so that one sequence keeps the whole device busy
- * ("flash decoding"). The cuts ("chunks") lie at fixed positions: 32 chunks of 128 positions, then 32 of 256, 32 of
+ * Segments of generated tokens have few rows: they are cut along the positions as well, so that one sequence keeps the
+ * whole device busy ("flash decoding"). The cuts ("chunks") lie at fixed positions: 32 chunks of 128 positions, then 32 of 256, 32 of
  * 512 and so on, which bounds the memory for partial results. attention.cu combines them, in rising order.
  */
 #ifndef PST_CUDA_ATTENTION_H
@@ -45,13 +45,12 @@ typedef struct attention_args {
     uint64_t block_offset;
     attention_rows keys, values;
     uint32_t first_segment, segment_count; /* of this launch */
-    uint32_t few_rows;                     /* segments of so many rows at most are cut into chunks */
-    uint32_t slots;                        /* rows per segment that `partials` has room for */
+    uint32_t first_slot, slots;            /* rows of a segment, counted from its first one, that the launch is for */
     uint32_t chunks;                       /* that `partials` has room for */
     uint32_t heads, group, window;
     float scale;
     pst_kv_type type;
-    bool few;         /* the launch is for segments of few rows; else for the others */
+    bool few;         /* the launch is for segments of generated tokens; else of prompts */
     bool shared;      /* a value is the beginning of its key */
     bool out_is_bf16; /* else f32 */
 } attention_args;
@@ -80,23 +79,23 @@ static __host__ __device__ __forceinline__ uint32_t attention_chunk_of(uint32_t 
 typedef struct attention_work {
     void *const *blocks;     /* the sequence's */
     uint32_t segment;        /* counted from args.first_segment */
-    uint32_t skipped;        /* rows of the segment that lie before the operands */
+    uint32_t skipped;        /* rows of the segment that lie before the operands and before first_slot */
     uint32_t first, count;   /* queries, counted from the first row that is not skipped */
     uint32_t first_position; /* of that row */
     uint64_t first_row;      /* of the operands, that has it */
     uint32_t begin, end;     /* positions that any of the queries sees, and that are this block's: its own chunk's */
 } attention_work;
 
-/* A segment's rows that the operands have: how many, and how many come before them. 0 if they are another
- * launch's. */
+/* A segment's rows that the operands have and the launch is for: how many, and how many come before them. */
 static __device__ __forceinline__ uint32_t attention_clip(const attention_args &a, const pst_segment &s,
                                                           uint32_t *skipped)
 {
-    const uint64_t begin = s.first_row > a.first_row ? s.first_row : a.first_row;
-    const uint64_t s_end = s.first_row + s.rows, a_end = a.first_row + a.rows;
+    const uint64_t s_begin = s.first_row + a.first_slot, begin = s_begin > a.first_row ? s_begin : a.first_row;
+    const uint64_t rows = s.rows < (uint64_t)a.first_slot + a.slots ? s.rows : (uint64_t)a.first_slot + a.slots;
+    const uint64_t s_end = s.first_row + rows, a_end = a.first_row + a.rows;
     const uint64_t end = s_end < a_end ? s_end : a_end;
     *skipped = (uint32_t)(begin - s.first_row);
-    return end > begin && (s.rows <= a.few_rows) == a.few ? (uint32_t)(end - begin) : 0;
+    return end > begin ? (uint32_t)(end - begin) : 0;
 }
 
 /* The first position that a query at `position` sees. */
@@ -169,6 +168,21 @@ static __device__ __forceinline__ attention_query attention_query_of(const atten
     return {w.first_row + row, w.first_position + row, blockIdx.y * a.group + query - row * a.group};
 }
 
+/* Whether some query of the block does not see some of positions [begin, end), which others see. */
+static __device__ __forceinline__ bool attention_is_edge(const attention_args &a, const attention_work &w,
+                                                         uint32_t begin, uint32_t end)
+{
+    const uint32_t first = w.first_position + w.first / a.group;
+    const uint32_t last = w.first_position + (w.first + w.count - 1) / a.group;
+    return end - 1 > first || (a.window > 0 && last - begin >= a.window && begin <= last);
+}
+
+static __device__ __forceinline__ bool attention_sees(const attention_args &a, uint32_t query_position,
+                                                      uint32_t position)
+{
+    return position <= query_position && (a.window == 0 || query_position - position < a.window);
+}
+
 /* The memory of the keys or values of this block of threads' head in the tile that begins at `position`. */
 static __device__ __forceinline__ const char *attention_tile(const attention_args &a, const attention_work &w,
                                                              const attention_rows &rows, uint32_t position)
@@ -180,7 +194,7 @@ static __device__ __forceinline__ const char *attention_tile(const attention_arg
 /* ---- Results ---- */
 
 /* A partial result of one query and chunk is its maximum and its sum of exponentials, then the sums of its values. */
-static __device__ __forceinline__ uint32_t attention_partial_floats(const attention_args &a)
+static __host__ __device__ __forceinline__ uint32_t attention_partial_floats(const attention_args &a)
 {
     return a.values.dim + 2;
 }
@@ -188,14 +202,17 @@ static __device__ __forceinline__ uint32_t attention_partial_floats(const attent
 static __device__ __forceinline__ float *attention_partial(const attention_args &a, uint32_t segment, uint32_t row,
                                                            uint32_t head, uint32_t chunk)
 {
-    const uint64_t slot = ((uint64_t)segment * a.slots + row) * a.heads + head;
+    const uint64_t slot = ((uint64_t)segment * a.slots + row - a.first_slot) * a.heads + head;
     return a.partials + (slot * a.chunks + chunk) * attention_partial_floats(a);
 }
 
+/* A sum that has sunk to -0 becomes 0 as soon as a value of a position that the query does not see is added with the
+ * weight zero; which there are is a matter of its neighbours. So no result is -0. */
 static __device__ __forceinline__ void attention_store_out(const attention_args &a, uint64_t row, uint32_t head,
                                                            uint32_t column, float x)
 {
     const uint64_t at = row * a.out_stride + (uint64_t)head * a.values.dim + column;
+    x = __fadd_rn(x, 0.0f);
     if (a.out_is_bf16)
         ((uint16_t *)a.out)[at] = pst_f32_to_bf16(x);
     else

@@ -10,7 +10,8 @@
  * order. So the sums of a query's row of 16 threads are in half a warp, and the sums of values in shared memory are
  * each one thread's own.
  *
- * Positions that none of the block's queries sees are never looked at.
+ * Positions that none of the block's queries sees are never looked at; those that some see are left out of the others'
+ * sums, so that no NaN of theirs gets there.
  */
 #include "attention.h"
 
@@ -158,7 +159,7 @@ static __device__ __forceinline__ void weigh(const attention_args &a, uint32_t p
 #pragma unroll
         for (int p = 0; p < 4; p++) {
             const uint32_t j = position + threadIdx.x % 16 + p * 16;
-            const bool sees = j <= state.position[r] && (a.window == 0 || state.position[r] - j < a.window);
+            const bool sees = attention_sees(a, state.position[r], j);
             float score = __fmul_rn(scores[r][p], a.scale); /* not fused with the shift, whatever RQ */
             if (a.alibi != NULL)
                 score = fmaf(state.slope[r], (float)((int64_t)j - (int64_t)state.position[r]), score);
@@ -185,10 +186,20 @@ static __device__ __forceinline__ void weigh(const attention_args &a, uint32_t p
     }
 }
 
-/* Adds the weighed values of a slice to this thread's sums; sums: its first query's and column's. */
-template <int RQ>
-static __device__ __forceinline__ void multiply_values(const float *weights, const float *values,
-                                                       const plain_state<RQ> &state, float *sums, uint32_t sums_stride)
+static __device__ __forceinline__ void add_weighed(float4 &sum, float weight, float4 x)
+{
+    sum.x = fmaf(weight, x.x, sum.x);
+    sum.y = fmaf(weight, x.y, sum.y);
+    sum.z = fmaf(weight, x.z, sum.z);
+    sum.w = fmaf(weight, x.w, sum.w);
+}
+
+/* Adds the weighed values of a slice of the tile at `position` to this thread's sums; sums: its first query's and column's.
+ * EDGE: some query does not see all of them. */
+template <int RQ, bool EDGE>
+static __device__ __forceinline__ void multiply_values(const attention_args &a, uint32_t position, const float *weights,
+                                                       const float *values, const plain_state<RQ> &state, float *sums,
+                                                       uint32_t sums_stride)
 {
     const float *own_weight = weights + threadIdx.x / 16 * RQ * STRIDE, *own_value = values + threadIdx.x % 16 * 4;
     float4 sum[RQ];
@@ -209,10 +220,11 @@ static __device__ __forceinline__ void multiply_values(const float *weights, con
 #pragma unroll
         for (int r = 0; r < RQ; r++) {
             const float4 w = *(const float4 *)(own_weight + r * STRIDE + j);
-            sum[r].x = fmaf(w.w, v[3].x, fmaf(w.z, v[2].x, fmaf(w.y, v[1].x, fmaf(w.x, v[0].x, sum[r].x))));
-            sum[r].y = fmaf(w.w, v[3].y, fmaf(w.z, v[2].y, fmaf(w.y, v[1].y, fmaf(w.x, v[0].y, sum[r].y))));
-            sum[r].z = fmaf(w.w, v[3].z, fmaf(w.z, v[2].z, fmaf(w.y, v[1].z, fmaf(w.x, v[0].z, sum[r].z))));
-            sum[r].w = fmaf(w.w, v[3].w, fmaf(w.z, v[2].w, fmaf(w.y, v[1].w, fmaf(w.x, v[0].w, sum[r].w))));
+            const float weight[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (!EDGE || attention_sees(a, state.position[r], position + j + i))
+                    add_weighed(sum[r], weight[i], v[i]);
         }
     }
 #pragma unroll
@@ -269,6 +281,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS) attention_pl
          position += ATTENTION_TILE) {
         const uint32_t first = work.begin > position ? work.begin - position : 0;
         const uint32_t end = work.end - position < ATTENTION_TILE ? work.end - position : (uint32_t)ATTENTION_TILE;
+        const bool is_edge = attention_is_edge(a, work, position + first, position + end);
         const char *keys = attention_tile(a, work, a.keys, position),
                    *values = attention_tile(a, work, a.values, position);
         float scores[RQ][4] = {};
@@ -286,7 +299,10 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS) attention_pl
                 __syncthreads();
             load_slice(a.type, a.values, values, column, first, end, slice);
             __syncthreads();
-            multiply_values<RQ>(weights, slice, state, own_sums + column, stride);
+            if (is_edge)
+                multiply_values<RQ, true>(a, position, weights, slice, state, own_sums + column, stride);
+            else
+                multiply_values<RQ, false>(a, position, weights, slice, state, own_sums + column, stride);
         }
     }
     store_results<RQ>(a, work, state, sums);

@@ -19,8 +19,8 @@
  * multiplied.
  *
  * Positions of a tile that none of the block's queries sees are never looked at (values: zeros), those that one query
- * does not see have the weight zero: a NaN in a value reaches rows of the segment that share a tile of queries with
- * one that sees it.
+ * does not see have the weight zero. Zero times what is no number would not be zero: where not all queries see all of a
+ * tile, values that are not finite are taken out of it and added for those queries alone that see them.
  */
 #include "attention.h"
 
@@ -287,7 +287,7 @@ static __device__ __forceinline__ void find_maxima(const attention_args &a, cons
             for (int e = 0; e < 4; e++) {
                 float &score = scores[m][e / 2][h * 2 + e % 2];
                 const uint32_t j = position + warp * 16 + e / 2 * 8 + lane % 4 * 2 + e % 2;
-                const bool sees = j <= state.position && (a.window == 0 || state.position - j < a.window);
+                const bool sees = attention_sees(a, state.position, j);
                 score = __fmul_rn(score, state.factor); /* not fused with the shift, whatever MT */
                 if (a.alibi != NULL)
                     score = fmaf(state.slope, (float)((int64_t)j - (int64_t)state.position), score);
@@ -348,11 +348,83 @@ static __device__ __forceinline__ void weigh(const attention_args &a, const tens
     }
 }
 
+static __device__ __forceinline__ bool is_finite_f16(uint32_t x)
+{
+    return (x & 0x7c00) != 0x7c00;
+}
+
+/* Whether one of two, in the halves of a word, is not finite. */
+static __device__ __forceinline__ bool has_infinite(uint32_t pair_of)
+{
+    return (((pair_of & 0x7c007c00) + 0x04000400) & 0x80008000) != 0;
+}
+
+/* Adds the values that are not finite of the tile at `position` to the sums of queries that see them: of the columns of one
+ * pair of 8. */
+template <int MT, int NT>
+static __device__ __forceinline__ void add_infinite(const attention_args &a, const tensor_shared &s, const char *shared,
+                                                    const char *values, uint32_t value_stride, uint32_t position,
+                                                    int pair_of, tensor_state<MT, NT> &state)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    const query_state *states = (const query_state *)(shared + s.queries);
+    for (uint32_t k = 0; k < ATTENTION_TILE; k++) {
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            const uint32_t two = *(const uint32_t *)(values + k * value_stride + (n * 8 + lane % 4 * 2) * 2);
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const uint16_t value = (uint16_t)(two >> e % 2 * 16);
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+                    const uint32_t query = m * 16 + e / 2 * 8 + lane / 4, at = (query * P_STRIDE + k) * 2;
+                    if (is_finite_f16(value) || !attention_sees(a, states[query].position, position + k))
+                        continue;
+                    float &sum = state.sums[m][2 * pair_of + n][e];
+                    sum = fmaf(pst_f16_to_f32(*(const uint16_t *)(shared + s.p + at)), pst_f16_to_f32(value), sum);
+                    if (!a.out_is_bf16)
+                        sum = fmaf(pst_f16_to_f32(*(const uint16_t *)(shared + s.p_low + at)), pst_f16_to_f32(value),
+                                   sum);
+                }
+            }
+        }
+    }
+}
+
+/* Takes the values that are not finite out of this warp's columns of a tile that not all queries see all of. */
+template <int MT, int NT>
+static __device__ __forceinline__ void take_out_infinite(const attention_args &a, const tensor_shared &s,
+                                                         const char *shared, char *values, uint32_t value_stride,
+                                                         uint32_t position, tensor_state<MT, NT> &state)
+{
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, pairs = a.values.dim / 16;
+#pragma unroll
+    for (int i = 0; i < NT / 2; i++) {
+        if (warp + ATTENTION_WARPS * i >= pairs)
+            continue;
+        char *columns = values + (warp + ATTENTION_WARPS * i) * 32;
+        bool there = false;
+        for (uint32_t unit = lane; unit < 2 * ATTENTION_TILE; unit += 32) {
+            const uint4 x = *(const uint4 *)(columns + unit / 2 * value_stride + unit % 2 * 16);
+            there = there || has_infinite(x.x) || has_infinite(x.y) || has_infinite(x.z) || has_infinite(x.w);
+        }
+        if (!__any_sync(0xffffffffu, there))
+            continue;
+        add_infinite<MT, NT>(a, s, shared, columns, value_stride, position, i, state);
+        __syncwarp();
+        for (uint32_t unit = lane; unit < 16 * ATTENTION_TILE; unit += 32) {
+            uint16_t *x = (uint16_t *)(columns + unit / 16 * value_stride) + unit % 16;
+            *x = is_finite_f16(*x) ? *x : (uint16_t)0;
+        }
+    }
+    __syncwarp();
+}
+
 /* Brings totals and sums up to date with the tile's exponentials and values. */
 template <int MT, int NT>
-static __device__ __forceinline__ void multiply_values(const attention_args &a, const tensor_shared &s, char *shared,
-                                                       const char *values, uint32_t value_stride,
-                                                       const float fade[MT][2], tensor_state<MT, NT> &state)
+static __device__ __forceinline__ void
+multiply_values(const attention_args &a, const tensor_shared &s, char *shared, char *values, uint32_t value_stride,
+                uint32_t position, bool is_edge, const float fade[MT][2], tensor_state<MT, NT> &state)
 {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, pairs = a.values.dim / 16;
     const float *sums = (const float *)(shared + s.sums);
@@ -372,6 +444,8 @@ static __device__ __forceinline__ void multiply_values(const attention_args &a, 
             for (int e = 0; e < 4; e++)
                 state.sums[m][n][e] *= fade[m][e / 2];
     }
+    if (is_edge)
+        take_out_infinite<MT, NT>(a, s, shared, values, value_stride, position, state);
     const uint32_t p_at = (((lane / 8 % 2) * 8 + lane % 8) * P_STRIDE + (lane / 16) * 8) * 2;
     const char *value = values + ((lane / 8 % 2) * 8 + lane % 8) * value_stride + (lane / 16) * 16 + warp * 32;
 #pragma unroll
@@ -490,7 +564,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, BLOCKS)
             widen(a.values, a.type == PST_KV_Q8, shared + s.raw_values, range.first, range.end, shared + s.values);
             __syncthreads();
         }
-        multiply_values<MT, NT>(a, s, shared, a.shared ? keys : shared + s.values, value_stride, fade, state);
+        multiply_values<MT, NT>(a, s, shared, a.shared ? keys : shared + s.values, value_stride, position,
+                                attention_is_edge(a, work, position + range.first, position + range.end), fade, state);
         if (!is_early && a.shared) {
             __syncthreads();
             start_keys(a, work, s, shared, position + ATTENTION_TILE, next_keys);

@@ -2,7 +2,7 @@
 /*
  * matmul and matmul_grouped: checks jobs, describes weights to the kernels and chooses among these. matmul_job.h says in
  * which order sums are made, which no choice here changes: an output has the same bits from every kernel, so grouped
- * products have those of matmul, and the rows of x do not count (of this operator rows_change_bits could be false).
+ * products have those of matmul, and neither the rows of x nor their phases count.
  */
 #include "matmul_job.h"
 
@@ -111,8 +111,7 @@ static void set_operands(mm_job *job, const pst_matrix *x, const pst_matrix *y, 
 
 /*
  * The one place where an algorithm is chosen; by what the host knows. A vendor's library for plain bf16 weights and many rows
- * would be called from here: its sums have another order, so by the rows of x alone, for grouped products by each group's
- * own, and then rows_change_bits is true.
+ * would be called from here: its sums have another order, so for a product's prompt_rows alone, however many they are.
  */
 static int run(cuda_device *device, const mm_job *job, pst_dtype x_type, const mm_table *table)
 {

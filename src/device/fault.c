@@ -300,7 +300,7 @@ static void set_ops(fault_device *f)
     f->ops = (pst_device_ops){.struct_size = sizeof f->ops,
                               .name = f->name,
                               .is_host = f->inner->ops->is_host && !f->separate,
-                              .rows_change_bits = f->inner->ops->rows_change_bits,
+                              .phases_change_bits = f->inner->ops->phases_change_bits,
                               .last_error = fault_last_error,
                               .destroy = fault_destroy,
                               .allocate = fault_allocate,

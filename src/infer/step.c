@@ -94,12 +94,19 @@ static pst_kv_next share_block(pst_session *s, uint32_t number, uint32_t positio
 {
     const pst_sequence *sequence = &s->sequences[number];
     bool is_whole = position % PST_KV_BLOCK == 0 && end - position > PST_KV_BLOCK;
-    return s->sharing && is_whole ? pst_kv_share(s->kv, number, sequence->ids + position) : PST_KV_COMPUTE;
+    return is_whole ? pst_kv_share(s->kv, number, sequence->ids + position) : PST_KV_COMPUTE;
 }
 
 static bool is_in_prompt(const pst_sequence *sequence)
 {
     return sequence->computed < sequence->prompt;
+}
+
+/* Whether what the sequence computes next has the bits that any other one would find: on some devices not what generated tokens
+ * leave, which a prompt with the same ids does not have. */
+static bool is_for_others(const pst_session *s, const pst_sequence *sequence)
+{
+    return s->sharing && (!s->device->ops->phases_change_bits || is_in_prompt(sequence));
 }
 
 /* Adds as many pending rows of a sequence as fit, either of its prompt or of what came after it; with sharing, block by block. */
@@ -108,8 +115,9 @@ static uint32_t add_rows(pst_session *s, uint32_t number, uint32_t used)
     pst_sequence *sequence = &s->sequences[number];
     uint32_t position = sequence->computed, first = used;
     const uint32_t phase_end = is_in_prompt(sequence) ? sequence->prompt : sequence->count;
+    const bool for_others = is_for_others(s, sequence);
     while (position < phase_end && used < s->plan.rows_per_pass) {
-        pst_kv_next next = share_block(s, number, position, phase_end);
+        pst_kv_next next = for_others ? share_block(s, number, position, phase_end) : PST_KV_COMPUTE;
         if (next == PST_KV_WAIT)
             break;
         if (next == PST_KV_TAKEN) {
@@ -122,7 +130,7 @@ static uint32_t add_rows(pst_session *s, uint32_t number, uint32_t used)
         uint32_t block = s->sharing ? PST_KV_BLOCK - position % PST_KV_BLOCK : pending;
         uint32_t take = (uint32_t)pst_min(pst_min(pending, block), room), end = position + take;
         if (s->sharing)
-            pst_kv_advance(s->kv, number, position, end, sequence->ids);
+            pst_kv_advance(s->kv, number, position, end, sequence->ids, for_others);
         for (; position < end; position++, used++) {
             s->rows[used] = (pst_row){.sequence = number,
                                       .position = position,

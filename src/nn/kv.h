@@ -116,8 +116,8 @@ typedef enum pst_kv_next {
  * pass with rows that others have TAKEN must compute them in it. */
 pst_kv_next pst_kv_share(pst_kv *kv, uint32_t sequence, const uint32_t *ids);
 /* With sharing: the rows at positions [from, to) of the sequence are in the pass that is put together. ids: the sequence's,
- * from its first one to `to` at least. */
-void pst_kv_advance(pst_kv *kv, uint32_t sequence, uint32_t from, uint32_t to, const uint32_t *ids);
+ * from its first one to `to` at least. A block that becomes whole is for others to share if `for_others`. */
+void pst_kv_advance(pst_kv *kv, uint32_t sequence, uint32_t from, uint32_t to, const uint32_t *ids, bool for_others);
 
 /* Blocks that no sequence has. */
 uint32_t pst_kv_free_blocks(const pst_kv *kv);

@@ -115,7 +115,7 @@ pst_kv_next pst_kv_share(pst_kv *kv, uint32_t sequence, const uint32_t *ids)
     return PST_KV_TAKEN;
 }
 
-void pst_kv_advance(pst_kv *kv, uint32_t sequence, uint32_t from, uint32_t to, const uint32_t *ids)
+void pst_kv_advance(pst_kv *kv, uint32_t sequence, uint32_t from, uint32_t to, const uint32_t *ids, bool for_others)
 {
     pst_kv_reach(kv, sequence, to);
     for (uint32_t number = from / PST_KV_BLOCK; number * PST_KV_BLOCK < to; number++) {
@@ -124,8 +124,8 @@ void pst_kv_advance(pst_kv *kv, uint32_t sequence, uint32_t from, uint32_t to, c
         const uint32_t *its_ids = ids + (size_t)number * PST_KV_BLOCK;
         r->rows = to - number * PST_KV_BLOCK < PST_KV_BLOCK ? to - number * PST_KV_BLOCK : PST_KV_BLOCK;
         r->pass = kv->passes;
-        if (r->rows == PST_KV_BLOCK && !r->indexed && (parent == PST_KV_NONE || kv->records[parent].indexed) &&
-            find(kv, parent, its_ids) == PST_KV_NONE)
+        if (for_others && r->rows == PST_KV_BLOCK && !r->indexed &&
+            (parent == PST_KV_NONE || kv->records[parent].indexed) && find(kv, parent, its_ids) == PST_KV_NONE)
             add_to_index(kv, block, parent, its_ids);
     }
 }

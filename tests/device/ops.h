@@ -3,7 +3,7 @@
  * What holds the operators of a device against the host's. A case is a set of operands and one call of an operator; the
  * driver makes random ones, runs each on the host device and on the device under test, and checks what is common to all:
  * sentinels around every operand, in the device's memory, too; outputs poisoned first; inputs and gaps between rows
- * unchanged; the same bits when memory moves and, where the device promises it, when rows come alone. What a result must be
+ * unchanged; the same bits when memory moves and when rows come alone. What a result must be
  * is the case's own to say (ops_rows.c, ops_matmul.c, ...).
  *
  * The device: PST_TEST_DEVICE, a plugin's file (a name with a slash) or "cuda", either with or without ":N", or "host";
@@ -69,6 +69,8 @@ void ops_collect(const char *text);
 /* Bytes of the result on a side, as ops_collect found them; and what was there before. */
 const unsigned char *ops_result(const ops_buffer *buffer, ops_side side);
 const unsigned char *ops_before(const ops_buffer *buffer);
+/* Changes an input of the device, from the next ops_place on; the host's stays. */
+void ops_change(ops_buffer *buffer, size_t offset, const void *bytes, size_t count);
 /* Element `index` of a result of F32, F16 or BF16; of F64 likewise. */
 double ops_get(const ops_buffer *buffer, ops_side side, pst_dtype type, size_t index);
 /* Frees the operands of the case. */
@@ -124,12 +126,12 @@ typedef struct ops_test {
     void (*more)(void *c, const char *text);
     void (*clear)(void *c); /* what `make` holds beside operands; NULL: nothing */
     bool rows_alone;        /* a row's result may be computed by a call for some of the rows */
-    bool rows_summed;       /* ... and is then a matter of rows_change_bits */
 } ops_test;
 
 void ops_drive(const ops_test *test);
 /* Keeps the device's results, which later ones are held to; outputs that are kept already stay. */
 void ops_keep(void);
+const unsigned char *ops_kept(const ops_buffer *buffer);
 void ops_same_as_first(const char *what, const char *text);
 /* Runs the case's call again, for all its rows or in runs of some of them, and wants the bits of the first run. */
 void ops_repeat(const ops_test *test, void *c, size_t rows, bool in_parts, const char *what, const char *text);

@@ -22,9 +22,9 @@ enum { FORMATS = 21, MAX_GROUPS = 9, MAX_WORK = 4 << 20 /* multiplications of a 
 typedef struct product_case {
     stored w[MAX_GROUPS]; /* one; or of every group */
     pst_weight_format format;
-    bool plain; /* no format */
-    size_t rows, outputs, inputs;
-    size_t tensor_row, step; /* the first one at hand; inputs are cut at multiples of step */
+    bool plain;                              /* no format */
+    size_t rows, generated, outputs, inputs; /* of x the first `generated` rows are no prompt's */
+    size_t tensor_row, step;                 /* the first one at hand; inputs are cut at multiples of step */
     ops_matrix x, y;
     ref_array bias_values;
     ops_buffer *data[MAX_GROUPS], *scales[MAX_GROUPS], *zeros, *index, *bias, *firsts;
@@ -92,6 +92,7 @@ static size_t make_product(void *context, size_t number, char *text, size_t text
     c->zeros = ops_array(&c->w[0].zeros, ref_between(0, 2) ? 4 : 1);
     c->index = ops_array(&c->w[0].index, ref_between(0, 2) ? 4 : 1);
     c->x = ops_random(ref_between(0, 1) ? PST_BF16 : PST_F32, c->rows, c->inputs, 1.0);
+    c->generated = ref_between(0, 1) ? ref_between(0, c->rows) : ref_between(0, 1) * c->rows;
     c->first_column = ref_between(0, 1) * ref_between(0, 40);
     c->accumulate = ref_between(0, 1);
     const size_t width = c->first_column + c->outputs + ref_between(0, 1) * ref_between(0, 40);
@@ -101,12 +102,18 @@ static size_t make_product(void *context, size_t number, char *text, size_t text
         c->bias_values = ref_randoms(plain_types[ref_between(0, 2)], c->outputs, 0, 1.0);
     c->bias = ops_array(&c->bias_values, ref_bytes(c->bias_values.type));
     snprintf(text, text_bytes,
-             "%s x %s, index %d, %zu rows of stride %zu, outputs %zu to column %zu of stride %zu, inputs %zu, from row "
+             "%s x %s, index %d, %zu rows (%zu generated) of stride %zu, outputs %zu to column %zu of stride %zu, "
+             "inputs %zu, from row "
              "%zu, bias %s, accumulate %d",
-             pst_dtype_name(c->x.type), c->w[0].text, c->index != NULL, c->rows, c->x.stride, c->outputs,
+             pst_dtype_name(c->x.type), c->w[0].text, c->index != NULL, c->rows, c->generated, c->x.stride, c->outputs,
              c->first_column, c->y.stride, c->inputs, c->tensor_row,
              c->bias ? pst_dtype_name(c->bias_values.type) : "none", c->accumulate);
     return c->rows;
+}
+
+static size_t max_of(size_t a, size_t b)
+{
+    return a > b ? a : b;
 }
 
 /* Rows [first, first + count) of those at hand, which lie at `data` + skip; with x's rows [row, row + rows). */
@@ -132,7 +139,8 @@ static pst_matmul part_of(const product_case *c, ops_side side, const ops_buffer
                                  .columns = outputs},
                         .y = ops_rows(&c->y, side, row, rows),
                         .first_column = c->first_column + output,
-                        .accumulate = c->accumulate};
+                        .accumulate = c->accumulate,
+                        .prompt_rows = row + rows > c->generated ? row + rows - max_of(row, c->generated) : 0};
 }
 
 static int run_product(void *context, pst_device *device, ops_side side, size_t first, size_t rows)
@@ -322,10 +330,9 @@ static void single_grouped(void *context, const char *text)
 }
 
 const ops_test ops_matmul_tests[] = {
-    {"matmul", 84, sizeof(product_case), make_product, run_product, check_product, cut_product, clear_product, true,
-     true},
+    {"matmul", 84, sizeof(product_case), make_product, run_product, check_product, cut_product, clear_product, true},
     {"matmul_grouped", 36, sizeof(product_case), make_grouped, run_grouped, check_grouped, single_grouped,
-     clear_product, false, false},
+     clear_product, false},
     {NULL},
 };
 

@@ -261,10 +261,10 @@ static void clear_gather(void *context)
 }
 
 const ops_test ops_move_tests[] = {
-    {"convert", 45, sizeof(convert_case), make_convert, run_convert, check_convert, refuse_convert, clear_convert, true,
-     false},
-    {"copy_blocks", 40, sizeof(blocks_case), make_blocks, run_blocks, check_blocks, NULL, NULL, true, false},
-    {"take_rows", 40, sizeof(gather_case), make_take, run_take, check_take, NULL, clear_gather, true, false},
-    {"add_rows", 40, sizeof(gather_case), make_add, run_add, check_add, NULL, clear_gather, true, false},
+    {"convert", 45, sizeof(convert_case), make_convert, run_convert, check_convert, refuse_convert, clear_convert,
+     true},
+    {"copy_blocks", 40, sizeof(blocks_case), make_blocks, run_blocks, check_blocks, NULL, NULL, true},
+    {"take_rows", 40, sizeof(gather_case), make_take, run_take, check_take, NULL, clear_gather, true},
+    {"add_rows", 40, sizeof(gather_case), make_add, run_add, check_add, NULL, clear_gather, true},
     {NULL},
 };

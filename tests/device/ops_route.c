@@ -242,6 +242,6 @@ static void clear_route(void *context)
 }
 
 const ops_test ops_route_tests[] = {
-    {"route", 60, sizeof(route_case), make_route, run_route, check_route, NULL, clear_route, false, false},
+    {"route", 60, sizeof(route_case), make_route, run_route, check_route, NULL, clear_route, false},
     {NULL},
 };

@@ -435,12 +435,12 @@ static void check_top(void *context, const char *text)
 }
 
 const ops_test ops_rows_tests[] = {
-    {"rms_norm", 40, sizeof(norm_case), make_rms_norm, run_norm, check_norm, NULL, clear_norm, true, false},
-    {"layer_norm", 40, sizeof(norm_case), make_layer_norm, run_norm, check_norm, NULL, clear_norm, true, false},
-    {"activate", 30, sizeof(act_case), make_activate, run_act, check_act, NULL, NULL, true, false},
-    {"gated", 30, sizeof(act_case), make_gated, run_act, check_act, NULL, NULL, true, false},
-    {"rope", 40, sizeof(rope_case), make_rope, run_rope, check_rope, NULL, clear_rope, true, false},
-    {"log_sum_exp", 30, sizeof(reduce_case), make_sums, run_sums, check_sums, NULL, NULL, true, false},
-    {"top", 40, sizeof(reduce_case), make_top, run_top, check_top, NULL, NULL, true, false},
+    {"rms_norm", 40, sizeof(norm_case), make_rms_norm, run_norm, check_norm, NULL, clear_norm, true},
+    {"layer_norm", 40, sizeof(norm_case), make_layer_norm, run_norm, check_norm, NULL, clear_norm, true},
+    {"activate", 30, sizeof(act_case), make_activate, run_act, check_act, NULL, NULL, true},
+    {"gated", 30, sizeof(act_case), make_gated, run_act, check_act, NULL, NULL, true},
+    {"rope", 40, sizeof(rope_case), make_rope, run_rope, check_rope, NULL, clear_rope, true},
+    {"log_sum_exp", 30, sizeof(reduce_case), make_sums, run_sums, check_sums, NULL, NULL, true},
+    {"top", 40, sizeof(reduce_case), make_top, run_top, check_top, NULL, NULL, true},
     {NULL},
 };

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Keys and values in blocks, and attention over them: passes of several sequences at any positions, prompts and single rows,
- * with every cache type, grouped, shared (latent), windowed and with ALiBi. What is stored has the host's bytes. Attention is
+ * Keys and values in blocks, and attention over them: passes of several sequences at any positions, generated tokens and
+ * prompts, with every cache type, grouped, shared (latent), windowed and with ALiBi. What is stored has the host's bytes. Attention is
  * held against float64 over what the bytes stand for; memory that no row may see is NaN, and pointers to blocks below every
- * window lead nowhere.
+ * window lead nowhere. A row's bits are the same in whatever segments, calls and company it comes, and however little of its
+ * sequence comes with it; what is not a number at one position does not reach the rows that do not see it.
  *
  * Tolerance of attention: that of f32 in any sane order (reference.c). Where the result is BF16, the request computes in BF16:
  * then queries, keys, the shares and values may be rounded to it on the way into products; the limit adds what that does to
@@ -26,10 +27,10 @@ typedef struct sequence_case {
     pst_kv_layout layout;
     uint32_t heads, window, layers, layer;
     float scale;
-    size_t count, rows, pool_blocks, block_bytes;
+    size_t count, generated, rows, pool_blocks, block_bytes;
     pst_segment segments[MAX_SEGMENTS];
     size_t first_block[MAX_SEGMENTS]; /* a sequence's in the pool: with gaps, falling */
-    ops_buffer *pool, *items, *slopes;
+    ops_buffer *pool, *items, *slopes, *tables[MAX_SEGMENTS];
     ref_array slope_values;
     ops_matrix q, k, v, out;
     unsigned char *stored; /* attention: the pool as the host filled it; owned */
@@ -62,7 +63,8 @@ static void deal_layout(sequence_case *c, size_t number)
     c->layer = (uint32_t)ref_between(0, c->layers - 1);
 }
 
-/* Prompts, single rows, or both, of sequences at any position. */
+/* Generated tokens, prompts, or both, of sequences at any position. Of generated tokens a segment mostly has one, a prompt may
+ * end with a single row. */
 static void deal_segments(sequence_case *c)
 {
     const bool is_long = ref_between(0, 9) == 0; /* a few rows far on in their sequences */
@@ -70,10 +72,11 @@ static void deal_segments(sequence_case *c)
                  row_work = (size_t)c->heads * (c->layout.key_dim + c->layout.value_dim);
     const size_t most = MAX_WORK / row_work;
     c->count = ref_between(1, MAX_SEGMENTS);
+    c->generated = kind == 0 ? c->count : kind == 1 ? ref_between(0, c->count) : 0;
     size_t work = 0;
     for (size_t i = 0; i < c->count; i++) {
         pst_segment *s = &c->segments[i];
-        const bool single = kind == 0 || (kind == 1 && ref_between(0, 1));
+        const bool single = i < c->generated ? ref_between(0, 5) > 0 : ref_between(0, 3) == 0;
         s->first_row = c->rows;
         s->rows = single ? 1 : ref_between(0, 3) ? ref_between(1, 30) : ref_between(1, 150);
         s->first_position = (uint32_t)(is_long ? ref_between(0, 9999) : ref_between(0, 2) ? ref_between(0, 250) : 0);
@@ -118,34 +121,44 @@ static size_t first_seen(const sequence_case *c, const pst_segment *s)
 static void make_items(sequence_case *c)
 {
     pst_segment items[MAX_SEGMENTS];
-    ops_buffer *tables[MAX_SEGMENTS];
     for (size_t i = 0; i < c->count; i++) {
         const size_t blocks = blocks_of(&c->segments[i]);
-        tables[i] = ops_input(NULL, blocks * sizeof(void *), 8); /* 0xff: no address */
+        c->tables[i] = ops_input(NULL, blocks * sizeof(void *), 8); /* 0xff: no address */
         for (size_t b = first_seen(c, &c->segments[i]); b < blocks; b++)
-            ops_points(tables[i], b * sizeof(void *), c->pool, block_at(c, i, b));
+            ops_points(c->tables[i], b * sizeof(void *), c->pool, block_at(c, i, b));
         items[i] = c->segments[i];
     }
     c->items = ops_input(items, c->count * sizeof *items, 8);
     for (size_t i = 0; i < c->count; i++)
-        ops_points(c->items, i * sizeof *items + offsetof(pst_segment, blocks), tables[i], 0);
+        ops_points(c->items, i * sizeof *items + offsetof(pst_segment, blocks), c->tables[i], 0);
 }
 
-/* Segments from `segment` on, `count` of them, as far as rows [first, first + rows) go. */
+/* `count` segments, the first `generated` of them of generated tokens, as far as rows [first, first + rows) go. items: where
+ * the device has them. */
+static pst_segments describe_segments(const pst_segment *items, const pst_segment *segments, size_t count,
+                                      size_t generated, size_t first, size_t rows)
+{
+    pst_segments all = {.items = items, .count = count, .first_row = first, .rows = rows, .generated = generated};
+    for (size_t i = 0; i < count; i++) {
+        const pst_segment *s = &segments[i];
+        const uint32_t end = (uint32_t)(s->first_position + s->rows);
+        all.max_rows = s->rows > all.max_rows ? s->rows : all.max_rows;
+        all.max_positions = end > all.max_positions ? end : all.max_positions;
+        if (i + 1 != generated)
+            continue;
+        all.generated_max_rows = all.max_rows;
+        all.generated_max_positions = all.max_positions;
+    }
+    return all;
+}
+
+/* The case's segments from `segment` on, `count` of them. */
 static pst_segments segments_at(const sequence_case *c, ops_side side, size_t segment, size_t count, size_t first,
                                 size_t rows)
 {
-    pst_segments all = {.items = (const pst_segment *)ops_at(c->items, side) + segment,
-                        .count = count,
-                        .first_row = first,
-                        .rows = rows};
-    for (size_t i = segment; i < segment + count; i++) {
-        const pst_segment *s = &c->segments[i];
-        all.max_rows = s->rows > all.max_rows ? s->rows : all.max_rows;
-        if (s->first_position + s->rows > all.max_positions)
-            all.max_positions = (uint32_t)(s->first_position + s->rows);
-    }
-    return all;
+    const size_t generated = c->generated <= segment ? 0 : c->generated - segment;
+    return describe_segments((const pst_segment *)ops_at(c->items, side) + segment, c->segments + segment, count,
+                             generated < count ? generated : count, first, rows);
 }
 
 static void describe(const sequence_case *c, char *text, size_t text_bytes)
@@ -156,7 +169,8 @@ static void describe(const sequence_case *c, char *text, size_t text_bytes)
                  pst_kv_bits(l->type), c->heads, l->kv_heads, l->key_dim, l->value_dim, l->shared ? " shared" : "",
                  c->window, c->layer, c->layers);
     for (size_t i = 0; i < c->count && n > 0 && (size_t)n < text_bytes; i++)
-        n += snprintf(text + n, text_bytes - (size_t)n, " %zu@%u", c->segments[i].rows, c->segments[i].first_position);
+        n += snprintf(text + n, text_bytes - (size_t)n, " %zu@%u%s", c->segments[i].rows, c->segments[i].first_position,
+                      i < c->generated ? "g" : "");
 }
 
 /* ---- kv_store ---- */
@@ -420,12 +434,9 @@ static void check_attention(void *context, const char *text)
 }
 
 /* Each sequence in a call of its own: the others change nothing. */
-static void alone_attention(void *context, const char *text)
+static void run_alone(const sequence_case *c, const char *text)
 {
-    const sequence_case *c = context;
     pst_device *device = ops_device(OPS_DEVICE);
-    if (device->ops->rows_change_bits || c->count == 1 || ref_between(0, 1))
-        return;
     ops_place();
     for (size_t i = c->count; i-- > 0;) {
         const pst_segment *s = &c->segments[i];
@@ -436,6 +447,118 @@ static void alone_attention(void *context, const char *text)
     ops_same_as_first("when a sequence is alone", text);
 }
 
+/* The same rows in segments of some of them, as a prompt comes whose chunks are smaller: all in one call, or each in one of its
+ * own. */
+static void run_cut(const sequence_case *c, const char *text)
+{
+    enum { MOST = 64 };
+    pst_device *device = ops_device(OPS_DEVICE);
+    pst_segment pieces[MOST];
+    ops_buffer *tables[MOST];
+    size_t count = 0, generated = 0;
+    for (size_t i = 0; i < c->count; i++) {
+        const pst_segment *s = &c->segments[i];
+        const size_t most = ref_between(1, s->rows);
+        for (size_t row = 0, rows; row < s->rows; row += rows, count++) {
+            rows = count >= MOST - MAX_SEGMENTS + i ? s->rows - row : ref_between(1, most);
+            rows = rows < s->rows - row ? rows : s->rows - row;
+            pieces[count] = (pst_segment){
+                .first_row = s->first_row + row, .rows = rows, .first_position = s->first_position + (uint32_t)row};
+            tables[count] = c->tables[i];
+        }
+        generated = i < c->generated ? count : generated;
+    }
+    ops_buffer *items = ops_input(pieces, count * sizeof *pieces, 8);
+    for (size_t i = 0; i < count; i++)
+        ops_points(items, i * sizeof *pieces + offsetof(pst_segment, blocks), tables[i], 0);
+    ops_place();
+    const pst_segment *there = ops_at(items, OPS_DEVICE);
+    const size_t step = ref_between(0, 1) ? count : 1;
+    for (size_t i = 0; i < count; i += step) {
+        const size_t left = generated <= i ? 0 : generated - i, first = step == 1 ? pieces[i].first_row : 0;
+        const pst_attention job = attention_of(c, OPS_DEVICE,
+                                               describe_segments(there + i, pieces + i, step, left < step ? left : step,
+                                                                 first, step == 1 ? pieces[i].rows : c->rows));
+        assert_int_equal(device->ops->attention(device, &job), 0);
+    }
+    ops_collect(text);
+    ops_same_as_first("in other segments", text);
+}
+
+/* Something that is not a number, or not finite, at one position of one sequence. */
+typedef struct odd_element {
+    size_t sequence, position;
+    uint32_t kv_head, column;
+    bool is_value;
+} odd_element;
+
+static odd_element make_odd(const sequence_case *c)
+{
+    static const uint32_t odd_f32[] = {0x7fc00000, 0x7f800000, 0xff800000};
+    static const uint16_t odd_f16[] = {0x7e00, 0x7c00, 0xfc00};
+    const pst_kv_layout *l = &c->layout;
+    odd_element o = {.sequence = ref_between(0, c->count - 1), .kv_head = (uint32_t)ref_between(0, l->kv_heads - 1)};
+    for (size_t i = 0; i < c->count && ref_between(0, 2); i++) /* rather one of several rows */
+        o.sequence = c->segments[i].rows > c->segments[o.sequence].rows ? i : o.sequence;
+    const pst_segment *s = &c->segments[o.sequence];
+    o.is_value = l->shared || ref_between(0, 3) > 0;
+    o.column = (uint32_t)ref_between(0, (o.is_value ? l->value_dim : l->key_dim) - 1);
+    /* Seen by some rows alone, unless there is one; below every window there is no memory. */
+    const size_t first = ref_between(0, 3) ? s->first_position : first_seen(c, s) * PST_KV_BLOCK;
+    o.position = ref_between(first, s->first_position + s->rows - 1);
+    const size_t at = row_at(c, o.sequence, o.kv_head, o.position, o.is_value);
+    const size_t kind = o.is_value ? ref_between(0, 2) : 0;
+    const uint32_t dim = o.is_value && !l->shared ? l->value_dim : l->key_dim;
+    const size_t code_bytes = l->type == PST_KV_Q8 ? dim : (dim + 1) / 2;
+    if (l->type == PST_KV_F32)
+        ops_change(c->pool, at + 4 * o.column, &odd_f32[kind], 4);
+    else if (l->type == PST_KV_F16)
+        ops_change(c->pool, at + 2 * o.column, &odd_f16[kind], 2);
+    else /* the scale of its group */
+        ops_change(c->pool, at + code_bytes + o.column / PST_KV_GROUP * 4, &odd_f16[0], 2);
+    return o;
+}
+
+/* Rows that see it are not finite, in the column of a value or all over; all others have the bits that they had. */
+static void run_odd(const sequence_case *c, const char *text)
+{
+    const odd_element o = make_odd(c);
+    const pst_segment *s = &c->segments[o.sequence];
+    const uint32_t group = c->heads / c->layout.kv_heads, dim = c->layout.value_dim;
+    ops_place();
+    assert_int_equal(run_attention((void *)(uintptr_t)c, ops_device(OPS_DEVICE), OPS_DEVICE, 0, c->rows), 0);
+    ops_collect(text);
+    const ref_array now = {.data = (void *)(uintptr_t)ops_result(c->out.buffer, OPS_DEVICE), .type = c->out.type};
+    const ref_array was = {.data = (void *)(uintptr_t)ops_kept(c->out.buffer), .type = c->out.type};
+    const size_t element = ref_bytes(c->out.type);
+    for (size_t r = 0; r < c->rows; r++) {
+        const size_t position = s->first_position + r - s->first_row;
+        const bool sees = r >= s->first_row && r < s->first_row + s->rows && position >= o.position &&
+                          (c->window == 0 || position - o.position < c->window);
+        for (uint32_t head = 0; head < c->heads; head++) {
+            const size_t at = r * c->out.stride + (size_t)head * dim;
+            const bool is_hit = sees && head / group == o.kv_head;
+            if (!is_hit && memcmp((const char *)now.data + at * element, (const char *)was.data + at * element,
+                                  dim * element) != 0)
+                fail_msg("%s: row %zu, head %u: other bits, though it does not see the odd %s at %zu of sequence %zu",
+                         text, r, head, o.is_value ? "value" : "key", o.position, o.sequence);
+            if (is_hit && isfinite(ref_get(&now, at + (o.is_value ? o.column : dim - 1))))
+                fail_msg("%s: row %zu, head %u does not show the odd %s at %zu of sequence %zu", text, r, head,
+                         o.is_value ? "value" : "key", o.position, o.sequence);
+        }
+    }
+}
+
+static void more_attention(void *context, const char *text)
+{
+    const sequence_case *c = context;
+    if (c->count > 1 && ref_between(0, 2) == 0)
+        run_alone(c, text);
+    run_cut(c, text);
+    if (c->rows > c->count || ref_between(0, 2) == 0)
+        run_odd(c, text);
+}
+
 static void clear_sequence(void *context)
 {
     sequence_case *c = context;
@@ -444,8 +567,8 @@ static void clear_sequence(void *context)
 }
 
 const ops_test ops_sequence_tests[] = {
-    {"kv_store", 32, sizeof(sequence_case), make_store, run_store, check_store, NULL, clear_sequence, true, false},
-    {"attention", 60, sizeof(sequence_case), make_attention, run_attention, check_attention, alone_attention,
-     clear_sequence, true, true},
+    {"kv_store", 32, sizeof(sequence_case), make_store, run_store, check_store, NULL, clear_sequence, true},
+    {"attention", 60, sizeof(sequence_case), make_attention, run_attention, check_attention, more_attention,
+     clear_sequence, true},
     {NULL},
 };

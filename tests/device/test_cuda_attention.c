@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the plugin's attention promises beyond what every device does (ops_sequence.c): a sequence's bits are the same
- * whatever other sequences are in the pass, in which order, wherever blocks lie and in which cuts of rows the pass
- * comes, though few rows and many take different kernels. Every kernel is met: each cache type, heads of 32 to 1024,
+ * The plugin's attention more closely than every device's (ops_sequence.c): a sequence's bits are the same whatever other
+ * sequences are in the pass, in which order, wherever blocks lie, in which segments and cuts of rows the pass comes,
+ * though prompts and generated tokens take different kernels. Every kernel is met: each cache type, heads of 32 to 1024,
  * shared values of 128 heads, chunks of more than one size, passes whose partial results need more than one launch,
  * and devices with little shared memory. PST_TEST_DEVICE and PST_TEST_SEED as in ops.h.
  *
@@ -25,11 +25,12 @@
 
 #include "device/ops.h"
 
-enum { MAX_SEQUENCES = 72, GUARD_BYTES = 512, POISON = 0xff };
+enum { MAX_SEQUENCES = 72, MAX_PIECES = 300, FEW_ROWS = 8, GUARD_BYTES = 512, POISON = 0xff };
 
 typedef struct sequence {
     size_t rows, blocks;
     uint32_t first_position;
+    bool is_generated;     /* else a prompt */
     unsigned char *stored; /* blocks in order, as the host stored them; NaN behind the last position */
     float *q;              /* [rows][heads * key_dim] */
     unsigned char *bits;   /* [rows][heads * value_dim] of the out type: the first result */
@@ -104,6 +105,8 @@ static void make(world *w)
     for (size_t i = 0; i < w->count; i++) {
         sequence *s = &w->sequences[i];
         *s = (sequence){.rows = w->asked[i].rows, .first_position = w->asked[i].first_position};
+        /* Of generated tokens there are few, of a prompt's last chunk now and then. */
+        s->is_generated = s->rows <= FEW_ROWS ? ref_between(0, 7) > 0 : ref_between(0, 7) == 0;
         store(w, s);
         const size_t elements = s->rows * w->heads * w->layout.key_dim;
         s->q = claim(elements * sizeof *s->q, 0);
@@ -128,7 +131,8 @@ static void unmake(world *w)
 typedef struct pass {
     const world *w;
     pst_device *device;
-    size_t order[MAX_SEQUENCES], count;
+    size_t order[MAX_SEQUENCES], count;    /* those of generated tokens first */
+    size_t pieces, generated;              /* segments, and how many of them are of generated tokens */
     size_t first_row[MAX_SEQUENCES], rows; /* between sequences there may be rows of none */
     size_t q_stride, out_stride, out_bytes;
     unsigned char *before, *after; /* of out, with guards */
@@ -154,6 +158,22 @@ static size_t first_seen(const world *w, const sequence *s)
     return w->window > 0 && s->first_position >= w->window ? (s->first_position - w->window + 1) / PST_KV_BLOCK : 0;
 }
 
+/* A sequence's rows as one segment, or in several. */
+static void put_pieces(pass *p, size_t i, void *const *table, pst_segment *items)
+{
+    const sequence *s = &p->w->sequences[p->order[i]];
+    const size_t most = ref_between(0, 1) ? s->rows : ref_between(1, s->rows);
+    for (size_t row = 0, rows; row < s->rows; row += rows, p->pieces++) {
+        rows = p->pieces >= MAX_PIECES - MAX_SEQUENCES ? s->rows - row : ref_between(1, most);
+        rows = most == s->rows || rows > s->rows - row ? s->rows - row : rows;
+        items[p->pieces] = (pst_segment){.first_row = p->first_row[i] + row,
+                                         .rows = rows,
+                                         .first_position = s->first_position + (uint32_t)row,
+                                         .blocks = table};
+    }
+    p->generated = s->is_generated ? p->pieces : p->generated;
+}
+
 /* The blocks of all sequences in any order in one pool, some layers in; their tables. */
 static pst_segment *put_segments(pass *p, uint64_t *offset)
 {
@@ -175,17 +195,14 @@ static pst_segment *put_segments(pass *p, uint64_t *offset)
             memcpy(pool + *offset + slot[used++] * w->block_bytes, s->stored + b * w->block_bytes, w->block_bytes);
     }
     char *on_device = put(p, pool, layers * slots * w->block_bytes + 1);
-    pst_segment *items = claim(p->count * sizeof *items, 0);
+    pst_segment *items = claim(MAX_PIECES * sizeof *items, 0);
     for (size_t i = 0; i < p->count; i++) {
         const sequence *s = &w->sequences[p->order[i]];
         void **table = claim(s->blocks * sizeof *table, POISON);
         for (size_t b = 0; b < s->blocks; b++, next++)
             if (b >= first_seen(w, s))
                 table[b] = on_device + slot[next] * w->block_bytes;
-        items[i] = (pst_segment){.first_row = p->first_row[i],
-                                 .rows = s->rows,
-                                 .first_position = s->first_position,
-                                 .blocks = put(p, table, s->blocks * sizeof *table)};
+        put_pieces(p, i, put(p, table, s->blocks * sizeof *table), items);
         free(table);
     }
     free(pool);
@@ -218,7 +235,8 @@ static void attend(pass *p, bool in_parts)
     uint64_t offset = 0;
     float *all_q = gather_q(p);
     pst_segment *items = put_segments(p, &offset);
-    const pst_segments segments = {.items = put(p, items, p->count * sizeof *items), .count = p->count};
+    const pst_segments segments = {
+        .items = put(p, items, p->pieces * sizeof *items), .count = p->pieces, .generated = p->generated};
     const char *q = put(p, all_q, p->rows * p->q_stride * sizeof *all_q);
     char *out = put(p, p->before, p->out_bytes + 2 * GUARD_BYTES);
     pst_attention job = {.segments = segments,
@@ -228,10 +246,14 @@ static void attend(pass *p, bool in_parts)
                          .window = w->window,
                          .alibi = w->alibi ? put(p, w->slopes, w->heads * sizeof *w->slopes) : NULL,
                          .scale = w->scale};
-    for (size_t i = 0; i < p->count; i++) {
+    for (size_t i = 0; i < p->pieces; i++) {
         const size_t end = items[i].first_position + items[i].rows;
         job.segments.max_rows = items[i].rows > job.segments.max_rows ? items[i].rows : job.segments.max_rows;
         job.segments.max_positions = (uint32_t)(end > job.segments.max_positions ? end : job.segments.max_positions);
+        if (i + 1 == p->generated) {
+            job.segments.generated_max_rows = job.segments.max_rows;
+            job.segments.generated_max_positions = job.segments.max_positions;
+        }
     }
     for (size_t first = 0, part; first < p->rows; first += part) {
         part = in_parts ? ref_between(1, p->rows - first) : p->rows;
@@ -277,7 +299,10 @@ static void check_rest(pass *p, const char *what)
 static void run(world *w, pst_device *device, const size_t *order, size_t count, bool in_parts, const char *what)
 {
     pass p = {.w = w, .device = device, .count = count};
-    memcpy(p.order, order, count * sizeof *order);
+    for (size_t i = 0, at = 0; i < 2 * count; i++)
+        if (w->sequences[order[i % count]].is_generated == (i < count))
+            p.order[at++] = order[i % count];
+    order = p.order;
     for (size_t i = 0; i < count; i++) {
         p.first_row[i] = p.rows += ref_between(0, 2);
         p.rows += w->sequences[order[i]].rows;

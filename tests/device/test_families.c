@@ -2,7 +2,7 @@
 /*
  * Whole models on a device: every stored case within its tolerance of what transformers computed, random models of every
  * family near the host, and the same bits wherever the weights are: kept on the device, kept on the host, or streamed from
- * the drive, whatever memory each may have.
+ * the drive, whatever memory each may have, and in whatever passes requests come together.
  */
 #include <dirent.h>
 #include <ftw.h>
@@ -395,13 +395,15 @@ static uint64_t named_budget(pst_model *model, pst_session_options options)
     return (strtoull(number + 9, NULL, 10) + 1) << 20;
 }
 
-/* Anything between nothing kept and all kept on the device. */
+/* Anything between nothing kept and all kept on the device, and passes of few rows or many. */
 static pst_session_options random_placement(pst_model *model, pst_session_options options, char *what,
                                             size_t what_bytes)
 {
     options.resident_set = ref_between(0, 3) > 0;
     options.resident_share = (double)ref_between(0, 4) / 4;
     options.max_slot_bytes = ref_between(0, 2) ? 1 + ref_between(0, (1 << 16) - 1) : 0;
+    options.max_prompt_tokens =
+        ref_between(0, 1) ? (uint32_t)ref_between(1, 30) : 0; /* so many rows for each sequence */
     options.io_engine = "threads";
     pst_session_options least = options;
     least.device_memory_bytes = 1;
@@ -417,8 +419,7 @@ typedef struct seen {
     int all_resident, partly_resident, none_resident, smaller_passes;
 } seen;
 
-/* The yardstick has all weights on the device and all rows in one pass. What a pass with other rows gives may have other bits
- * where the device says so (rows_change_bits); it is near, then. */
+/* The yardstick has all weights on the device and all rows in one pass. */
 static void check_residency(const char *name, pst_compute_type compute, uint32_t kv_bits, int sessions, seen *s)
 {
     char path[600], what[300];
@@ -451,12 +452,9 @@ static void check_residency(const char *name, pst_compute_type compute, uint32_t
         compare_next(&r);
         score(session, ids, counts, SEQUENCES, &r, what);
         pst_session_close(session);
-        const bool promised = !ops_device(OPS_DEVICE)->ops->rows_change_bits || plan.rows_per_pass >= total;
-        if (promised && !r.same)
+        if (!r.same)
             fail_msg("%s, %s, %u rows per pass, %" PRIu64 " bytes of weights on the device: other bits (%.2e)", name,
                      what, plan.rows_per_pass, plan.device_resident_bytes, distance(&r));
-        if (!(distance(&r) <= 2e-2))
-            fail_msg("%s, %s: logits differ by %.2e of their largest", name, what, distance(&r));
         s->all_resident += plan.device_resident_bytes == all_bytes;
         s->none_resident += plan.device_resident_bytes == 0;
         s->partly_resident += plan.device_resident_bytes > 0 && plan.device_resident_bytes < all_bytes;
@@ -490,7 +488,160 @@ static void test_residency(void **state)
     check_residency("awq", PST_COMPUTE_AUTO, 8, sessions, &s);
     printf("weights on the device: all %d, some %d, none %d; passes of fewer rows %d\n", s.all_resident,
            s.partly_resident, s.none_resident, s.smaller_passes);
-    assert_true(s.all_resident > 0 && s.partly_resident > 0 && s.none_resident > 0);
+    assert_true(s.all_resident > 0 && s.partly_resident > 0 && s.none_resident > 0 && s.smaller_passes > 0);
+}
+
+/* ---- Requests in passes ---- */
+
+/* More positions than attention of generated tokens takes in one piece, which is where it parts from that of prompts. */
+enum { REQUESTS = 4, PASSES_TOKENS = 200, IN_FLIGHT = 3 };
+
+/* A prompt and what follows it, one token after the other. */
+typedef struct served {
+    uint32_t ids[PASSES_TOKENS], prompt, count;
+    float *rows; /* logits of the positions from prompt - 1 on; owned */
+    uint32_t
+        start; /* the step that it begins with, unless there are none before; UINT32_MAX: when all others have ended */
+    bool began, ended;
+    uint32_t number; /* the session's, once it began */
+} served;
+
+/* Prompts of which some begin with what another one had as its prompt and what followed. */
+static void deal_requests(served *requests, size_t vocab)
+{
+    for (size_t i = 0; i < REQUESTS; i++) {
+        served *r = &requests[i];
+        r->prompt = (uint32_t)(ref_between(0, 2) ? ref_between(100, 170) : ref_between(1, 30));
+        r->count = r->prompt + (uint32_t)ref_between(1, ref_between(0, 3) ? 6 : PASSES_TOKENS - 170);
+        for (size_t n = 0; n < PASSES_TOKENS; n++)
+            r->ids[n] = (uint32_t)ref_between(0, vocab - 1);
+        assert_non_null(r->rows = calloc((r->count - r->prompt + 1) * vocab, sizeof *r->rows));
+    }
+    /* The first one generates a block of the cache far on, the last one has all of it in its prompt. */
+    requests[0].prompt = 120;
+    requests[REQUESTS - 1].prompt = 195;
+    memcpy(requests[REQUESTS - 1].ids, requests[0].ids, sizeof requests[0].ids);
+    for (size_t i = 0; i < REQUESTS; i += REQUESTS - 1) {
+        requests[i].count = PASSES_TOKENS - 3 + (i > 0);
+        free(requests[i].rows);
+        assert_non_null(requests[i].rows = calloc((requests[i].count - requests[i].prompt + 1) * vocab, sizeof(float)));
+    }
+}
+
+static void start_served(pst_session *session, served *requests, uint32_t step, const char *what)
+{
+    pst_error err;
+    size_t running = 0;
+    for (size_t i = 0; i < REQUESTS; i++)
+        running += requests[i].began && !requests[i].ended;
+    for (size_t i = 0; i < REQUESTS; i++) {
+        served *r = &requests[i];
+        if (r->began || running == IN_FLIGHT || (r->start > step && running > 0))
+            continue;
+        if (pst_session_add(session, r->ids, r->prompt, &r->number, &err) < 0)
+            fail_msg("%s: %s", what, err.message);
+        r->began = true;
+        running++;
+    }
+}
+
+/* Takes a row of logits; gives the sequence its next tokens, now and then several at once. */
+static void take_served(pst_session *session, served *r, const pst_logits *row, size_t vocab, bool keep,
+                        bool one_by_one, const char *what)
+{
+    pst_error err;
+    float *mine = r->rows + (row->position + 1 - r->prompt) * vocab;
+    if (keep)
+        memcpy(mine, row->values, vocab * sizeof *mine);
+    else if (memcmp(mine, row->values, vocab * sizeof *mine) != 0)
+        fail_msg("%s: other logits at position %u after a prompt of %u", what, row->position, r->prompt);
+    if (row->position + 1 == r->count) {
+        pst_session_remove(session, r->number);
+        r->ended = true;
+        return;
+    }
+    const size_t left = r->count - row->position - 1, most = one_by_one || ref_between(0, 7) ? 1 : 12;
+    const uint32_t next = (uint32_t)ref_between(1, left < most ? left : most);
+    for (uint32_t i = 1; i <= next; i++)
+        if (pst_session_append(session, r->number, r->ids[row->position + i], &err) < 0)
+            fail_msg("%s: %s", what, err.message);
+}
+
+static void serve(pst_session *session, served *requests, size_t vocab, bool keep, const char *what)
+{
+    const pst_logits *given;
+    size_t count, ended = 0;
+    pst_error err;
+    for (size_t i = 0; i < REQUESTS; i++)
+        requests[i].began = requests[i].ended = false;
+    for (uint32_t step = 0; ended < REQUESTS; step++) {
+        start_served(session, requests, step, what);
+        if (pst_session_step(session, &given, &count, &err) < 0)
+            fail_msg("%s: %s", what, err.message);
+        for (size_t n = 0; n < count; n++)
+            for (size_t i = 0; i < REQUESTS; i++)
+                if (requests[i].began && !requests[i].ended && requests[i].number == given[n].sequence) {
+                    take_served(session, &requests[i], &given[n], vocab, keep, keep, what);
+                    ended += requests[i].ended;
+                    break;
+                }
+    }
+}
+
+/* The yardstick has each request alone, its prompt in one pass, and nothing shared. */
+static void check_passes(const char *shape, pst_compute_type compute, uint32_t kv_bits, int sessions)
+{
+    char path[600], placed[300], what[400];
+    served *requests = calloc(REQUESTS, sizeof *requests);
+    assert_non_null(requests);
+    pst_model *model = make_model(shape, PST_BF16, path, sizeof path);
+    pst_model_info info;
+    pst_model_get_info(model, &info);
+    deal_requests(requests, info.vocab);
+    const pst_session_options options = {.max_tokens = PASSES_TOKENS,
+                                         .max_sequences = IN_FLIGHT,
+                                         .compute_type = compute,
+                                         .kv_bits = kv_bits,
+                                         .device = ops_file()};
+    pst_session_options alone = options;
+    alone.no_prefix_sharing = true;
+    pst_session *session = open_session(model, alone, shape);
+    for (size_t i = 0; i < REQUESTS; i++)
+        requests[i].start = UINT32_MAX;
+    serve(session, requests, info.vocab, true, shape);
+    pst_session_close(session);
+    for (int i = 0; i < sessions; i++) {
+        pst_session_options other = random_placement(model, options, placed, sizeof placed);
+        other.no_prefix_sharing = ref_between(0, 2) == 0;
+        session = open_session(model, other, placed);
+        pst_plan_info plan;
+        pst_session_get_plan(session, &plan);
+        snprintf(what, sizeof what, "%s, %s, %u rows per pass, sharing %d", shape, placed, plan.rows_per_pass,
+                 !other.no_prefix_sharing);
+        for (size_t r = 0; r < REQUESTS; r++)
+            requests[r].start = (uint32_t)ref_between(0, 12);
+        if (ref_between(0, 1)) /* after the one whose tokens it begins with */
+            requests[REQUESTS - 1].start = UINT32_MAX;
+        serve(session, requests, info.vocab, false, what);
+        pst_session_close(session);
+    }
+    for (size_t i = 0; i < REQUESTS; i++)
+        free(requests[i].rows);
+    free(requests);
+    pst_model_close(model);
+    remove_tree(path);
+}
+
+static void test_passes(void **state)
+{
+    (void)state;
+    if (!ops_begin("passes"))
+        return;
+    const int sessions = (int)ops_cases(2);
+    check_passes("tiny", PST_COMPUTE_BF16, 16, sessions);
+    check_passes("tiny", PST_COMPUTE_F32, ref_between(0, 1) ? 32 : 8, sessions);
+    check_passes("tiny-deepseek", PST_COMPUTE_BF16, 0, sessions);
+    check_passes(ref_between(0, 1) ? "tiny-mixtral" : "tiny-bloom", PST_COMPUTE_BF16, 8, sessions);
 }
 
 static int set_up(void **state)
@@ -511,6 +662,7 @@ int main(void)
         cmocka_unit_test(test_sampled_texts),
         cmocka_unit_test(test_random_models),
         cmocka_unit_test(test_residency),
+        cmocka_unit_test(test_passes),
     };
     return cmocka_run_group_tests_name("families on a device", tests, set_up, tear_down);
 }

@@ -370,12 +370,12 @@ static void refuse_route(void *context, const char *text)
 }
 
 static const ops_test tests[] = {
-    {"kv_store", 60, sizeof(kv_case), make_kv, run_kv, check_kv, NULL, NULL, true, false},
-    {"wide top", 5, sizeof(top_case), make_top, run_top, check_top, NULL, NULL, true, false},
-    {"wide log_sum_exp", 4, sizeof(top_case), make_sums, run_sums, check_sums, NULL, NULL, true, false},
-    {"wide norm", 12, sizeof(norm_case), make_norm, run_norm, check_norm, NULL, NULL, true, false},
-    {"tall", 2, sizeof(tall_case), make_tall, run_tall, check_tall, NULL, NULL, true, false},
-    {"route of thousands", 4, sizeof(route_case), make_route, run_route, check_route, refuse_route, NULL, false, false},
+    {"kv_store", 60, sizeof(kv_case), make_kv, run_kv, check_kv, NULL, NULL, true},
+    {"wide top", 5, sizeof(top_case), make_top, run_top, check_top, NULL, NULL, true},
+    {"wide log_sum_exp", 4, sizeof(top_case), make_sums, run_sums, check_sums, NULL, NULL, true},
+    {"wide norm", 12, sizeof(norm_case), make_norm, run_norm, check_norm, NULL, NULL, true},
+    {"tall", 2, sizeof(tall_case), make_tall, run_tall, check_tall, NULL, NULL, true},
+    {"route of thousands", 4, sizeof(route_case), make_route, run_route, check_route, refuse_route, NULL, false},
 };
 
 static void one(void **state)

@@ -163,22 +163,22 @@ static void test_sharing(void **state)
     /* Who comes first computes; others wait until all rows are in the pass, then take the block. */
     assert_int_equal(pst_kv_share(kv, 0, a), PST_KV_COMPUTE);
     assert_int_equal(pst_kv_share(kv, 1, b), PST_KV_WAIT);
-    pst_kv_advance(kv, 0, 0, B - 1, a);
+    pst_kv_advance(kv, 0, 0, B - 1, a, true);
     assert_int_equal(pst_kv_share(kv, 1, b), PST_KV_WAIT);
-    pst_kv_advance(kv, 0, B - 1, B, a);
+    pst_kv_advance(kv, 0, B - 1, B, a, true);
     assert_int_equal(pst_kv_share(kv, 1, b), PST_KV_TAKEN);
     assert_ptr_equal(pst_kv_bind(kv, 0)[0], pst_kv_bind(kv, 1)[0]);
     assert_int_equal(pst_kv_free_blocks(kv), 11);
     /* The same ids after another prefix are another block. */
     assert_int_equal(pst_kv_share(kv, 2, a + B), PST_KV_COMPUTE);
-    pst_kv_advance(kv, 2, 0, B, a + B);
+    pst_kv_advance(kv, 2, 0, B, a + B, true);
     assert_int_equal(pst_kv_share(kv, 1, b + B), PST_KV_COMPUTE);
-    pst_kv_advance(kv, 1, B, 2 * B, b);
+    pst_kv_advance(kv, 1, B, 2 * B, b, true);
     assert_ptr_not_equal(pst_kv_bind(kv, 1)[1], pst_kv_bind(kv, 2)[0]);
     assert_int_equal(pst_kv_free_blocks(kv), 9);
     /* Who gives up a block that is not whole leaves nothing behind: the next one computes. */
     assert_int_equal(pst_kv_share(kv, 1, b + 2 * B), PST_KV_COMPUTE);
-    pst_kv_advance(kv, 1, 2 * B, 2 * B + 9, b);
+    pst_kv_advance(kv, 1, 2 * B, 2 * B + 9, b, true);
     pst_kv_release(kv, 1);
     assert_int_equal(pst_kv_share(kv, 3, b), PST_KV_TAKEN);
     assert_int_equal(pst_kv_share(kv, 3, b + B), PST_KV_TAKEN); /* kept without a holder */
@@ -202,13 +202,13 @@ static void test_sharing_generated(void **state)
     pst_kv *kv = make_sharing();
     for (uint32_t i = 0; i < B; i++)
         for (uint32_t sequence = 0; sequence < 2; sequence++)
-            pst_kv_advance(kv, sequence, i, i + 1, a);
+            pst_kv_advance(kv, sequence, i, i + 1, a, true);
     assert_int_equal(pst_kv_free_blocks(kv), 10);
     assert_int_equal(pst_kv_share(kv, 2, a), PST_KV_TAKEN);
     assert_ptr_equal(pst_kv_bind(kv, 0)[0], pst_kv_bind(kv, 2)[0]);
     /* What follows a block that nobody can find cannot be found either; and it is free when it is left. */
     assert_int_equal(pst_kv_share(kv, 1, a + B), PST_KV_COMPUTE);
-    pst_kv_advance(kv, 1, B, 2 * B, a);
+    pst_kv_advance(kv, 1, B, 2 * B, a, true);
     assert_int_equal(pst_kv_share(kv, 2, a + B), PST_KV_COMPUTE);
     pst_kv_release(kv, 1);
     pst_kv_release(kv, 0);
@@ -229,7 +229,7 @@ static void test_sharing_forgets(void **state)
         fill_ids(ids[i], 10 + i, 20, 30);
         for (uint32_t b = 0; b < 3; b++)
             assert_int_equal(pst_kv_share(kv, 0, ids[i] + b * B), PST_KV_COMPUTE);
-        pst_kv_advance(kv, 0, 0, 3 * B, ids[i]);
+        pst_kv_advance(kv, 0, 0, 3 * B, ids[i], true);
         pst_kv_release(kv, 0);
     }
     /* The first one is used again, so that the second one is the oldest. */
