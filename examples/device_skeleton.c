@@ -263,9 +263,9 @@ static int route(pst_device *base, const pst_route_job *job)
     return refuse(base, "route");
 }
 
-static int log_sum_exp(pst_device *base, const pst_matrix *x, double *out)
+static int log_sum_exp(pst_device *base, const pst_matrix *x, const double *factors, double *out)
 {
-    (void)x, (void)out;
+    (void)x, (void)factors, (void)out;
     return refuse(base, "log_sum_exp");
 }
 

@@ -49,7 +49,7 @@
 extern "C" {
 #endif
 
-#define PST_DEVICE_VERSION       2u
+#define PST_DEVICE_VERSION       3u
 #define PST_DEVICE_PLUGIN_SYMBOL "pst_device_plugin_table"
 
 /* ---- How weights are stored ---- */
@@ -344,8 +344,10 @@ typedef struct pst_device_ops {
     int (*kv_store)(pst_device *device, const pst_kv_store *job);
     int (*attention)(pst_device *device, const pst_attention *job);
     int (*route)(pst_device *device, const pst_route_job *job);
-    /* out[r] = log(sum over n of exp(x[r][n])), in float64 from f32 x. */
-    int (*log_sum_exp)(pst_device *device, const pst_matrix *x, double *out);
+    /* out[r] = log(sum over n of exp(factors[r] * x[r][n])), in float64 from f32 x: the sum is right to 2^-24 of itself, and
+     * largest * factor is added to its logarithm, so rounded to float64. NaN if an element is, else a largest element of +-infinity
+     * itself. factors: above 0 and finite; NULL: ones. */
+    int (*log_sum_exp)(pst_device *device, const pst_matrix *x, const double *factors, double *out);
     /* The `count` (at most x.columns, at most 1024) largest values of each row and their columns, falling, of equal ones the
      * lower column first; what is not a number counts as -infinity. values, columns: [rows][count]. */
     int (*top)(pst_device *device, const pst_matrix *x, uint32_t count, float *values, uint32_t *columns);

@@ -80,7 +80,7 @@ int pst_cuda_add_rows(cuda_device *device, const pst_matrix *x, const uint32_t *
 int pst_cuda_kv_store(cuda_device *device, const pst_kv_store *job);
 int pst_cuda_attention(cuda_device *device, const pst_attention *job);
 int pst_cuda_route(cuda_device *device, const pst_route_job *job);
-int pst_cuda_log_sum_exp(cuda_device *device, const pst_matrix *x, double *out);
+int pst_cuda_log_sum_exp(cuda_device *device, const pst_matrix *x, const double *factors, double *out);
 int pst_cuda_top(cuda_device *device, const pst_matrix *x, uint32_t count, float *values, uint32_t *columns);
 
 #endif

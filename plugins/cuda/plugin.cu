@@ -89,9 +89,9 @@ static int route(pst_device *device, const pst_route_job *job)
     return call("route", pst_cuda_route, device, job);
 }
 
-static int log_sum_exp(pst_device *device, const pst_matrix *x, double *out)
+static int log_sum_exp(pst_device *device, const pst_matrix *x, const double *factors, double *out)
 {
-    return call("log_sum_exp", pst_cuda_log_sum_exp, device, x, out);
+    return call("log_sum_exp", pst_cuda_log_sum_exp, device, x, factors, out);
 }
 
 static int top(pst_device *device, const pst_matrix *x, uint32_t count, float *values, uint32_t *columns)

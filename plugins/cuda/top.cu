@@ -176,7 +176,7 @@ int pst_cuda_top(cuda_device *device, const pst_matrix *x, uint32_t count, float
 
 /* ---- log(sum(exp)) ---- */
 
-/* A piece's largest element, and the sum of e^(x - largest). */
+/* A piece's largest element, and the sum of e^(factor * (x - largest)). */
 typedef struct lse_part {
     double sum;
     float largest; /* NaN if there is one */
@@ -217,18 +217,19 @@ static __device__ __forceinline__ float lse_largest(float largest, float *partia
 }
 
 /* What the row's parts come to: NaN and infinities are their own results. */
-static __device__ __forceinline__ double lse_result(lse_part all)
+static __device__ __forceinline__ double lse_result(lse_part all, double factor)
 {
-    return isfinite(all.largest) ? (double)all.largest + log(all.sum) : (double)all.largest;
+    return isfinite(all.largest) ? (double)all.largest * factor + log(all.sum) : (double)all.largest;
 }
 
 /* x: pieces, y: rows. */
 static __global__ __launch_bounds__(LSE_THREADS) void lse_pieces(const float *x, uint64_t stride, uint32_t columns,
-                                                                 lse_part *parts, double *out)
+                                                                 const double *factors, lse_part *parts, double *out)
 {
     __shared__ double sums[LSE_THREADS];
     __shared__ float partial[LSE_THREADS / 32];
     const uint64_t row = blockIdx.y;
+    const double factor = factors != NULL ? factors[row] : 1.0;
     const uint32_t first = blockIdx.x * LSE_PIECE + threadIdx.x;
     float a[LSE_EACH], largest = -INFINITY;
 #pragma unroll
@@ -242,22 +243,23 @@ static __global__ __launch_bounds__(LSE_THREADS) void lse_pieces(const float *x,
     if (isfinite(largest)) { /* of all threads alike */
 #pragma unroll 4
         for (uint32_t j = 0; j < LSE_EACH; j++)
-            sum += exp((double)a[j] - (double)largest);
+            sum += exp(((double)a[j] - (double)largest) * factor);
     }
     const lse_part all = lse_together(sum, largest, sums);
     if (threadIdx.x == 0) {
         if (parts != NULL)
             parts[row * gridDim.x + blockIdx.x] = all;
         else
-            out[row] = lse_result(all);
+            out[row] = lse_result(all, factor);
     }
 }
 
 /* A block has a row's parts. */
-static __global__ __launch_bounds__(LSE_THREADS) void lse_rows(const lse_part *parts, uint32_t count, double *out)
+static __global__ __launch_bounds__(LSE_THREADS) void lse_rows(const lse_part *parts, uint32_t count, const double *factors, double *out)
 {
     __shared__ double sums[LSE_THREADS];
     __shared__ float partial[LSE_THREADS / 32];
+    const double factor = factors != NULL ? factors[blockIdx.x] : 1.0;
     parts += (uint64_t)blockIdx.x * count;
     float largest = -INFINITY;
     for (uint32_t i = threadIdx.x; i < count; i += LSE_THREADS)
@@ -265,13 +267,13 @@ static __global__ __launch_bounds__(LSE_THREADS) void lse_rows(const lse_part *p
     largest = lse_largest(largest, partial);
     double sum = 0.0;
     for (uint32_t i = threadIdx.x; i < count && isfinite(largest); i += LSE_THREADS)
-        sum += parts[i].sum * exp((double)parts[i].largest - (double)largest);
+        sum += parts[i].sum * exp(((double)parts[i].largest - (double)largest) * factor);
     const lse_part all = lse_together(sum, largest, sums);
     if (threadIdx.x == 0)
-        out[blockIdx.x] = lse_result(all);
+        out[blockIdx.x] = lse_result(all, factor);
 }
 
-int pst_cuda_log_sum_exp(cuda_device *device, const pst_matrix *x, double *out)
+int pst_cuda_log_sum_exp(cuda_device *device, const pst_matrix *x, const double *factors, double *out)
 {
     if (x->rows == 0)
         return 0;
@@ -289,14 +291,15 @@ int pst_cuda_log_sum_exp(cuda_device *device, const pst_matrix *x, double *out)
     }
     for (uint64_t row = 0; row < x->rows; row += at_once) {
         const uint32_t rows = (uint32_t)(x->rows - row < at_once ? x->rows - row : at_once);
+        const double *some = factors != NULL ? factors + row : NULL;
         int status = pst_cuda_check(device, "log_sum_exp",
                                     PST_LAUNCH(lse_pieces, dim3((uint32_t)pieces, rows), dim3(LSE_THREADS), 0,
                                                device->stream, (const float *)x->data + row * x->stride, x->stride,
-                                               (uint32_t)x->columns, (lse_part *)scratch, out + row));
+                                               (uint32_t)x->columns, some, (lse_part *)scratch, out + row));
         if (status >= 0 && pieces > 1)
             status = pst_cuda_check(device, "log_sum_exp",
                                     PST_LAUNCH(lse_rows, dim3(rows), dim3(LSE_THREADS), 0, device->stream,
-                                               (const lse_part *)scratch, (uint32_t)pieces, out + row));
+                                               (const lse_part *)scratch, (uint32_t)pieces, some, out + row));
         if (status < 0)
             return status;
     }

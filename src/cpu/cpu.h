@@ -119,8 +119,8 @@ typedef struct pst_cpu_kernels {
                   size_t count);
     /* y = activation(x); y F32 (may be x) or BF16. */
     void (*activate)(pst_cpu_activation activation, const float *x, void *y, pst_dtype y_type, size_t count);
-    /* log(sum(exp(x))) in float64. */
-    double (*log_sum_exp)(const float *x, size_t count);
+    /* log(sum(exp(factor * x))) in float64; factor > 0. */
+    double (*log_sum_exp)(const float *x, size_t count, double factor);
     /* Columns first..first+count-1 of a GROUPED row of `columns`, as f32. All sets give the same numbers. */
     void (*dequantize)(const void *row, const pst_weight_format *format, size_t columns, size_t first, size_t count,
                        float *y);

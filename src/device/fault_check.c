@@ -160,6 +160,8 @@ int fault_check_operands(fault_device *f, const fault_work *work)
         PST_TRY(check_memory(f, work->kind, "the list of rows", work->numbers, listed * sizeof *work->numbers));
     if (work->kind == FAULT_ADD_ROWS)
         PST_TRY(check_memory(f, work->kind, "the rows' weights", work->floats, listed * sizeof *work->floats));
+    if (work->doubles != NULL)
+        PST_TRY(check_memory(f, work->kind, "the factors", work->doubles, listed * sizeof *work->doubles));
     if (work->results[0] != NULL)
         PST_TRY(check_memory(f, work->kind, "the result", work->results[0], results));
     return work->results[1] == NULL ? 0 : check_memory(f, work->kind, "the columns", work->results[1], results);

@@ -65,6 +65,7 @@ typedef struct fault_work {
     uint32_t heads, head_dim, rotary, count;
     bool interleaved;
     const float *floats;     /* rope's table, weights of add_rows */
+    const double *doubles;   /* factors of log_sum_exp */
     const uint32_t *numbers; /* positions, rows */
     void *results[2];
     pst_weight *weights;        /* owned: of a grouped product, with their formats behind them */

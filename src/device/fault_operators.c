@@ -24,7 +24,7 @@ int fault_carry_out(fault_device *f, const fault_work *work)
     case FAULT_KV_STORE: return ops->kv_store(inner, &w->job.store);
     case FAULT_ATTENTION: return ops->attention(inner, &w->job.attention);
     case FAULT_ROUTE: return ops->route(inner, &w->job.route);
-    case FAULT_LOG_SUM_EXP: return ops->log_sum_exp(inner, &w->x, w->results[0]);
+    case FAULT_LOG_SUM_EXP: return ops->log_sum_exp(inner, &w->x, w->doubles, w->results[0]);
     case FAULT_TOP: return ops->top(inner, &w->x, w->count, w->results[0], w->results[1]);
     default: return PST_E_UNSUPPORTED;
     }
@@ -137,9 +137,9 @@ static int fault_route(pst_device *device, const pst_route_job *job)
     return submit(device, &work);
 }
 
-static int fault_log_sum_exp(pst_device *device, const pst_matrix *x, double *out)
+static int fault_log_sum_exp(pst_device *device, const pst_matrix *x, const double *factors, double *out)
 {
-    const fault_work work = {.kind = FAULT_LOG_SUM_EXP, .x = *x, .results = {out}};
+    const fault_work work = {.kind = FAULT_LOG_SUM_EXP, .x = *x, .doubles = factors, .results = {out}};
     return submit(device, &work);
 }
 

@@ -267,18 +267,20 @@ static int host_activate(pst_device *device, pst_activation activation, const ps
 
 typedef struct log_sum_exp_job {
     const pst_matrix *x;
+    const double *factors;
     double *out;
 } log_sum_exp_job;
 
 static void log_sum_exp_block(const row_cut *cut, size_t row, size_t column, size_t columns)
 {
     const log_sum_exp_job *job = cut->job;
-    job->out[row] = cut->host->kernels->log_sum_exp(element(job->x, row, column), columns);
+    job->out[row] = cut->host->kernels->log_sum_exp(element(job->x, row, column), columns,
+                                                    job->factors != NULL ? job->factors[row] : 1.0);
 }
 
-static int host_log_sum_exp(pst_device *device, const pst_matrix *x, double *out)
+static int host_log_sum_exp(pst_device *device, const pst_matrix *x, const double *factors, double *out)
 {
-    const log_sum_exp_job job = {x, out};
+    const log_sum_exp_job job = {x, factors, out};
     row_cut cut = {.job = &job, .rows = x->rows, .columns = x->columns, .block = log_sum_exp_block};
     return run_rows(host_of(device), &cut, false);
 }

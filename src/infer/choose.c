@@ -20,7 +20,7 @@ struct pst_chooser {
     uint32_t *open, *open_rows;  /* max_rows: choices that need all logits, and their rows */
     pst_sample_scratch *scratch; /* by thread */
     uint64_t found_most;
-    pst_mirror found; /* of a chunk's rows: log_sum_exp, then values, then ids */
+    pst_mirror found; /* of a chunk's rows: factors, log_sum_exp, values, ids */
 };
 
 static uint64_t found_most(const pst_chooser_config *c)
@@ -31,7 +31,7 @@ static uint64_t found_most(const pst_chooser_config *c)
 
 static uint64_t found_bytes(const pst_chooser_config *c)
 {
-    return c->max_rows * sizeof(double) + found_most(c) * (sizeof(float) + sizeof(uint32_t));
+    return 2 * c->max_rows * sizeof(double) + found_most(c) * (sizeof(float) + sizeof(uint32_t));
 }
 
 void pst_chooser_measure(const pst_chooser_config *config, uint32_t threads, bool apart, uint64_t *out_host,
@@ -94,9 +94,16 @@ static void share(const pst_chooser *c, uint32_t tasks, pst_pool_body *body, voi
 
 /* ---- from the largest ---- */
 
+/* How many of a row's logits are found for it. The host is as fast with all of them as with what stands for them. */
+static uint32_t found_for(const pst_chooser *c, const pst_sampling *sampling)
+{
+    double factor;
+    return !c->apart && pst_sample_needs_sum(sampling, &factor) ? 0 : pst_sample_needs(sampling, c->config.vocab);
+}
+
 /* Choices whose rows follow each other, and what is found of these. */
 typedef struct chunk {
-    pst_sample_scratch *scratch;
+    const pst_chooser *chooser;
     pst_choice *choices;
     uint32_t count, most; /* found of each row */
     pst_matrix logits;    /* where the device has them */
@@ -120,31 +127,40 @@ static void choose_from_largest(void *context, uint32_t task, uint32_t worker)
     pst_choice *choice = &k->choices[task];
     const uint32_t vocab = (uint32_t)k->logits.columns;
     const size_t at = (size_t)task * k->most;
-    if (pst_sample_needs(choice->sampling, vocab) == 0)
+    if (found_for(k->chooser, choice->sampling) == 0)
         return;
     choice->usable = is_usable(k, task);
-    choice->made = !choice->usable || pst_sample_top(k->values + at, k->ids + at, vocab, choice->sampling,
-                                                     choice->random, &k->scratch[worker], &choice->id);
+    choice->made =
+        !choice->usable || pst_sample_top(k->values + at, k->ids + at, k->sums != NULL ? k->sums[task] : NAN, vocab,
+                                          choice->sampling, choice->random, &k->chooser->scratch[worker], &choice->id);
 }
 
 static int find_largest(pst_chooser *c, chunk *k, pst_error *err)
 {
     pst_device *device = c->config.device;
-    const uint64_t sums = k->count * sizeof(double), found = (uint64_t)k->count * k->most;
-    const uint64_t ids = sums + found * sizeof(float), bytes = ids + found * sizeof(uint32_t);
+    const uint64_t sums = k->count * sizeof(double), values = 2 * sums;
+    const uint64_t ids = values + (uint64_t)k->count * k->most * sizeof(float);
+    const uint64_t end = ids + (uint64_t)k->count * k->most * sizeof(uint32_t);
     char *there = c->found.there, *here = c->found.host;
-    int status = device->ops->top(device, &k->logits, k->most, (float *)(void *)(there + sums),
+    double *factors = (double *)(void *)here;
+    for (uint32_t i = 0; i < k->count; i++)
+        if (!pst_sample_needs_sum(k->choices[i].sampling, &factors[i]))
+            factors[i] = 1;
+    int status = device->ops->top(device, &k->logits, k->most, (float *)(void *)(there + values),
                                   (uint32_t *)(void *)(there + ids));
     if (status >= 0 && c->apart)
-        status = device->ops->log_sum_exp(device, &k->logits, (double *)(void *)there);
+        status = pst_mirror_publish(device, &c->found, 0, sums);
+    if (status >= 0 && c->apart)
+        status = device->ops->log_sum_exp(device, &k->logits, (const double *)(void *)there,
+                                          (double *)(void *)(there + sums));
     if (status >= 0)
-        status = pst_mirror_fetch(device, &c->found, 0, bytes);
+        status = pst_mirror_fetch(device, &c->found, sums, end - sums);
     if (status >= 0 && c->apart)
         status = device->ops->synchronize(device, NULL);
     if (status < 0)
         return pst_device_fail(err, device, status, "finding the largest logits");
-    k->sums = c->apart ? (const double *)(void *)here : NULL;
-    k->values = (const float *)(void *)(here + sums);
+    k->sums = c->apart ? (const double *)(void *)(here + sums) : NULL;
+    k->values = (const float *)(void *)(here + values);
     k->ids = (const uint32_t *)(void *)(here + ids);
     return 0;
 }
@@ -152,9 +168,9 @@ static int find_largest(pst_chooser *c, chunk *k, pst_error *err)
 /* As many of the choices as a chunk may have: one at least. */
 static chunk next_chunk(const pst_chooser *c, pst_choice *choices, uint32_t count)
 {
-    chunk k = {.scratch = c->scratch, .choices = choices};
+    chunk k = {.chooser = c, .choices = choices};
     for (; k.count < count && choices[k.count].row == choices[0].row + k.count; k.count++) {
-        const uint64_t most = pst_max(k.most, pst_sample_needs(choices[k.count].sampling, c->config.vocab));
+        const uint64_t most = pst_max(k.most, found_for(c, choices[k.count].sampling));
         if (k.count > 0 && (k.count + 1) * most > c->found_most)
             break;
         k.most = (uint32_t)most;

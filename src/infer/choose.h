@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The tokens that follow the rows of a pass, chosen from what the device's operators give: it finds the largest logits of
- * every row, as many as the row among its neighbours needs that needs most, and whether there is one that is no number; only
- * those few come to the host. Rows that need all their logits are fetched some at a time. Rows are shared among the host's
- * threads.
+ * every row, as many as the row among its neighbours needs that needs most, and what all come to, which also tells whether
+ * there is one that is no number; only those few numbers come to the host. Rows that need all their logits are fetched some
+ * at a time. Rows are shared among the host's threads.
  *
  * What a row's choice is made from is decided by its own request and logits (sample.h), never by its neighbours'.
  */

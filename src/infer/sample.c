@@ -16,8 +16,14 @@
 
 typedef unsigned __int128 exact_sum;
 
-/* Beyond top-k, so that a few equals at its end are seen as such. */
-enum { SPARE_CANDIDATES = 8 };
+enum {
+    SPARE_CANDIDATES = 8,     /* beyond top-k, so that a few equals at its end are seen as such */
+    USUAL_CANDIDATES = 512,   /* without top-k: top-p seldom leaves more */
+    LEAST_EXPONENT = 127 - 58 /* of a weight */
+};
+/* A device's sum is within 2^-24 of itself, a weight is rounded by as much, and what factor * logit loses where it is smaller
+ * than 2^20 is less. What is below e^-40 is in the device's sum only. */
+static const double SUM_ERROR = 0x1p-22, MOST_EXPONENT = 0x1p20;
 
 uint64_t pst_random(uint64_t seed, uint64_t n)
 {
@@ -56,10 +62,21 @@ uint32_t pst_sample_needs(const pst_sampling *sampling, uint32_t vocab)
 {
     if (sampling->temperature <= 0)
         return 1;
-    if (sampling->top_k == 0 || (sampling->top_k >= PST_TOP_MOST && vocab > PST_TOP_MOST))
+    if (sampling->top_k == 0)
+        return (uint32_t)pst_min(USUAL_CANDIDATES, vocab);
+    if (sampling->top_k >= PST_TOP_MOST && vocab > PST_TOP_MOST)
         return 0;
     const uint64_t wanted = pst_min((uint64_t)sampling->top_k + SPARE_CANDIDATES, PST_TOP_MOST);
     return (uint32_t)pst_min(wanted, vocab);
+}
+
+bool pst_sample_needs_sum(const pst_sampling *sampling, double *out_factor)
+{
+    const double factor = 1 / sampling->temperature;
+    if (sampling->temperature <= 0 || sampling->top_k > 0)
+        return false;
+    *out_factor = factor > 0 && factor < MOST_EXPONENT ? factor : 1; /* of no use then */
+    return true;
 }
 
 static bool comes_before(pst_candidate a, pst_candidate b)
@@ -114,8 +131,100 @@ static uint32_t draw(const pst_candidate *candidates, uint32_t count, uint64_t r
     return candidates[count - 1].id; /* rounding */
 }
 
-bool pst_sample_top(const float *logits, const uint32_t *ids, uint32_t vocab, const pst_sampling *sampling,
-                    uint64_t random, pst_sample_scratch *scratch, uint32_t *out)
+/* With top-k: what others come to does not count, but who they are may. */
+static bool choose_of_top_k(const pst_candidate *candidates, uint32_t count, uint32_t certain,
+                            const pst_sampling *sampling, uint64_t random, uint32_t *out)
+{
+    if (certain < count && certain < sampling->top_k)
+        return false;
+    count = (uint32_t)pst_min(count, sampling->top_k);
+    count = cut_tail(candidates, count, sum_of(candidates, count), sampling);
+    *out = draw(candidates, count, random);
+    return true;
+}
+
+/* ---- from the largest and the total ---- */
+
+/* Exact weights in units of 2^-81. */
+static exact_sum exact(float weight)
+{
+    return (exact_sum)ldexp((double)weight, 81);
+}
+
+/* What a sum of exact weights, rounded, is at least and at most. */
+typedef struct range {
+    double least, most;
+} range;
+
+/* The first of the certain candidates with which the sum reaches the goal (passes it, if `beyond`) whatever the goal is of its
+ * range; 0: that is not certain. *sum: with it. */
+static uint32_t count_to(const pst_candidate *candidates, uint32_t certain, range goal, bool beyond, exact_sum *sum)
+{
+    *sum = 0;
+    for (uint32_t i = 0; i < certain; i++) {
+        *sum += exact(candidates[i].value);
+        const double rounded = (double)*sum;
+        if (beyond ? rounded > goal.most : rounded >= goal.most)
+            return i + 1;
+        if (beyond ? rounded > goal.least : rounded >= goal.least)
+            return 0;
+    }
+    return 0;
+}
+
+/* The total of all weights; `most` infinite if nothing is known. */
+static range total_of(const pst_candidate *candidates, uint32_t count, bool complete, float largest, double log_sum,
+                      const pst_sampling *sampling)
+{
+    double factor = 1;
+    exact_sum sum = 0;
+    for (uint32_t i = 0; i < count; i++)
+        sum += exact(candidates[i].value);
+    range total = {(double)sum, (double)sum};
+    if (complete)
+        return total;
+    pst_sample_needs_sum(sampling, &factor);
+    const double exponent = (double)largest * factor;
+    const bool is_known = factor * sampling->temperature < 2 && factor * sampling->temperature > 0.5 &&
+                          fabs(exponent) < MOST_EXPONENT && isfinite(log_sum);
+    const double near = is_known ? ldexp(exp(log_sum - exponent), 81) : 0;
+    total.least = is_known ? near * (1 - SUM_ERROR) : total.least;
+    total.most = is_known ? near * (1 + SUM_ERROR) : (double)INFINITY;
+    return total;
+}
+
+/* Without top-k. candidates: in order as far as they are certain; complete: there are no others. */
+static bool choose_by_total(const pst_candidate *candidates, uint32_t certain, bool complete, range total,
+                            const pst_sampling *sampling, uint64_t random, uint32_t *out)
+{
+    exact_sum sum;
+    double last = 0; /* weight of the last one kept; 0: of none that is here */
+    if (sampling->top_p > 0 && sampling->top_p < 1) {
+        const range goal = {sampling->top_p * total.least, sampling->top_p * total.most};
+        const uint32_t kept = count_to(candidates, certain, goal, false, &sum);
+        if (kept == 0)
+            return false;
+        last = candidates[kept - 1].value;
+        total = (range){(double)sum, (double)sum};
+    }
+    if (sampling->min_p > 0 && last < sampling->min_p) { /* the largest weighs 1 */
+        if (!complete && !(certain > 0 && candidates[certain - 1].value < sampling->min_p))
+            return false; /* others may be kept */
+        sum = 0;
+        for (uint32_t i = 0; i < certain && candidates[i].value >= sampling->min_p; i++)
+            sum += exact(candidates[i].value);
+        total = (range){(double)sum, (double)sum};
+    }
+    const range target = {uniform(random) * total.least, uniform(random) * total.most};
+    const uint32_t drawn = count_to(candidates, certain, target, true, &sum);
+    if (drawn == 0)
+        return false;
+    *out = candidates[drawn - 1].id;
+    return true;
+}
+
+bool pst_sample_top(const float *logits, const uint32_t *ids, double log_sum, uint32_t vocab,
+                    const pst_sampling *sampling, uint64_t random, pst_sample_scratch *scratch, uint32_t *out)
 {
     const uint32_t given = pst_sample_needs(sampling, vocab);
     if (sampling->temperature <= 0) {
@@ -130,15 +239,18 @@ bool pst_sample_top(const float *logits, const uint32_t *ids, uint32_t vocab, co
             break;
         candidates[count] = (pst_candidate){(float)exp(d), ids[count]};
     }
-    /* All others weigh no more than the last one, give or take the last bit that exp may err by. */
-    const float most_of_others = nextafterf(candidates[count - 1].value, INFINITY);
+    /* All others weigh no more than the last one, give or take the last bit that exp may err by; those that weigh more than
+     * that have their places in the order. */
+    const bool complete = count < given || given == vocab;
+    const float most_of_others = complete ? 0 : nextafterf(candidates[count - 1].value, INFINITY);
     sort(candidates, count);
-    if (count == given && given < vocab && candidates[sampling->top_k - 1].value <= most_of_others)
-        return false;
-    count = (uint32_t)pst_min(count, sampling->top_k);
-    count = cut_tail(candidates, count, sum_of(candidates, count), sampling);
-    *out = draw(candidates, count, random);
-    return true;
+    uint32_t certain = count;
+    while (certain > 0 && candidates[certain - 1].value <= most_of_others)
+        certain--;
+    if (sampling->top_k > 0)
+        return choose_of_top_k(candidates, count, certain, sampling, random, out);
+    const range total = total_of(candidates, count, complete, logits[0], log_sum, sampling);
+    return choose_by_total(candidates, certain, complete, total, sampling, random, out);
 }
 
 /* ---- from all ---- */
@@ -147,7 +259,7 @@ bool pst_sample_top(const float *logits, const uint32_t *ids, uint32_t vocab, co
  * A weight's key: its bits less those of 2^-58, so 0 to 58 * 2^23 for e^-40 to 1, in the order of weights. Its digits, most
  * significant first: ten bits, of which the upper six are the exponent, ten, and nine.
  */
-enum { LEVELS = 3, MANTISSA_BITS = 23, LEAST_EXPONENT = 127 - 58 };
+enum { LEVELS = 3, MANTISSA_BITS = 23 };
 static const unsigned digit_bits[LEVELS] = {10, 10, 9}, digit_shift[LEVELS] = {19, 9, 0};
 
 /* The weights of a row, in its logits' memory; 0: it does not count. */

@@ -7,8 +7,9 @@
  * A token's weight is (float)exp((logit - largest) / temperature), nothing where that would be e^-40 or less: what is so
  * much less likely than the best is never drawn in practice. Tokens are ordered by falling weight, then by rising id.
  *
- * With greedy choice and a small top-k the largest logits are enough, which a device finds by itself (its operator `top`);
- * else all are needed, since the total is. Which of the two it is follows from the request and the logits alone.
+ * For greedy choice and a small top-k the largest logits are enough, which a device finds by itself (its operator `top`).
+ * Without top-k the total counts, too. A device's `log_sum_exp` gives it nearly; where whatever it may really be leaves the
+ * same token, that is the choice, else all logits are needed. The token does not depend on which way it was chosen.
  */
 #ifndef PST_INFER_SAMPLE_H
 #define PST_INFER_SAMPLE_H
@@ -40,11 +41,13 @@ typedef struct pst_sample_scratch {
 
 /* How many of the largest of `vocab` logits a choice is made from; 0: all of them, whatever they are. */
 uint32_t pst_sample_needs(const pst_sampling *sampling, uint32_t vocab);
+/* Whether it also takes log(sum of exp(factor * logit)) over all of them, if any. */
+bool pst_sample_needs_sum(const pst_sampling *sampling, double *out_factor);
 /* A choice from the pst_sample_needs largest logits, falling, of equal ones the lower id first; they are usable (below).
- * random: a number that changes with every choice. False, rarely: others may be as likely as the last of top-k, and all
- * logits are needed. */
-bool pst_sample_top(const float *logits, const uint32_t *ids, uint32_t vocab, const pst_sampling *sampling,
-                    uint64_t random, pst_sample_scratch *scratch, uint32_t *out);
+ * random: a number that changes with every choice. log_sum: if it is needed, as a device gives it. False: others may be as
+ * likely as the last of top-k, or it depends on the total's last digits, and all logits are needed. */
+bool pst_sample_top(const float *logits, const uint32_t *ids, double log_sum, uint32_t vocab,
+                    const pst_sampling *sampling, uint64_t random, pst_sample_scratch *scratch, uint32_t *out);
 /* A choice from all logits, which are usable; they are overwritten. */
 uint32_t pst_sample_all(float *logits, uint32_t vocab, const pst_sampling *sampling, uint64_t random,
                         pst_sample_scratch *scratch);

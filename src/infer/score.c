@@ -122,7 +122,7 @@ static int run(scoring *s)
         pst_matrix logits = s->session->fetched;
         logits.rows = count;
         pst_device *host = s->session->host;
-        int status = host->ops->log_sum_exp(host, &logits, s->normalizers);
+        int status = host->ops->log_sum_exp(host, &logits, NULL, s->normalizers);
         if (status < 0)
             return pst_fail(s->err, status, NULL, "normalizing logits failed: %s", pst_strerror(status));
         for (size_t i = 0; i < count; i++)

@@ -198,7 +198,7 @@ static int run_convert(kernels_bench *b, kernels_op *op)
 static int run_log_sum_exp(kernels_bench *b, kernels_op *op)
 {
     const pst_matrix x = take_input(b, PST_F32, op->rows, op->k);
-    return b->device->ops->log_sum_exp(b->device, &x, kernels_take(&b->outputs, op->rows * sizeof(double)));
+    return b->device->ops->log_sum_exp(b->device, &x, NULL, kernels_take(&b->outputs, op->rows * sizeof(double)));
 }
 
 static int run_top(kernels_bench *b, kernels_op *op)

@@ -109,7 +109,7 @@ static void test_plugins_that_are_none(void **state)
     static const struct {
         const char *environment, *says;
     } cases[] = {
-        {"PST_FAKE_PLUGIN=version", "is a plugin of version 3; this library takes version 2"},
+        {"PST_FAKE_PLUGIN=version", "is a plugin of version 4; this library takes version 3"},
         {"PST_FAKE_PLUGIN=short table", "is an older plugin: its table has "},
         {"PST_FAKE_PLUGIN=no table", "is a plugin without a table"},
         {"PST_FAKE_PLUGIN=no driver", "no fake driver is loaded"},

@@ -294,9 +294,21 @@ static void clear_rope(void *context)
 
 typedef struct reduce_case {
     ops_matrix x;
-    ops_buffer *sums, *values, *columns;
+    ops_buffer *sums, *factors, *values, *columns; /* factors NULL: none */
     uint32_t count;
 } reduce_case;
+
+/* Of rows; some of the time none. */
+static ops_buffer *deal_factors(size_t rows)
+{
+    double *factors = malloc(rows * sizeof *factors);
+    assert_non_null(factors);
+    for (size_t r = 0; r < rows; r++)
+        factors[r] = pow(10.0, (double)ref_between(0, 40) / 10 - 2.0);
+    ops_buffer *buffer = ref_between(0, 1) ? ops_input(factors, rows * sizeof *factors, 8) : NULL;
+    free(factors);
+    return buffer;
+}
 
 /* Numbers of some size; now and then what is none, or infinite. */
 static ops_matrix deal_logits(size_t rows, size_t columns, bool few_values)
@@ -326,7 +338,9 @@ static size_t make_sums(void *context, size_t number, char *text, size_t text_by
     deal_shape(&rows, &columns);
     c->x = deal_logits(rows, columns, false);
     c->sums = ops_output(NULL, rows * sizeof(double), 8);
-    snprintf(text, text_bytes, "%zu x %zu, stride %zu", rows, columns, c->x.stride);
+    c->factors = deal_factors(rows);
+    snprintf(text, text_bytes, "%zu x %zu, stride %zu%s", rows, columns, c->x.stride,
+             c->factors != NULL ? ", with factors" : "");
     return rows;
 }
 
@@ -334,10 +348,11 @@ static int run_sums(void *context, pst_device *device, ops_side side, size_t fir
 {
     const reduce_case *c = context;
     const pst_matrix x = ops_rows(&c->x, side, first, rows);
-    return device->ops->log_sum_exp(device, &x, (double *)ops_at(c->sums, side) + first);
+    const double *factors = c->factors != NULL ? (const double *)ops_at(c->factors, side) + first : NULL;
+    return device->ops->log_sum_exp(device, &x, factors, (double *)ops_at(c->sums, side) + first);
 }
 
-static double log_sum(const ops_matrix *x, size_t row)
+static double log_sum(const ops_matrix *x, size_t row, double factor)
 {
     long double largest = -INFINITY, sum = 0;
     for (size_t i = 0; i < x->columns; i++) {
@@ -349,15 +364,16 @@ static double log_sum(const ops_matrix *x, size_t row)
     if (isinf((double)largest))
         return (double)largest;
     for (size_t i = 0; i < x->columns; i++)
-        sum += expl(ops_was(x, row, i) - largest);
-    return (double)(largest + logl(sum));
+        sum += expl((ops_was(x, row, i) - largest) * factor);
+    return (double)(largest * factor + logl(sum));
 }
 
 static void check_sums(void *context, const char *text)
 {
     const reduce_case *c = context;
     for (size_t r = 0; r < c->x.rows; r++) {
-        const double expected = log_sum(&c->x, r);
+        const double factor = c->factors != NULL ? ops_get(c->factors, OPS_HOST, PST_F64, r) : 1;
+        const double expected = log_sum(&c->x, r, factor);
         /* float64 throughout: a chain of columns / 8 roundings at least */
         const double limit = 0x1p-52 * (16.0 + (double)c->x.columns / 8.0 + 2 * fabs(expected));
         for (int side = OPS_DEVICE; side <= OPS_HOST; side++) {

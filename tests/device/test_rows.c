@@ -178,7 +178,7 @@ static int run_sums(void *context, pst_device *device, ops_side side, size_t fir
 {
     const top_case *c = context;
     const pst_matrix x = ops_rows(&c->x, side, first, rows);
-    return device->ops->log_sum_exp(device, &x, (double *)ops_at(c->sums, side) + first);
+    return device->ops->log_sum_exp(device, &x, NULL, (double *)ops_at(c->sums, side) + first);
 }
 
 static void check_sums(void *context, const char *text)

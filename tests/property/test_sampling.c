@@ -54,7 +54,7 @@ static pst_sampling deal_sampling(uint32_t vocab)
     pst_sampling s = {.temperature = random_below(10) ? temperatures[random_below(11)] : random_unit() * 3};
     s.temperature = random_below(12) == 0 ? 0 : s.temperature;
     const uint64_t kind = random_below(8);
-    s.top_k = kind == 0 ? 0 : kind == 1 ? 1 : (uint32_t)(1 + random_below(kind < 5 ? 60 : vocab + 10));
+    s.top_k = kind == 0 || kind == 7 ? 0 : kind == 1 ? 1 : (uint32_t)(1 + random_below(kind < 5 ? 60 : vocab + 10));
     s.top_k = kind == 2 ? (uint32_t)(1015 + random_below(20)) : s.top_k;
     s.top_p = random_below(3) == 0 ? 1 : random_unit();
     s.top_p = random_below(6) == 0   ? 0.5
@@ -74,7 +74,7 @@ static void test_one_by_one(void **state)
 {
     (void)state;
     random_start("sampling one by one");
-    uint32_t from_top = 0, not_enough = 0;
+    uint32_t from_top = 0, from_sum = 0, not_enough = 0;
     for (int round = 0; round < 1500; round++) {
         const uint32_t vocab = (uint32_t)(1 + random_below(random_below(3) ? 200 : MOST_VOCAB));
         deal_logits(logits, vocab);
@@ -86,11 +86,16 @@ static void test_one_by_one(void **state)
             uint32_t got = sampling_from_all(logits, vocab, &s, random, copy);
             if (got != expected)
                 fail_choice(&s, vocab, "all", got, expected);
-            /* Where its neighbours are sums of less than their rounding, only the order of sums that both have decides. */
+            /* Without top-k both ways have exact sums; with it, this one has those of the plain way. Only where the neighbours
+             * are less than sums' rounding does it matter. */
             random = random_below(8) ? random : UINT64_MAX;
-            expected = sampling_plain(logits, vocab, &s, random, scratch);
-            if (sampling_from_top(logits, vocab, &s, random, scratch, values, ids, &got)) {
+            expected = s.top_k > 0 ? sampling_plain(logits, vocab, &s, random, scratch)
+                                   : sampling_from_all(logits, vocab, &s, random, copy);
+            const double wrong = 2 * random_unit() - 1;
+            const bool is_partial = s.top_k == 0 && pst_sample_needs(&s, vocab) < vocab;
+            if (sampling_from_top(logits, vocab, &s, random, wrong, scratch, values, ids, &got)) {
                 from_top++;
+                from_sum += is_partial;
                 if (got != expected)
                     fail_choice(&s, vocab, "the largest", got, expected);
             } else {
@@ -98,8 +103,9 @@ static void test_one_by_one(void **state)
             }
         }
     }
-    printf("%u from the largest, %u for which they were not enough\n", from_top, not_enough);
-    assert_true(from_top > 1000 && not_enough > 50);
+    printf("%u from the largest, %u of them with a sum of all; %u for which that was not enough\n", from_top, from_sum,
+           not_enough);
+    assert_true(from_top > 1000 && from_sum > 20 && not_enough > 50);
 }
 
 /* ---- passes ---- */

@@ -69,11 +69,13 @@ static inline uint32_t sampling_plain(const float *logits, uint32_t vocab, const
     return scratch[count - 1].id;
 }
 
-/* From the largest logits. False: they are not enough. scratch: vocab records; values, ids: PST_TOP_MOST. */
+/* From the largest logits and their sum, which is made wrong by as much as a device's may be (`wrong`: -1 to 1). False: they
+ * are not enough. scratch: vocab records; values, ids: PST_TOP_MOST. */
 static inline bool sampling_from_top(const float *logits, uint32_t vocab, const pst_sampling *sampling, uint64_t random,
-                                     pst_candidate *scratch, float *values, uint32_t *ids, uint32_t *out)
+                                     double wrong, pst_candidate *scratch, float *values, uint32_t *ids, uint32_t *out)
 {
     static pst_sample_scratch memory;
+    double factor = 1, sum = 0;
     const uint32_t needed = pst_sample_needs(sampling, vocab);
     if (needed == 0)
         return false;
@@ -84,7 +86,11 @@ static inline bool sampling_from_top(const float *logits, uint32_t vocab, const 
         values[i] = scratch[i].value;
         ids[i] = scratch[i].id;
     }
-    return pst_sample_top(values, ids, vocab, sampling, random, &memory, out);
+    if (pst_sample_needs_sum(sampling, &factor))
+        for (uint32_t i = 0; i < vocab; i++)
+            sum += exp(((double)logits[i] - values[0]) * factor);
+    return pst_sample_top(values, ids, values[0] * factor + log(sum * (1 + wrong * 0x1p-24)), vocab, sampling, random,
+                          &memory, out);
 }
 
 /* From all logits, of which a copy is made. */

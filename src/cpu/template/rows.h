@@ -231,8 +231,9 @@ static void kernel_activate(pst_cpu_activation activation, const float *x, void 
     kernel_gated(activation, x, NULL, y, y_type, count);
 }
 
-/* max + log(sum of exp(x - max)), sums in eight float64 lanes. A NaN gives NaN, a largest of +-infinity gives that. */
-static double kernel_log_sum_exp(const float *x, size_t count)
+/* factor * max + log(sum of exp(factor * (x - max))), sums in eight float64 lanes. A NaN gives NaN, a largest of +-infinity
+ * gives that. */
+static double kernel_log_sum_exp(const float *x, size_t count, double factor)
 {
     float largest = -__builtin_inff();
     for (size_t i = 0; i < count; i++) {
@@ -246,18 +247,18 @@ static double kernel_log_sum_exp(const float *x, size_t count)
     size_t i = 0;
     for (; i + 8 <= count; i += 8) {
         for (int j = 0; j < 8; j++)
-            terms[j] = (double)x[i + j] - (double)largest;
+            terms[j] = ((double)x[i + j] - (double)largest) * factor;
         exp_f64x8(terms);
         for (int j = 0; j < 8; j++)
             sums[j] += terms[j];
     }
     for (int j = 0; j < 8; j++)
-        terms[j] = i + j < count ? (double)x[i + j] - (double)largest : -1000.0;
+        terms[j] = i + j < count ? ((double)x[i + j] - (double)largest) * factor : -1000.0;
     exp_f64x8(terms);
     for (int j = 0; j < 8; j++)
         sums[j] += terms[j];
     double sum = ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
-    return (double)largest + log(sum);
+    return (double)largest * factor + log(sum);
 }
 
 #endif

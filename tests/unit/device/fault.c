@@ -306,7 +306,9 @@ static void test_misuses(void **state)
     w.data = b + 1;
     require_misuse(&fault, ops->rms_norm(device, &good, &w, 0, &good), "multiple of 256");
     require_misuse(&fault, ops->top(device, &good, 1, own, (uint32_t *)b), "top: the result");
-    require_misuse(&fault, ops->log_sum_exp(device, &good, (double *)(void *)own), "log_sum_exp: the result");
+    require_misuse(&fault, ops->log_sum_exp(device, &good, NULL, (double *)(void *)own), "log_sum_exp: the result");
+    require_misuse(&fault, ops->log_sum_exp(device, &good, (double *)(void *)own, (double *)(void *)b),
+                   "log_sum_exp: the factors");
     require_misuse(&fault, ops->fill(device, NULL, own, 0, 4), "fill");
     require_misuse(&fault, ops->copy(device, NULL, own, a, sizeof own + 1), "copy: beyond");
     uint32_t rows[4] = {0, 1, 2, 4};

@@ -135,7 +135,7 @@ static void test_empty(void **unused)
     assert_int_equal(device->ops->gated(device, PST_ACT_SILU, &none, &none, &none), 0);
     assert_int_equal(device->ops->layer_norm(device, &none, &w, &w, 1e-5f, &none), 0);
     assert_int_equal(device->ops->activate(device, PST_ACT_RELU, &none, &none), 0);
-    assert_int_equal(device->ops->log_sum_exp(device, &none, NULL), 0);
+    assert_int_equal(device->ops->log_sum_exp(device, &none, NULL, NULL), 0);
     pst_attention nobody = {.q = none, .out = none, .heads = 1, .layout = {PST_KV_F32, 1, 8, 8, false}};
     pst_kv_store nothing = {.k = none, .v = none, .layout = nobody.layout};
     assert_int_equal(device->ops->kv_store(device, &nothing), 0);
@@ -166,7 +166,7 @@ static void check_rows(const pst_cpu_kernels *kernels, size_t rows, size_t colum
                             columns);
         kernels->activate(PST_CPU_RELU, row, (char *)active.data + r * stride * 2, PST_BF16, columns);
         kernels->convert((char *)w.data + r * columns * 2, PST_BF16, (float *)wide.data + r * stride, columns);
-        sums[r] = kernels->log_sum_exp(row, columns);
+        sums[r] = kernels->log_sum_exp(row, columns, 1);
     }
     for (size_t pool = 0; pool < POOLS; pool++) {
         pst_device *device = make(pool, kernels->name);
@@ -184,7 +184,7 @@ static void check_rows(const pst_cpu_kernels *kernels, size_t rows, size_t colum
         assert_int_equal(device->ops->layer_norm(device, &mx, &norm_weight, &bias, 1e-5f, &centre), 0);
         assert_int_equal(device->ops->activate(device, PST_ACT_RELU, &mx, &activated), 0);
         assert_int_equal(device->ops->convert(device, &all, &mc), 0);
-        assert_int_equal(device->ops->log_sum_exp(device, &mx, sums + rows), 0);
+        assert_int_equal(device->ops->log_sum_exp(device, &mx, NULL, sums + rows), 0);
         require_same(&norm, &y, "rms_norm", kernels, pool);
         require_same(&gated, &z, "gated", kernels, pool);
         require_same(&wide, &converted, "convert", kernels, pool);

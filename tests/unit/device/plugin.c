@@ -154,7 +154,7 @@ static void test_misfits(void **state)
         const char *text;
     } cases[] = {
         {"no table", PST_E_UNSUPPORTED, "without a table"},
-        {"version", PST_E_UNSUPPORTED, "is a plugin of version 3; this library takes version 2"},
+        {"version", PST_E_UNSUPPORTED, "is a plugin of version 4; this library takes version 3"},
         {"short table", PST_E_UNSUPPORTED, "is an older plugin"},
         {"bad name", PST_E_UNSUPPORTED, "without a name"},
         {"no name", PST_E_UNSUPPORTED, "without a name"},

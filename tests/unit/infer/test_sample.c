@@ -29,10 +29,8 @@ static void draw(pst_sampling sampling, double *frequency)
         const uint64_t random = pst_random(7, (uint64_t)i);
         uint32_t from_all = sampling_from_all(logits, VOCAB, &sampling, random, copy);
         frequency[from_all] += 1.0 / DRAWS;
-        assert_int_equal(sampling_from_top(logits, VOCAB, &sampling, random, scratch, values, ids, &id),
-                         sampling.top_k > 0);
-        if (sampling.top_k > 0)
-            assert_int_equal(id, from_all);
+        assert_true(sampling_from_top(logits, VOCAB, &sampling, random, 0, scratch, values, ids, &id));
+        assert_int_equal(id, from_all);
     }
 }
 
@@ -80,7 +78,7 @@ static void test_greedy(void **state)
     assert_int_equal(pst_sample_all((float[]){-1, -INFINITY, -0.5f, -2}, 4, &sampling, 1, &scratch), 2);
     assert_int_equal(pst_sample_needs(&sampling, 4), 1);
     uint32_t id;
-    assert_true(pst_sample_top((float[]){5}, (uint32_t[]){77}, 100, &sampling, 1, &scratch, &id));
+    assert_true(pst_sample_top((float[]){5}, (uint32_t[]){77}, NAN, 100, &sampling, 1, &scratch, &id));
     assert_int_equal(id, 77);
 }
 
@@ -97,8 +95,15 @@ static void test_needs(void **state)
     sampling.top_k = 1024; /* which comes 1025th? */
     assert_int_equal(pst_sample_needs(&sampling, vocab), 0);
     assert_int_equal(pst_sample_needs(&sampling, 1024), 1024);
+    double factor;
+    assert_false(pst_sample_needs_sum(&sampling, &factor));
     sampling.top_k = 0;
-    assert_int_equal(pst_sample_needs(&sampling, vocab), 0);
+    assert_in_range(pst_sample_needs(&sampling, vocab), 100, 1024);
+    sampling.temperature = 0.5;
+    assert_true(pst_sample_needs_sum(&sampling, &factor));
+    assert_true(factor == 2);
+    sampling.temperature = 0;
+    assert_false(pst_sample_needs_sum(&sampling, &factor));
 }
 
 /* Equals beyond what is given may have lower ids, so all are asked for; where they cannot be chosen, they are not. */
@@ -113,14 +118,43 @@ static void test_equals_at_the_end(void **state)
         ids[i] = i;
     }
     pst_sampling sampling = {.temperature = 1, .top_k = 5};
-    assert_false(pst_sample_top(logits, ids, 100, &sampling, 1, &scratch, &id));
+    assert_false(pst_sample_top(logits, ids, NAN, 100, &sampling, 1, &scratch, &id));
     for (uint32_t i = 0; i < 5; i++)
         logits[i] = 2;
-    assert_true(pst_sample_top(logits, ids, 100, &sampling, 1, &scratch, &id));
+    assert_true(pst_sample_top(logits, ids, NAN, 100, &sampling, 1, &scratch, &id));
     sampling.temperature = 1e9; /* then all weigh the same */
-    assert_false(pst_sample_top(logits, ids, 100, &sampling, 1, &scratch, &id));
+    assert_false(pst_sample_top(logits, ids, NAN, 100, &sampling, 1, &scratch, &id));
     sampling.temperature = 1e-3; /* then the others weigh nothing */
-    assert_true(pst_sample_top(logits, ids, 100, &sampling, 1, &scratch, &id));
+    assert_true(pst_sample_top(logits, ids, NAN, 100, &sampling, 1, &scratch, &id));
+}
+
+/* Without top-k the total decides; what it is not known to a digit for may be known well enough. */
+static void test_total(void **state)
+{
+    (void)state;
+    enum { MANY = 5000 };
+    static float logits[MANY], copy[MANY], values[PST_TOP_MOST];
+    static uint32_t ids[PST_TOP_MOST];
+    static pst_candidate scratch[MANY];
+    uint32_t id, enough = 0;
+    for (uint32_t i = 0; i < MANY; i++)
+        logits[i] = -3 * logf((float)(i * 7 % MANY) + 1); /* of a steep tail, which holds little */
+    const pst_sampling nucleus = {.temperature = 1.2, .top_p = 0.95}, tail = {.temperature = 1.2, .min_p = 0.001};
+    for (uint64_t n = 0; n < 200; n++) {
+        for (int i = 0; i < 2; i++) {
+            const pst_sampling *sampling = i == 0 ? &nucleus : &tail;
+            const double wrong = n % 2 ? 1 : -1;
+            const bool is_enough =
+                sampling_from_top(logits, MANY, sampling, pst_random(5, n), wrong, scratch, values, ids, &id);
+            enough += is_enough;
+            if (is_enough)
+                assert_int_equal(id, sampling_from_all(logits, MANY, sampling, pst_random(5, n), copy));
+        }
+    }
+    assert_true(enough >= 390);
+    const pst_sampling all = {.temperature = 1};
+    assert_false(pst_sample_top(values, ids, NAN, MANY, &all, UINT64_MAX / 2, &(pst_sample_scratch){0}, &id));
+    assert_false(pst_sample_top(values, ids, INFINITY, MANY, &all, 0, &(pst_sample_scratch){0}, &id));
 }
 
 static void test_strange_logits(void **state)
@@ -139,8 +173,11 @@ static void test_strange_logits(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_filters), cmocka_unit_test(test_greedy),
-                                       cmocka_unit_test(test_needs), cmocka_unit_test(test_equals_at_the_end),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_filters),
+                                       cmocka_unit_test(test_greedy),
+                                       cmocka_unit_test(test_needs),
+                                       cmocka_unit_test(test_total),
+                                       cmocka_unit_test(test_equals_at_the_end),
                                        cmocka_unit_test(test_strange_logits)};
     return cmocka_run_group_tests_name("sampling", tests, NULL, NULL);
 }
