@@ -29,7 +29,7 @@ typedef struct bench_values {
     const char *model, *prompt, *log_file, *routing_trace;
     uint64_t loops, batch_size, prompt_len, gen_len, seed, layers;
     uint64_t num_gpus;
-    bool dummy, kv_offload, pin_kv_cache, async_kv_offload, use_gds;
+    bool dummy, pin_kv_cache, async_kv_offload, use_gds;
 } bench_values;
 
 #define AT(member) .offset = offsetof(bench_values, member)
@@ -71,12 +71,14 @@ static const pst_option work_rows[] = {
 };
 
 static const pst_option zero_rows[] = {
-    {.name = "kv-offload",
+    {.name = "pin-kv-cache",
      .type = PST_OPTION_FLAG,
-     AT(kv_offload),
-     .help = "no effect: keys and values are in the memory of whoever computes"},
-    {.name = "pin-kv-cache", .type = PST_OPTION_FLAG, AT(pin_kv_cache), .help = "no effect, likewise"},
-    {.name = "async-kv-offload", .type = PST_OPTION_FLAG, AT(async_kv_offload), .help = "no effect, likewise"},
+     AT(pin_kv_cache),
+     .help = "no effect: what --kv-offload keeps for an accelerator is pinned in any case"},
+    {.name = "async-kv-offload",
+     .type = PST_OPTION_FLAG,
+     AT(async_kv_offload),
+     .help = "no effect: --kv-offload copies while others compute in any case"},
     {.name = "use-gds",
      .type = PST_OPTION_FLAG,
      AT(use_gds),
@@ -123,7 +125,6 @@ static int check_values(const bench_values *values, const pst_options_found *fou
         bool asked;
         const char *name;
     } idle[] = {
-        {values->kv_offload, "--kv-offload"},
         {values->pin_kv_cache, "--pin-kv-cache"},
         {values->async_kv_offload, "--async-kv-offload"},
         {values->use_gds, "--use-gds"},
@@ -263,7 +264,9 @@ static uint64_t hidden_bytes(const bench_job *job)
 /* Of keys and values, wherever they are. */
 static uint64_t cache_bytes(const bench_job *job)
 {
-    return job->engine.plan.kv_bytes + job->engine.plan.device_kv_bytes;
+    const pst_plan_info *plan = &job->engine.plan;
+    const uint64_t in_memory = plan->kv_offloaded ? plan->kv_bytes : plan->kv_bytes + plan->device_kv_bytes;
+    return plan->kv_disk_bytes > 0 ? plan->kv_disk_bytes : in_memory;
 }
 
 static void print_figures(const bench_job *job, FILE *to)

@@ -221,6 +221,7 @@ static int fill_options(plan_job *job, const char *model, bool resident_given, p
         .operations_per_second = v->runtime.device_memory ? v->device_flops : v->flops,
         .compute_type = cli_compute_type(&v->runtime),
         .kv_bits = cli_kv_bits(&v->runtime),
+        .kv_offload = v->runtime.kv_offload,
         .quant_bits = (uint32_t)v->quant_bits,
         .quant_group_size = (uint32_t)v->quant_group_size,
     };
@@ -329,6 +330,9 @@ static int print_text(const plan_job *job, pst_error *err)
     PST_TRY(cli_out_printf(err, "disk    %s of weights%s; up to %u rows in a pass, %u slots of %s\n",
                            size_text(p->disk_bytes, disk), by_link, p->rows_per_pass, p->slots,
                            size_text(p->slot_bytes, slot)));
+    if (p->kv_offloaded)
+        PST_TRY(cli_out_printf(err, "cache   keys and values in host memory, through slots of %s on the device\n",
+                               size_text(p->device.kv, slot)));
     PST_TRY(print_pass("prefill", &p->prefill, has_device, err));
     PST_TRY(print_pass("decode", &p->decode, has_device, err));
     if (p->experts > 0)
@@ -379,7 +383,7 @@ static json_t *prediction_json(const pst_prediction *p)
 {
     return json_pack(
         "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:I, "
-        "s:f, s:o, s:o, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:o}",
+        "s:f, s:o, s:o, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:b, s:o}",
         "model", p->model, "family", p->family, "parameters", (json_int_t)p->parameters, "active_parameters",
         (json_int_t)p->active_parameters, "weight_bytes", (json_int_t)p->weight_bytes, "kv_token_bytes",
         (json_int_t)p->kv_token_bytes, "layers", (json_int_t)p->layers, "experts", (json_int_t)p->experts,
@@ -393,8 +397,8 @@ static json_t *prediction_json(const pst_prediction *p)
         p->prefill_seconds, "decode_seconds", p->decode_seconds, "total_seconds", p->total_seconds,
         "prefill_tokens_per_second", p->prefill_tokens_per_second, "decode_tokens_per_second",
         p->decode_tokens_per_second, "tokens_per_second", p->tokens_per_second, "steady_tokens_per_second",
-        p->steady_tokens_per_second, "limited_by", p->limited_by, "link_bytes", (json_int_t)p->link_bytes, "advice",
-        advice_json(p));
+        p->steady_tokens_per_second, "limited_by", p->limited_by, "link_bytes", (json_int_t)p->link_bytes,
+        "kv_offloaded", p->kv_offloaded, "advice", advice_json(p));
 }
 
 static int print_json(const plan_job *job, pst_error *err)

@@ -74,6 +74,11 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .help = "keep keys and values in a file in this folder, of which memory holds what attention is at; it has no "
              "name and "
              "goes with the process; the results are the same"},
+    {.name = "kv-offload",
+     .type = PST_OPTION_FLAG,
+     .offset = offsetof(cli_runtime, kv_offload),
+     .help = "keep keys and values in the host's memory, from where an accelerator gets them as attention needs them; "
+             "without it they are there if the accelerator's memory has no room for them; the results are the same"},
     CLI_THREADS_ROW(cli_runtime, threads, "threads that compute"),
     {.name = "device",
      .type = PST_OPTION_STRING,
@@ -273,6 +278,7 @@ static void fill_options(const cli_runtime *runtime, const pst_io_options *io, b
     out->compute_type = cli_compute_type(runtime);
     out->kv_bits = cli_kv_bits(runtime);
     out->kv_folder = runtime->kv_dir;
+    out->kv_offload = runtime->kv_offload;
     out->threads = (uint32_t)runtime->threads;
     out->io_engine = io->engine;
     out->block_size = io->block_size;

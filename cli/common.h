@@ -44,11 +44,12 @@ typedef struct cli_runtime {
     uint64_t threads;
     const char *device;
     uint64_t device_memory;
+    bool kv_offload;
     cli_placement placement;     /* with cli_placement_rows, likewise */
     cli_io_options io;           /* with cli_io_rows, a group of their own */
     cli_offload_options offload; /* with cli_offload_rows, likewise */
 } cli_runtime;
-enum { CLI_RUNTIME_ROWS = 10 };
+enum { CLI_RUNTIME_ROWS = 11 };
 extern const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS];
 
 /* Enters what was asked of the placement of weights. */

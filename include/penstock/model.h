@@ -108,7 +108,8 @@ typedef struct pst_session_options {
      * same. */
     const char *kv_folder;
     uint64_t
-        kv_window_bytes; /* with kv_folder: memory for blocks on their way; 0: 192 MiB, less with a small budget, or what the longest sequence needs */
+        kv_window_bytes; /* with kv_folder or kv_offload: memory for blocks on their way, the host's and an accelerator's each; 0:
+                          * 192 MiB, less with a small budget, or what the longest sequence needs */
     /* Positions that the KV cache holds for all sequences together, in blocks of 64 of which a sequence has whole ones; never
      * fewer than max_tokens. Whole requests start in order when all that they may become fits, prompt and max_new_tokens, so
      * fewer than max_sequences may run at a time. 0: max_sequences times max_tokens. */
@@ -119,6 +120,9 @@ typedef struct pst_session_options {
     /* Only whole requests are generated, and pst_session_step is not called: then an accelerator's logits stay where they are,
      * and the host has room for some rows of them only. No matter with all_logits. */
     bool requests_only;
+    /* Keeps an accelerator's keys and values in the host's memory, from where they are copied as attention needs them; false: only
+     * where the accelerator's has no room for them. The results are the same. */
+    bool kv_offload;
 } pst_session_options;
 
 /* What the requests of a job need; sums over all of them. */
@@ -181,6 +185,8 @@ typedef struct pst_plan_info {
     uint32_t device_slots;
     double expected_link_bytes;   /* what a pass with a row of every sequence copies to it, as expected_pass_bytes */
     double link_bytes_per_second; /* measured beforehand; 0 when not, or nothing has to be copied */
+    bool
+        kv_offloaded; /* an accelerator's keys and values are elsewhere: device_kv_bytes are slots that they come through */
 } pst_plan_info;
 PST_API void pst_session_get_plan(const pst_session *session, pst_plan_info *out);
 
@@ -267,9 +273,9 @@ typedef struct pst_run_stats {
     uint64_t computed_tokens;                 /* rows of all passes */
     double expert_bytes_per_token;            /* expert_bytes_read and wasted_bytes over computed_tokens */
     /* With an accelerator. */
-    uint64_t link_bytes;                                 /* weights that were copied to it, in all passes */
-    double link_wait_seconds;                            /* the copies were what was waited for */
-    double link_bytes_per_second;                        /* measured, as disk_bytes_per_second */
+    uint64_t link_bytes;          /* weights, keys and values that were copied to it, in all passes */
+    double link_wait_seconds;     /* the copies were what was waited for */
+    double link_bytes_per_second; /* measured, as disk_bytes_per_second */
     uint64_t device_resident_bytes, device_memory_bytes; /* weights kept there; its memory in use, by plan */
 } pst_run_stats;
 

@@ -46,6 +46,7 @@ typedef struct pst_predict_options {
     uint32_t quant_bits;           /* 8 or 4: as if the weights had been converted; 0 or 16: as they are */
     uint32_t quant_group_size;     /* default 64 */
     uint64_t process_bytes;        /* what the process takes beside its plan; default: a usual value */
+    bool kv_offload;               /* as in pst_session_options */
 } pst_predict_options;
 
 /* One tier's memory. Bytes. */
@@ -118,6 +119,8 @@ typedef struct pst_prediction {
     pst_advice advice[PST_MAX_ADVICE]; /* best first; only what gains 2 % or more */
     uint32_t advice_count;
     uint64_t link_bytes; /* weights that the device has not got: the most that a pass copies to it */
+    bool
+        kv_offloaded; /* keys and values are in the host's memory, and cross the link in slots that device.kv is made of */
 } pst_prediction;
 
 /* PST_E_BUDGET names the smallest budget that works. Any thread. */

@@ -86,9 +86,15 @@ static void set_batch(const choice *c, pst_session_options *o, uint32_t sequence
     o->kv_tokens = pst_batch_kv_tokens(sequences, w->requests, w->kv_tokens, o->max_tokens);
 }
 
+/* What so many positions take of a cache of so many bytes. */
+static double moved_bytes(uint64_t cache_bytes, const pst_session_options *o, double positions)
+{
+    return (double)cache_bytes / (double)o->kv_tokens * positions;
+}
+
 /* A pass of this plan in the long run: x requests join in each, and as many end. */
 static pst_batch_point describe(const choice *c, const pst_session_options *o, const pst_plan *plan,
-                                const pst_kv_memory *cache)
+                                const pst_planned_cache *cache)
 {
     const pst_workload *w = c->work;
     double prompt = pst_max(w->prompt_tokens, w->requests), made = (double)w->new_tokens;
@@ -106,9 +112,11 @@ static pst_batch_point describe(const choice *c, const pst_session_options *o, c
     }
     point.bytes = pst_plan_expected_bytes(plan, rows < 1 ? 1 : (uint32_t)rows);
     point.link_bytes = pst_plan_link_bytes(plan, rows < 1 ? 1 : (uint32_t)rows);
-    if (o->kv_folder != NULL) /* read for every row, and written once */
-        point.bytes +=
-            (double)cache->disk_bytes / (double)o->kv_tokens * (o->max_sequences * (prompt + made / 2) + rows);
+    const double moved = o->max_sequences * (prompt + made / 2);
+    point.bytes += moved_bytes(cache->memory.disk_bytes, o, moved + rows); /* read for every row, and written once */
+    if (cache->config.apart && (o->kv_folder != NULL || cache->config.offload)) /* likewise, but both ways at once */
+        point.link_bytes +=
+            moved_bytes(o->kv_folder != NULL ? cache->memory.disk_bytes : cache->memory.kv_bytes, o, moved);
     point.parameters =
         c->cost.every_row + c->cost.head + c->cost.experts * pst_cost_expert_share(&c->transformer, rows);
     point.operations = pst_cost_operations(&c->cost, rows, made > 0 ? decoding + x : rows, keys);
@@ -128,26 +136,20 @@ static int try_batch(const choice *c, uint32_t sequences, pst_batch_point *out, 
     pst_forward_config config = {.transformer = &c->transformer, .program = c->program, .apart = c->apart};
     config.record_routing = o.on_routing != NULL;
     pst_plan_request request;
-    pst_kv_memory cache;
+    pst_planned_cache cache;
     pst_plan plan;
-    PST_TRY(pst_session_request_plan(&o, c->process_bytes + held, &config, &request, &cache, err));
-    if (o.kv_folder != NULL && cache.disk_bytes > c->disk_room && sequences > 1)
-        return pst_fail(err, PST_E_BUDGET, o.kv_folder, "the KV cache of %u sequences does not fit there", sequences);
-    int status = pst_plan_create(&request, &plan, err);
-    if (status == PST_E_BUDGET && o.kv_folder != NULL && o.kv_window_bytes == 0) { /* as a session does */
-        o.kv_window_bytes = 1;
-        PST_TRY(pst_session_request_plan(&o, c->process_bytes + held, &config, &request, &cache, err));
-        status = pst_plan_create(&request, &plan, err);
-    }
-    PST_TRY(status); /* with the smallest budget for the whole */
-    *out = describe(c, &o, &plan, &cache);
+    PST_TRY(pst_session_plan(&o, c->process_bytes + held, &config, &request, &cache, &plan, err));
+    const pst_batch_point point = describe(c, &o, &plan, &cache);
     pst_plan_destroy(&plan);
+    if (o.kv_folder != NULL && cache.memory.disk_bytes > c->disk_room && sequences > 1)
+        return pst_fail(err, PST_E_BUDGET, o.kv_folder, "the KV cache of %u sequences does not fit there", sequences);
     if (budget != 0 && held > budget / 2)
         return pst_fail(
             err, PST_E_BUDGET, NULL,
             "a host memory budget of %.1f MiB is too small: what these requests give takes %.1f MiB, which may "
             "be half of it; the smallest that works is %lluMi",
             (double)budget / 0x1p20, (double)held / 0x1p20, (unsigned long long)((2 * held >> 20) + 1));
+    *out = point;
     return 0;
 }
 

@@ -53,9 +53,9 @@ struct pst_session {
     pst_device *host;
     pst_device *device; /* which computes: the host, or an accelerator */
     pst_io *io;
-    pst_io *kv_io;               /* NULL: keys and values are in memory */
-    uint64_t kv_row_traffic;     /* bytes that a row in the middle of a sequence reads of them */
-    pst_transformer transformer; /* the model's, with options.max_layers; its arrays are the model's */
+    pst_io *kv_io;                 /* NULL: keys and values are in memory */
+    pst_kv_traffic kv_row_traffic; /* of a row in the middle of a sequence */
+    pst_transformer transformer;   /* the model's, with options.max_layers; its arrays are the model's */
     pst_program *program;
     pst_kv *kv;
     pst_forward *forward;
@@ -87,11 +87,17 @@ struct pst_session {
     pst_session_counters counters;
 };
 
-/* What a session of these (checked) options asks of the planner; pure but for the default of the budget. config: transformer
- * and program are set, what belongs to the request is set here. process_bytes: what the process takes before the session has
- * its memory. */
-int pst_session_request_plan(const pst_session_options *options, uint64_t process_bytes, pst_forward_config *config,
-                             pst_plan_request *out, pst_kv_memory *out_cache, pst_error *err);
+/* The cache of a plan. */
+typedef struct pst_planned_cache {
+    pst_kv_config config; /* without io */
+    pst_kv_memory memory;
+} pst_planned_cache;
+/* What a session of these (checked) options asks of the planner, and what it gets; pure but for the defaults of the budgets.
+ * config: transformer and program are set, what belongs to the request is set here. process_bytes: what the process takes before
+ * the session has its memory. Nothing said, keys and values are where they are computed with; in the host's memory, if an
+ * accelerator's is too small for them. The caller destroys *out_plan. */
+int pst_session_plan(const pst_session_options *options, uint64_t process_bytes, pst_forward_config *config,
+                     pst_plan_request *out_request, pst_planned_cache *out_cache, pst_plan *out_plan, pst_error *err);
 /* What may be taken of the memory of a device (NULL: one that is not there, only reckoned with; then it is in the options). */
 int pst_session_device_budget(const pst_session_options *options, pst_device *device, uint64_t *out, pst_error *err);
 /* pst_session_open on this device, whose owner the session is from now on, also where it fails; NULL: the one that the options

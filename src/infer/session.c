@@ -30,6 +30,8 @@ static const uint64_t DEVICE_RESERVE_BYTES = 1ull << 30;
 enum { DEVICE_RESERVE_SHARE = 16 };
 /* What a device's kernels come to take beside their operands: partial sums, at most so much, and never more than what lasts. */
 static const uint64_t DEVICE_SCRATCH_BYTES = 64ull << 20;
+/* Device memory that nothing lacks, and that sums of bytes may be added to. */
+static const uint64_t ENDLESS_BYTES = 1ull << 60;
 /* What generation and scoring keep of a request in a slot, its texts and results aside. */
 enum { SLOT_BYTES = 256 };
 /* Rows whose logits an accelerator hands over at a time, where tokens are chosen from all of them: enough to share. */
@@ -92,15 +94,21 @@ static bool can_share(const pst_session_options *o, const pst_transformer *trans
            !pst_rope_depends_on_length(&transformer->rope);
 }
 
-/* Of a small budget, an eighth at most for keys and values on their way, as far as they go with less. */
-static uint64_t choose_window(const pst_session_options *o)
+/* Of a small budget (0: there is none), an eighth at most for keys and values on their way, as far as they go with less. */
+static uint64_t choose_window(const pst_session_options *o, uint64_t device_budget_bytes)
 {
-    if (o->kv_window_bytes != 0 || o->host_memory_bytes == 0)
+    uint64_t window = PST_KV_DEFAULT_WINDOW_BYTES;
+    if (o->kv_window_bytes != 0)
         return o->kv_window_bytes;
-    return pst_max(1, pst_min(o->host_memory_bytes / 8, PST_KV_DEFAULT_WINDOW_BYTES));
+    if (o->host_memory_bytes != 0 && o->kv_folder != NULL)
+        window = pst_min(window, o->host_memory_bytes / 8);
+    if (device_budget_bytes != 0)
+        window = pst_min(window, device_budget_bytes / 8);
+    return pst_max(1, window);
 }
 
-static pst_kv_config describe_kv(const pst_session_options *o, const pst_forward_config *config)
+static pst_kv_config describe_kv(const pst_session_options *o, const pst_forward_config *config,
+                                 uint64_t device_budget_bytes)
 {
     return (pst_kv_config){.layout = pst_kv_layout_of(config->transformer, config->kv_type),
                            .layers = config->transformer->layers,
@@ -112,7 +120,8 @@ static pst_kv_config describe_kv(const pst_session_options *o, const pst_forward
                            .windowed = config->transformer->windowed,
                            .trace = o->trace,
                            .folder = o->kv_folder,
-                           .window_bytes = choose_window(o),
+                           .offload = o->kv_offload,
+                           .window_bytes = choose_window(o, device_budget_bytes),
                            .device = config->device,
                            .apart = config->apart};
 }
@@ -176,8 +185,39 @@ static pst_chooser_config describe_chooser(const pst_session_options *o, const p
     return (pst_chooser_config){.max_rows = o->max_sequences, .vocab = transformer->vocab};
 }
 
-int pst_session_request_plan(const pst_session_options *o, uint64_t process_bytes, pst_forward_config *config,
-                             pst_plan_request *out, pst_kv_memory *out_cache, pst_error *err)
+/* What does not depend on the rows of a pass. */
+static int add_fixed(const pst_session_options *o, const pst_forward_config *config, const pst_forward_memory *memory,
+                     const pst_planned_cache *planned, pst_plan_request *request, pst_error *err)
+{
+    const pst_kv_memory *cache = &planned->memory;
+    uint64_t device_logits = o->all_logits ? 0 : o->max_sequences * memory->device_logit_row_bytes;
+    uint64_t logits =
+        o->all_logits ? 0 : o->max_sequences * memory->logit_row_bytes + fetched_rows(o, 0) * memory->fetched_row_bytes;
+    const uint32_t threads = o->threads ? o->threads : pst_os_processors();
+    const pst_chooser_config chooser = describe_chooser(o, config->transformer);
+    uint64_t choices, device_choices;
+    pst_chooser_measure(&chooser, threads, config->apart, &choices, &device_choices);
+    uint64_t scratch = pst_max(pst_device_host_attention_bytes(&planned->config.layout, threads),
+                               pst_device_host_route_bytes(config->transformer->experts, threads)) +
+                       pst_device_host_stack_bytes(threads);
+    uint64_t others = memory->fixed_bytes + logits + choices + scratch +
+                      pst_ring_gather_bytes(config->program->stages, config->program->stage_count) +
+                      (uint64_t)o->max_sequences *
+                          (o->max_tokens * sizeof(uint32_t) + sizeof(pst_sequence) + sizeof(uint32_t) + SLOT_BYTES);
+    uint64_t device_others = memory->device_fixed_bytes + device_logits + device_choices;
+    if (__builtin_add_overflow(cache->kv_bytes, others, &request->fixed_bytes) ||
+        __builtin_add_overflow(cache->table_bytes, request->fixed_bytes, &request->fixed_bytes) ||
+        __builtin_add_overflow(cache->device_kv_bytes, device_others, &request->device_fixed_bytes) ||
+        __builtin_add_overflow(cache->device_table_bytes, request->device_fixed_bytes, &request->device_fixed_bytes) ||
+        request->fixed_bytes > UINT64_MAX / 4 || request->device_fixed_bytes > UINT64_MAX / 4)
+        return pst_fail(err, PST_E_BUDGET, NULL, "the KV cache of %u sequences of %u tokens fits no memory",
+                        o->max_sequences, o->max_tokens);
+    request->device_fixed_bytes += pst_min(request->device_fixed_bytes, DEVICE_SCRATCH_BYTES);
+    return 0;
+}
+
+static int request_plan(const pst_session_options *o, uint64_t process_bytes, pst_forward_config *config,
+                        pst_plan_request *out, pst_planned_cache *out_cache, pst_error *err)
 {
     const pst_program *program = config->program;
     config->max_sequences = o->max_sequences;
@@ -186,9 +226,10 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
     config->look_ahead = looks_ahead(o, config);
     pst_forward_memory memory;
     pst_forward_measure(config, &memory);
-    pst_kv_config kv = describe_kv(o, config);
-    pst_kv_memory cache;
-    pst_kv_measure(&kv, &cache);
+    uint64_t device_budget = 0;
+    if (config->apart)
+        PST_TRY(pst_session_device_budget(o, config->device, &device_budget, err));
+    pst_kv_config kv = describe_kv(o, config, device_budget);
     uint64_t prompt_rows = (uint64_t)o->max_sequences * o->max_prompt_tokens;
     uint64_t useful = pst_min(prompt_rows, config->apart ? MAX_DEVICE_ROWS : MAX_USEFUL_ROWS);
     if (o->all_logits)
@@ -210,41 +251,65 @@ int pst_session_request_plan(const pst_session_options *o, uint64_t process_byte
         .units_per_row = config->transformer->experts_per_token,
         .max_cache_bytes = o->expert_cache_set ? o->expert_cache_bytes : UINT64_MAX,
         .keep_all = o->keep_all_weights,
+        .device_budget_bytes = device_budget,
         .device_row_bytes = memory.device_row_bytes + (o->all_logits ? memory.device_logit_row_bytes : 0),
     };
-    if (config->apart)
-        PST_TRY(pst_session_device_budget(o, config->device, &request.device_budget_bytes, err));
-    uint64_t device_logits = o->all_logits ? 0 : o->max_sequences * memory.device_logit_row_bytes;
-    uint64_t logits =
-        o->all_logits ? 0 : o->max_sequences * memory.logit_row_bytes + fetched_rows(o, 0) * memory.fetched_row_bytes;
-    const uint32_t threads = o->threads ? o->threads : pst_os_processors();
-    const pst_chooser_config chooser = describe_chooser(o, config->transformer);
-    uint64_t choices, device_choices;
-    pst_chooser_measure(&chooser, threads, config->apart, &choices, &device_choices);
-    uint64_t scratch = pst_max(pst_device_host_attention_bytes(&kv.layout, threads),
-                               pst_device_host_route_bytes(config->transformer->experts, threads)) +
-                       pst_device_host_stack_bytes(threads);
-    uint64_t others = memory.fixed_bytes + logits + choices + scratch +
-                      pst_ring_gather_bytes(program->stages, program->stage_count) +
-                      (uint64_t)o->max_sequences *
-                          (o->max_tokens * sizeof(uint32_t) + sizeof(pst_sequence) + sizeof(uint32_t) + SLOT_BYTES);
-    uint64_t device_others = memory.device_fixed_bytes + device_logits + device_choices;
-    if (__builtin_add_overflow(cache.kv_bytes, others, &request.fixed_bytes) ||
-        __builtin_add_overflow(cache.table_bytes, request.fixed_bytes, &request.fixed_bytes) ||
-        __builtin_add_overflow(cache.device_kv_bytes, device_others, &request.device_fixed_bytes) ||
-        __builtin_add_overflow(cache.device_table_bytes, request.device_fixed_bytes, &request.device_fixed_bytes) ||
-        request.fixed_bytes > UINT64_MAX / 4 || request.device_fixed_bytes > UINT64_MAX / 4)
-        return pst_fail(err, PST_E_BUDGET, NULL, "the KV cache of %u sequences of %u tokens fits no memory",
-                        o->max_sequences, o->max_tokens);
-    request.device_fixed_bytes += pst_min(request.device_fixed_bytes, DEVICE_SCRATCH_BYTES);
+    *out_cache = (pst_planned_cache){.config = kv};
+    pst_kv_measure(&kv, &out_cache->memory);
+    PST_TRY(add_fixed(o, config, &memory, out_cache, &request, err));
     *out = request;
-    *out_cache = cache;
     return 0;
 }
 
-static void fill_info(pst_session *s, const pst_forward_config *config, const pst_plan_request *request,
-                      const pst_kv_memory *cache)
+/* Whether more memory of the device's, and nothing else, would do. */
+static bool lacks_device(const pst_plan_request *request)
 {
+    pst_plan_request larger = *request;
+    pst_plan plan;
+    larger.device_budget_bytes = ENDLESS_BYTES;
+    if (request->device_budget_bytes == 0 || pst_plan_create(&larger, &plan, NULL) < 0)
+        return false;
+    pst_plan_destroy(&plan);
+    return true;
+}
+
+/* With the usual window, and where that does not fit with the smallest. *lacks: PST_E_BUDGET for want of device memory. */
+static int try_plan(pst_session_options o, uint64_t process_bytes, pst_forward_config *config,
+                    pst_plan_request *out_request, pst_planned_cache *out_cache, pst_plan *out_plan, bool *lacks,
+                    pst_error *err)
+{
+    const bool has_window = o.kv_folder != NULL || (config->apart && o.kv_offload);
+    PST_TRY(request_plan(&o, process_bytes, config, out_request, out_cache, err));
+    int status = pst_plan_create(out_request, out_plan, err);
+    if (status == PST_E_BUDGET && has_window && o.kv_window_bytes == 0) {
+        o.kv_window_bytes = 1;
+        PST_TRY(request_plan(&o, process_bytes, config, out_request, out_cache, err));
+        status = pst_plan_create(out_request, out_plan, err);
+    }
+    *lacks = status == PST_E_BUDGET && lacks_device(out_request);
+    return status;
+}
+
+int pst_session_plan(const pst_session_options *o, uint64_t process_bytes, pst_forward_config *config,
+                     pst_plan_request *out_request, pst_planned_cache *out_cache, pst_plan *out_plan, pst_error *err)
+{
+    pst_session_options other = *o;
+    pst_error cause = {.code = 0};
+    bool lacks = false, still_lacks = false;
+    int status = try_plan(*o, process_bytes, config, out_request, out_cache, out_plan, &lacks, err);
+    if (status >= 0 || !lacks || o->kv_folder != NULL || o->kv_offload)
+        return status;
+    other.kv_offload = true;
+    int second = try_plan(other, process_bytes, config, out_request, out_cache, out_plan, &still_lacks, &cause);
+    if (second < 0 && still_lacks && err != NULL)
+        *err = cause; /* it names the smaller budget */
+    return second < 0 ? status : 0;
+}
+
+static void fill_info(pst_session *s, const pst_forward_config *config, const pst_plan_request *request,
+                      const pst_planned_cache *planned)
+{
+    const pst_kv_memory *cache = &planned->memory;
     pst_io_options io = {.struct_size = sizeof io};
     pst_io_get_settings(s->io, &io);
     s->info = (pst_plan_info){
@@ -277,6 +342,7 @@ static void fill_info(pst_session *s, const pst_forward_config *config, const ps
         .device_slot_bytes = s->plan.device_slot_bytes,
         .device_slots = s->plan.device_slots,
         .expected_link_bytes = pst_plan_link_bytes(&s->plan, s->options.max_sequences),
+        .kv_offloaded = planned->config.apart && (planned->config.offload || planned->config.folder != NULL),
     };
 }
 
@@ -294,6 +360,10 @@ static void log_plan(const pst_session *s)
                 (double)s->plan.device_resident_bytes / 1e6, s->device->ops->name, (double)s->plan.link_bytes / 1e6,
                 s->plan.device_slots, (double)s->plan.device_slot_bytes / 1e6, (double)s->plan.device_total_bytes / 1e6,
                 (double)s->info.device_budget_bytes / 1e6);
+    if (s->info.kv_offloaded)
+        pst_log(PST_LOG_INFO, "plan: keys and values in %s, through slots of %.1f MB on device %s",
+                s->options.kv_folder != NULL ? "a file" : "host memory", (double)s->info.device_kv_bytes / 1e6,
+                s->device->ops->name);
     if (s->plan.streamed_unit_bytes > 0)
         pst_log(PST_LOG_INFO,
                 "plan: of %.1f MB of experts the cache keeps %.1f MB; a pass of %u rows needs %.0f %% of them",
@@ -301,23 +371,15 @@ static void log_plan(const pst_session *s)
                 100 * pst_plan_share_of_units(s->plan.unit_count, s->plan.units_per_row, s->options.max_sequences));
 }
 
-static int make_plan(pst_session *s, pst_forward_config *config, pst_error *err)
+static int make_plan(pst_session *s, pst_forward_config *config, pst_planned_cache *cache, pst_error *err)
 {
     const pst_session_options *o = &s->options;
     pst_plan_request request;
-    pst_kv_memory cache;
-    PST_TRY(pst_session_request_plan(o, pst_memory_resident_bytes(), config, &request, &cache, err));
-    int status = pst_plan_create(&request, &s->plan, err);
-    if (status == PST_E_BUDGET && o->kv_folder != NULL && o->kv_window_bytes == 0) {
-        s->options.kv_window_bytes = 1; /* the smallest window, then */
-        PST_TRY(pst_session_request_plan(o, pst_memory_resident_bytes(), config, &request, &cache, err));
-        status = pst_plan_create(&request, &s->plan, err);
-    }
-    PST_TRY(status);
+    PST_TRY(pst_session_plan(o, pst_memory_resident_bytes(), config, &request, cache, &s->plan, err));
     config->max_rows = s->plan.rows_per_pass;
     config->max_logit_rows = o->all_logits ? s->plan.rows_per_pass : o->max_sequences;
     config->fetched_rows = fetched_rows(o, s->plan.rows_per_pass);
-    fill_info(s, config, &request, &cache);
+    fill_info(s, config, &request, cache);
     log_plan(s);
     return 0;
 }
@@ -348,10 +410,6 @@ static int open_device(pst_session *s, pst_error *err)
         pst_device_destroy(s->device);
         s->device = s->host;
     }
-    if (s->device != s->host && o->kv_folder != NULL)
-        return pst_fail(err, PST_E_UNSUPPORTED, NULL,
-                        "keys and values in a folder (--kv-dir), computed with on device %s: not yet",
-                        s->device->ops->name);
     return 0;
 }
 
@@ -399,13 +457,13 @@ static int open_session(pst_session *s, pst_error *err)
     config.routing_trace = s->routing_trace;
     config.record_routing = o->on_routing != NULL;
     open_tokenizer(s);
-    PST_TRY(make_plan(s, &config, err));
+    pst_planned_cache cache;
+    PST_TRY(make_plan(s, &config, &cache, err));
     PST_TRY(make_sequences(s, config.max_logit_rows, err));
-    pst_kv_config kv = describe_kv(o, &config);
-    s->sharing = kv.sharing;
-    kv.io = s->kv_io;
-    s->kv_row_traffic = pst_kv_row_traffic(&kv, o->max_tokens / 2).bytes_read;
-    PST_TRY(pst_kv_create(&kv, &s->kv, err));
+    s->sharing = cache.config.sharing;
+    cache.config.io = s->kv_io;
+    s->kv_row_traffic = pst_kv_row_traffic(&cache.config, o->max_tokens / 2);
+    PST_TRY(pst_kv_create(&cache.config, &s->kv, err));
     config.kv = s->kv;
     PST_TRY(pst_forward_create(&config, &s->forward, err));
     pst_chooser_config chooser = describe_chooser(o, &s->transformer);

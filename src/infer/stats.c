@@ -44,14 +44,16 @@ int pst_session_measure(pst_session *s, pst_error *err)
     pst_cost_of(&s->transformer, s->program, &s->cost);
     PST_TRY(pst_ring_measure(s->ring, MEASURED_BYTES, &s->disk_bytes_per_second, err));
     PST_TRY(pst_ring_measure_link(s->ring, &s->link_bytes_per_second, err));
+    if (s->link_bytes_per_second <= 0) /* no weights have to be copied */
+        PST_TRY(pst_kv_measure_link(s->kv, &s->link_bytes_per_second, err));
     uint32_t count = pst_ring_samples(s->ring, parts, MEASURED_PARTS);
     PST_TRY(pst_forward_measure_rate(s->forward, parts, count, sequences, false, &s->decode_rate.flops, err));
     PST_TRY(pst_forward_measure_rate(s->forward, parts, count, PREFILL_ROWS, true, &s->prefill_rate.flops, err));
     double keys = sequences * pst_cost_keys(&s->cost, s->options.max_tokens / 2);
-    pass_bound pass = {.operations = pst_cost_operations(&s->cost, sequences, sequences, keys),
-                       .disk_bytes =
-                           pst_plan_expected_bytes(&s->plan, sequences) + (double)(sequences * s->kv_row_traffic),
-                       .link_bytes = pst_plan_link_bytes(&s->plan, sequences)};
+    pass_bound pass = {
+        .operations = pst_cost_operations(&s->cost, sequences, sequences, keys),
+        .disk_bytes = pst_plan_expected_bytes(&s->plan, sequences) + (double)(sequences * s->kv_row_traffic.bytes_read),
+        .link_bytes = pst_plan_link_bytes(&s->plan, sequences) + (double)(sequences * s->kv_row_traffic.link_bytes)};
     s->info.pass_bound_seconds = bound(s, sequences, &pass);
     s->info.read_bytes_per_second = s->disk_bytes_per_second;
     s->info.link_bytes_per_second = s->link_bytes_per_second;
@@ -135,7 +137,7 @@ void pst_session_fill_stats(const pst_session *s, const pst_session_counters *be
     stats->kv_bytes_written = now.kv.bytes_written - before->kv.bytes_written;
     stats->io_wait_seconds = (double)(now.ring.wait_ns - before->ring.wait_ns + kv_wait_ns) / 1e9;
     stats->compute_seconds = (double)(now.ring.compute_ns - before->ring.compute_ns - kv_wait_ns) / 1e9;
-    stats->link_bytes = now.ring.link_bytes - before->ring.link_bytes;
+    stats->link_bytes = now.ring.link_bytes - before->ring.link_bytes + now.kv.link_bytes - before->kv.link_bytes;
     stats->link_wait_seconds = (double)(now.ring.link_wait_ns - before->ring.link_wait_ns) / 1e9;
     if (s->device != s->host) { /* its functions return before they are carried out: what is no waiting is computing */
         double rest = seconds - stats->io_wait_seconds - stats->link_wait_seconds;

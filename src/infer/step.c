@@ -242,7 +242,7 @@ int pst_session_pass(pst_session *s, const pst_logits **out, size_t *out_count, 
     pst_session_count_bound(s, count, (uint32_t)given,
                             after.weight_bytes - after.wasted_bytes - (before.weight_bytes - before.wasted_bytes) +
                                 kv_bytes,
-                            after.link_bytes - before.link_bytes);
+                            after.link_bytes - before.link_bytes + kv_after.link_bytes - kv_before.link_bytes);
     *out = s->logits;
     *out_count = given;
     return 0;

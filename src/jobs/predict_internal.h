@@ -33,6 +33,7 @@ typedef struct pst_placed {
     uint32_t batch;
     uint32_t rows_per_pass;
     double gathered_row_bytes; /* read from the drive for each row; 0: the embedding is in memory */
+    pst_kv_config cache;
 } pst_placed;
 
 /* Fills the tiers of the prediction, and what the times follow from. The caller destroys *plan. */

@@ -23,7 +23,8 @@ static pst_session_options session_options(const pst_predict_options *o, uint32_
                                  .expert_cache_set = o->expert_cache_set,
                                  .expert_cache_bytes = o->expert_cache_bytes,
                                  .device_memory_bytes = o->device_memory_bytes,
-                                 .requests_only = true};
+                                 .requests_only = true,
+                                 .kv_offload = o->kv_offload};
 }
 
 static double gathered_row_bytes(const pst_program *program)
@@ -95,16 +96,18 @@ int pst_predict_place(const pst_predict_options *o, const pst_planned_model *m, 
     pst_session_options options = session_options(o, batch);
     pst_forward_config config = {.transformer = m->t, .program = m->program, .apart = o->device_memory_bytes > 0};
     pst_plan_request request;
-    pst_kv_memory cache;
+    pst_planned_cache planned;
     uint64_t process = o->process_bytes ? o->process_bytes : USUAL_PROCESS_BYTES;
-    PST_TRY(pst_session_request_plan(&options, process, &config, &request, &cache, err));
-    *placed = (pst_placed){.options = o, .model = m, .batch = batch};
+    PST_TRY(pst_session_plan(&options, process, &config, &request, &planned, plan, err));
+    const pst_kv_memory cache = planned.memory;
+    const uint64_t whole = cache.kv_bytes > 0 ? cache.kv_bytes : cache.device_kv_bytes; /* else a window */
+    *placed = (pst_placed){.options = o, .model = m, .batch = batch, .cache = planned.config};
     pst_cost_of(m->t, m->program, &placed->cost);
     *out = (pst_prediction){.family = m->t->family->name,
                             .parameters = m->program->parameters,
                             .active_parameters = (uint64_t)pst_cost_active_parameters(&placed->cost),
                             .weight_bytes = m->program->weight_bytes,
-                            .kv_token_bytes = (cache.kv_bytes + cache.device_kv_bytes) / batch / options.max_tokens,
+                            .kv_token_bytes = whole / batch / options.max_tokens,
                             .layers = m->t->layers,
                             .experts = m->t->experts,
                             .experts_per_token = m->t->experts ? m->t->experts_per_token : 0,
@@ -114,7 +117,6 @@ int pst_predict_place(const pst_predict_options *o, const pst_planned_model *m, 
                             .kv_bits = pst_kv_bits(config.kv_type),
                             .quant_bits = o->quant_bits};
     memcpy(out->model, m->name, sizeof out->model);
-    PST_TRY(pst_plan_create(&request, plan, err));
     place(m, &request, &cache, plan, placed, out);
     return 0;
 }

@@ -30,13 +30,23 @@ static double rate_of(const pst_predict_options *o, uint32_t batch, double rows)
     return few * pow(many / few, log(rows / few_rows) / log(MANY_ROWS / few_rows));
 }
 
-static pst_predicted_pass time_pass(const pst_placed *p, double rows, double logit_rows, double keys)
+/* Keys and values that are not on the device cross the link for every sequence that decodes; what prompts move is little
+ * beside what they compute. */
+static double cache_link_bytes(const pst_placed *p, double decoding, double positions)
+{
+    if (decoding < 1)
+        return 0;
+    return decoding * (double)pst_kv_row_traffic(&p->cache, (uint32_t)(positions / decoding)).link_bytes;
+}
+
+static pst_predicted_pass time_pass(const pst_placed *p, double rows, double logit_rows, double keys,
+                                    double cache_bytes)
 {
     const pst_predict_options *o = p->options;
     /* The session's own reckoning, with its cache of experts. */
     pst_predicted_pass pass = {.rows = rows, .bytes = pst_plan_expected_bytes(p->plan, (uint32_t)ceil(rows))};
     pass.bytes += rows * p->gathered_row_bytes;
-    double moved = pst_plan_link_bytes(p->plan, (uint32_t)ceil(rows));
+    double moved = pst_plan_link_bytes(p->plan, (uint32_t)ceil(rows)) + cache_bytes;
     if (pass.bytes > 0)
         pass.disk_seconds = pass.bytes / o->disk_bytes_per_second;
     if (moved > 0)
@@ -103,7 +113,8 @@ static void run_prefill(run *r, pst_prediction *out)
         double finished = floor((prompt * r->p->batch - left) / prompt) - done_before;
         /* Rows of one prompt stand at all its positions; a piece of a long one is taken at the middle on average. */
         double keys = rows * pst_cost_keys(&r->p->cost, prompt / 2) + keys_of_decoding(r);
-        pst_predicted_pass cost = time_pass(r->p, rows + r->decoding, finished + r->decoding, keys);
+        pst_predicted_pass cost = time_pass(r->p, rows + r->decoding, finished + r->decoding, keys,
+                                            cache_link_bytes(r->p, r->decoding, r->positions));
         if (cost.seconds > out->prefill.seconds)
             out->prefill = cost;
         count_pass(r, &cost, 1);
@@ -127,7 +138,8 @@ static uint64_t run_decode(run *r)
         double passes = (double)(stop - pass + 1);
         double middle = r->positions;
         r->positions += (passes - 1) / 2 * r->decoding;
-        pst_predicted_pass cost = time_pass(r->p, r->decoding, r->decoding, keys_of_decoding(r));
+        pst_predicted_pass cost = time_pass(r->p, r->decoding, r->decoding, keys_of_decoding(r),
+                                            cache_link_bytes(r->p, r->decoding, r->positions));
         r->positions = middle;
         if (r->decoding > 0)
             count_pass(r, &cost, passes);
@@ -148,7 +160,8 @@ static double steady_rate(const pst_placed *p)
     x = x < by_rows ? x : by_rows;
     double decoding = x * (made - 1), joining = x * prompt;
     double keys = decoding * pst_cost_keys(&p->cost, prompt + made / 2) + joining * pst_cost_keys(&p->cost, prompt / 2);
-    pst_predicted_pass pass = time_pass(p, decoding + joining, decoding + x, keys);
+    pst_predicted_pass pass = time_pass(p, decoding + joining, decoding + x, keys,
+                                        cache_link_bytes(p, decoding, decoding * (prompt + made / 2)));
     return pass.seconds > 0 ? x * made / pass.seconds : 0;
 }
 
@@ -186,7 +199,9 @@ int pst_predict_times(const pst_placed *p, pst_prediction *out, pst_error *err)
     out->passes = run_decode(&r);
     pst_heap_free(r.joined);
     double middle = p->options->prompt_tokens + p->options->new_tokens / 2.0;
-    out->decode = time_pass(p, p->batch, p->batch, p->batch * pst_cost_keys(&p->cost, middle));
+    out->decode = time_pass(p, p->batch, p->batch, p->batch * pst_cost_keys(&p->cost, middle),
+                            cache_link_bytes(p, p->batch, p->batch * middle));
+    out->kv_offloaded = p->cache.apart && p->cache.offload;
     out->expert_share = pst_cost_expert_share(p->model->t, p->batch);
     fill_rates(&r, prefill_seconds, out);
     /* Few rows meet few experts, so spreading prompts over all passes may touch more of them than batch after batch does; a

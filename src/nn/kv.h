@@ -105,6 +105,8 @@ int pst_kv_begin_pass(pst_kv *kv, pst_segment *segments, const uint32_t *sequenc
 int pst_kv_next_group(pst_kv *kv, uint32_t layer, uint32_t *first, uint32_t *count, pst_error *err);
 int pst_kv_end_group(pst_kv *kv, pst_error *err);
 void pst_kv_get_traffic(const pst_kv *kv, pst_kv_traffic *out); /* so far */
+/* How fast blocks reach an accelerator, in bytes per second; 0: none has to. Before the first pass only. */
+int pst_kv_measure_link(pst_kv *kv, double *out, pst_error *err);
 
 /* What a sequence does about its next block of ids. */
 typedef enum pst_kv_next {

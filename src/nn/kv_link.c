@@ -11,6 +11,8 @@
 #include "nn/kv_window.h"
 #include "os/clock.h"
 
+static const uint64_t MEASURE_NS = 50 * 1000 * 1000;
+
 /* A copy that neighbours may still be added to. */
 typedef struct kv_copy {
     char *to;
@@ -129,6 +131,23 @@ int pst_kv_link_returned(pst_kv_link *link, uint32_t part, bool wait, pst_error 
     int status = wait ? ops->event_wait(link->device, event) : ops->event_query(link->device, event);
     link->wait_ns += pst_clock_ns() - start;
     return checked(link, status, "copying keys and values", err);
+}
+
+int pst_kv_link_measure(pst_kv_link *link, void *memory, void *slots, uint64_t bytes, double *out, pst_error *err)
+{
+    const pst_device_ops *ops = link->device->ops;
+    const uint64_t start = pst_clock_ns();
+    uint64_t end = start, copied = 0;
+    for (; end - start < MEASURE_NS; end = pst_clock_ns(), copied += bytes) {
+        PST_TRY(pst_kv_link_begin(link, 0, PST_KV_READ, err));
+        PST_TRY(pst_kv_link_add(link, PST_KV_READ, memory, slots, bytes, err));
+        PST_TRY(pst_kv_link_end(link, 0, PST_KV_READ, err));
+        PST_TRY(
+            checked(link, ops->event_wait(link->device, link->done[0][PST_KV_READ]), "copying keys and values", err));
+    }
+    link->bytes[PST_KV_READ] = 0; /* no pass's */
+    *out = (double)copied * 1e9 / (double)(end - start);
+    return 0;
 }
 
 void pst_kv_link_get_traffic(const pst_kv_link *link, pst_kv_traffic *out)

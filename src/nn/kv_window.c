@@ -525,6 +525,15 @@ uint64_t pst_kv_window_offset(const pst_kv_window *w)
     return w->offset;
 }
 
+int pst_kv_measure_link(pst_kv *kv, double *out, pst_error *err)
+{
+    pst_kv_window *w = kv->window;
+    *out = 0;
+    if (w == NULL || w->link == NULL)
+        return 0;
+    return pst_kv_link_measure(w->link, w->host, w->device, w->part_slots * w->slot_bytes, out, err);
+}
+
 void pst_kv_window_get_traffic(const pst_kv_window *w, pst_kv_traffic *out)
 {
     if (w->file != NULL)

@@ -47,6 +47,8 @@ int pst_kv_link_end(pst_kv_link *link, uint32_t part, pst_kv_way way, pst_error 
 int pst_kv_link_await(pst_kv_link *link, uint32_t part, pst_error *err);
 /* 0: the part was written back; 1: not yet. */
 int pst_kv_link_returned(pst_kv_link *link, uint32_t part, bool wait, pst_error *err);
+/* How fast `memory` is copied to a part's slots, which nobody uses: bytes per second. */
+int pst_kv_link_measure(pst_kv_link *link, void *memory, void *slots, uint64_t bytes, double *out, pst_error *err);
 void pst_kv_link_get_traffic(const pst_kv_link *link, pst_kv_traffic *out); /* adds to it */
 
 #endif

@@ -43,8 +43,7 @@ static void test_zero_inference_command_line(void **state)
                  "--quant_bits", "16", "--quant_group_size", "64", "--pin_kv_cache", "--async_kv_offload", "--use_gds",
                  "--log-file", scratch_path("bench.log"));
     assert_int_equal(result.status, 0);
-    static const char *const idle[] = {"--kv-offload", "--pin-kv-cache", "--async-kv-offload", "--use-gds",
-                                       "--offload-dir"};
+    static const char *const idle[] = {"--pin-kv-cache", "--async-kv-offload", "--use-gds", "--offload-dir"};
     for (size_t i = 0; i < sizeof idle / sizeof idle[0]; i++) {
         const char *at = strstr(result.err, idle[i]);
         assert_true(at != NULL && strstr(at, "no effect") != NULL);

@@ -53,7 +53,22 @@ static void test_text(void **state)
     double all = number(device, "weight_bytes") + number(p, "link_bytes");
     assert_true(all > 0.9 * number(p, "weight_bytes") && all < 1.01 * number(p, "weight_bytes"));
     assert_string_equal(text(json_object_get(document, "stats"), "link_from"), "given");
+    /* Keys and values that the device has no room for, and that it was not to have. */
+    assert_false(json_boolean_value(json_object_get(p, "kv_offloaded")));
     json_decref(document);
+    static const char *const lengths[] = {"4096", "64"};
+    for (int asked = 0; asked < 2; asked++) {
+        document =
+            expect_json(PENSTOCK("plan", "llama3-8b", "--batch", asked ? "4" : "64", "--prompt-len", lengths[asked],
+                                 "--host-memory", "64G", "--device-memory", "8G", "--link-bandwidth", "20G",
+                                 "--disk_bandwidth", "3G", "--json", asked ? "--kv-offload" : "--verbose"));
+        p = json_array_get(json_object_get(document, "results"), 0);
+        device = json_object_get(p, "device");
+        assert_true(json_boolean_value(json_object_get(p, "kv_offloaded")));
+        assert_true(number(json_object_get(p, "host"), "kv_bytes") > (asked ? 0 : 8e9));
+        assert_true(number(device, "kv_bytes") <= 1e9 && number(device, "total_bytes") <= 8e9);
+        json_decref(document);
+    }
     EXPECT_ERROR(1, "device memory budget", "plan", "llama3-8b", "--batch", "1", "--device-memory", "10M",
                  "--link-bandwidth", "20G");
     EXPECT_ERROR(1, "no-such", "plan", "llama3-8b", "--device", "no-such");

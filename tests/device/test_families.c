@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Whole models on a device: every stored case within its tolerance of what transformers computed, random models of every
- * family near the host, and the same bits wherever the weights are: kept on the device, kept on the host, or streamed from
- * the drive, whatever memory each may have, and in whatever passes requests come together.
+ * family near the host, and the same bits wherever weights, keys and values are: kept on the device, kept on the host, or
+ * streamed from the drive, whatever memory each may have, and in whatever passes requests come together.
  */
 #include <dirent.h>
 #include <ftw.h>
@@ -405,24 +405,30 @@ static pst_session_options random_placement(pst_model *model, pst_session_option
     options.max_prompt_tokens =
         ref_between(0, 1) ? (uint32_t)ref_between(1, 30) : 0; /* so many rows for each sequence */
     options.io_engine = "threads";
+    options.kv_offload = ref_between(0, 2) == 0;
+    options.kv_folder = ref_between(0, 3) == 0 ? folder : NULL;
+    options.kv_window_bytes = ref_between(0, 2) ? 1 + ref_between(0, 1) * ref_between(0, 1 << 17) : 0;
     pst_session_options least = options;
     least.device_memory_bytes = 1;
     options.device_memory_bytes = ref_between(0, 3) == 0 ? 0 : named_budget(model, least);
     if (options.device_memory_bytes != 0)
         options.device_memory_bytes += ref_between(0, 2) * ref_between(0, 600000);
-    snprintf(what, what_bytes, "on %s, resident %g (set %d), slots of %" PRIu64 ", device memory %" PRIu64, ops_name(),
-             options.resident_share, options.resident_set, options.max_slot_bytes, options.device_memory_bytes);
+    snprintf(what, what_bytes,
+             "on %s, resident %g (set %d), slots of %" PRIu64 ", device memory %" PRIu64
+             ", keys and values on the host %d, in a file %d, window of %" PRIu64,
+             ops_name(), options.resident_share, options.resident_set, options.max_slot_bytes,
+             options.device_memory_bytes, options.kv_offload, options.kv_folder != NULL, options.kv_window_bytes);
     return options;
 }
 
 typedef struct seen {
-    int all_resident, partly_resident, none_resident, smaller_passes;
+    int all_resident, partly_resident, none_resident, smaller_passes, offloaded, in_files;
 } seen;
 
 /* The yardstick has all weights on the device and all rows in one pass. */
 static void check_residency(const char *name, pst_compute_type compute, uint32_t kv_bits, int sessions, seen *s)
 {
-    char path[600], what[300];
+    char path[600], what[400];
     uint32_t ids[SEQUENCES][MOST_TOKENS];
     size_t counts[SEQUENCES];
     snprintf(path, sizeof path, CASES "/%s", name);
@@ -459,6 +465,8 @@ static void check_residency(const char *name, pst_compute_type compute, uint32_t
         s->none_resident += plan.device_resident_bytes == 0;
         s->partly_resident += plan.device_resident_bytes > 0 && plan.device_resident_bytes < all_bytes;
         s->smaller_passes += plan.rows_per_pass < total;
+        s->offloaded += plan.kv_offloaded;
+        s->in_files += plan.kv_disk_bytes > 0;
     }
     free_rows(&r);
     pst_model_close(model);
@@ -486,9 +494,11 @@ static void test_residency(void **state)
     check_residency("penstock_4_tied", PST_COMPUTE_BF16, 0, sessions, &s);
     check_residency("gptq_4_reordered", PST_COMPUTE_BF16, 0, sessions, &s);
     check_residency("awq", PST_COMPUTE_AUTO, 8, sessions, &s);
-    printf("weights on the device: all %d, some %d, none %d; passes of fewer rows %d\n", s.all_resident,
-           s.partly_resident, s.none_resident, s.smaller_passes);
+    printf("weights on the device: all %d, some %d, none %d; passes of fewer rows %d; keys and values elsewhere %d, of "
+           "these in files %d\n",
+           s.all_resident, s.partly_resident, s.none_resident, s.smaller_passes, s.offloaded, s.in_files);
     assert_true(s.all_resident > 0 && s.partly_resident > 0 && s.none_resident > 0 && s.smaller_passes > 0);
+    assert_true(s.in_files > 0 && s.offloaded > s.in_files);
 }
 
 /* ---- Requests in passes ---- */
@@ -591,7 +601,7 @@ static void serve(pst_session *session, served *requests, size_t vocab, bool kee
 /* The yardstick has each request alone, its prompt in one pass, and nothing shared. */
 static void check_passes(const char *shape, pst_compute_type compute, uint32_t kv_bits, int sessions)
 {
-    char path[600], placed[300], what[400];
+    char path[600], placed[400], what[500];
     served *requests = calloc(REQUESTS, sizeof *requests);
     assert_non_null(requests);
     pst_model *model = make_model(shape, PST_BF16, path, sizeof path);
@@ -658,11 +668,8 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_stored_cases),
-        cmocka_unit_test(test_sampled_texts),
-        cmocka_unit_test(test_random_models),
-        cmocka_unit_test(test_residency),
-        cmocka_unit_test(test_passes),
+        cmocka_unit_test(test_stored_cases), cmocka_unit_test(test_sampled_texts), cmocka_unit_test(test_random_models),
+        cmocka_unit_test(test_residency),    cmocka_unit_test(test_passes),
     };
     return cmocka_run_group_tests_name("families on a device", tests, set_up, tear_down);
 }

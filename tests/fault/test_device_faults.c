@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -27,6 +28,7 @@
 enum { TOKENS = 7, STRIKES = 8 /* of a kind, in a session */ };
 
 static pst_device_fault fault;
+static char folder[] = "/tmp/penstock-device-faults-XXXXXX";
 static int failed, survived; /* sessions that a call failed in */
 
 typedef struct scene {
@@ -154,6 +156,12 @@ static void check_model(const char *name)
     strike_everywhere(&s);
     s.options.resident_share = 1;
     strike_everywhere(&s);
+    /* Keys and values come through a window. */
+    s.options.kv_offload = true;
+    s.options.kv_window_bytes = 1;
+    strike_everywhere(&s);
+    s.options.kv_folder = folder;
+    strike_everywhere(&s);
     pst_model_close(s.model);
     free(s.expected);
     free(s.got);
@@ -177,10 +185,22 @@ static int open_device(void *context, const char *name, pst_pool *pool, const ch
                         : pst_device_fault_open(context, name, pool, kernels, out, err);
 }
 
+static int set_up(void **state)
+{
+    (void)state;
+    return mkdtemp(folder) != NULL ? 0 : -1;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    return rmdir(folder); /* fails when something was left in it */
+}
+
 int main(void)
 {
     fault.separate = fault.late = true;
     pst_device_replace_open(open_device, &fault);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_sessions)};
-    return cmocka_run_group_tests_name("device faults", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("device faults", tests, set_up, tear_down);
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sequences that share prefixes, in memory or in a file with the smallest window: texts drawn from random trees, added, continued and removed in random order, in sessions of
- * random shape, get at every position the bits of logits that they get alone, and what two of them have in common is
- * computed once.
+ * Sequences that share prefixes, in memory or in a file with the smallest window, on the host and on an accelerator that it
+ * pretends to be: texts drawn from random trees, added, continued and removed in random order, in sessions of random shape, get
+ * at every position the bits of logits that they get alone, and what two of them have in common is computed once.
  */
 #include <inttypes.h>
 #include <setjmp.h>
@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "base/number.h"
+#include "device/fault.h"
 #include "nn/kv.h"
 #include "os/file.h"
 #include "penstock/model.h"
@@ -25,6 +26,8 @@
 #define CASES PST_TEST_SOURCE_DIR "/tests/reference/cases/"
 
 enum { TEXTS = 24, MAX_LENGTH = 420, SESSIONS = 5 };
+
+static pst_device_fault fault = {.separate = true, .late = true};
 
 typedef struct text {
     uint32_t ids[MAX_LENGTH];
@@ -256,14 +259,27 @@ static void check_case(const char *name, uint32_t kv_bits)
             options.kv_folder = w.folder;
             options.kv_window_bytes = 1 + random_below(2) * random_below(1 << 19);
         }
+        if (random_below(2) == 0) {
+            options.device = "pretended";
+            options.kv_offload = random_below(3) > 0;
+            if (options.kv_folder != NULL && random_below(2) == 0)
+                options.kv_folder = NULL;
+            options.kv_window_bytes = 1 + random_below(2) * random_below(1 << 19);
+        }
         snprintf(what, sizeof what,
-                 "%s, %u bits: %u sequences, prompts of %u, %u threads, shared %d, on disk %d, window %" PRIu64, name,
-                 kv_bits, options.max_sequences, options.max_prompt_tokens, options.threads, !options.no_prefix_sharing,
-                 options.kv_folder != NULL, options.kv_window_bytes);
+                 "%s, %u bits: %u sequences, prompts of %u, %u threads, shared %d, device %d, offload %d, on disk %d, "
+                 "window "
+                 "%" PRIu64,
+                 name, kv_bits, options.max_sequences, options.max_prompt_tokens, options.threads,
+                 !options.no_prefix_sharing, options.device != NULL, options.kv_offload, options.kv_folder != NULL,
+                 options.kv_window_bytes);
         player p = {.w = &w, .slots = options.max_sequences, .what = what};
         p.session = open_session(&w, options, what);
         play(&p, 40);
         pst_session_close(p.session);
+        if (fault.misuses > 0)
+            fail_msg("%s: %s", what, fault.misuse);
+        assert_int_equal(pst_device_fault_held(&fault), 0);
     }
     close_model(&w);
 }
@@ -331,8 +347,16 @@ static void test_rows_computed_once(void **state)
     close_model(&w);
 }
 
+static int open_device(void *context, const char *name, pst_pool *pool, const char *kernels, pst_device **out,
+                       pst_error *err)
+{
+    return name == NULL ? pst_device_host_create(pool, kernels, out, err)
+                        : pst_device_fault_open(context, name, pool, kernels, out, err);
+}
+
 int main(void)
 {
+    pst_device_replace_open(open_device, &fault);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_random_trees), cmocka_unit_test(test_rows_computed_once)};
     return cmocka_run_group_tests_name("kv sessions", tests, NULL, NULL);
 }
