@@ -81,7 +81,8 @@ static int digest_model(pst_batch *b, pst_error *err)
     PST_TRY(pst_file_list(b->rules.info.path, NULL, &names, &count, err));
     uint64_t digest = PST_HASH_START;
     for (size_t i = 0; i < count && status >= 0; i++) {
-        if (!ends_in(names[i], ".safetensors") && !ends_in(names[i], ".json") && !ends_in(names[i], ".txt"))
+        if (!ends_in(names[i], ".safetensors") && !ends_in(names[i], ".bin") && !ends_in(names[i], ".json") &&
+            !ends_in(names[i], ".txt"))
             continue;
         char *path = pst_heap_printf("%s/%s", b->rules.info.path, names[i]);
         struct statx about;

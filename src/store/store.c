@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Opening a checkpoint: find its files (one file, an index, or whatever *.safetensors a folder holds), read
- * each header, and join the tables. An index is believed in nothing: its paths must stay inside the folder,
+ * Opening a checkpoint: find its files (one file, an index, whatever *.safetensors a folder holds, or, where it has none, the
+ * files that torch.save wrote), read each header, and join the tables. An index is believed in nothing: its paths must stay inside the folder,
  * its files must exist, and each name must be in the file that it is said to be in.
  */
 #include "store/store.h"
@@ -18,8 +18,10 @@
 #include "os/file.h"
 #include "penstock/io_stripe.h"
 #include "store/safetensors.h"
+#include "store/torch_header.h"
 
 #define INDEX_NAME "model.safetensors.index.json"
+#define TORCH_NAME "pytorch_model.bin"
 
 typedef struct store_file {
     char *path;
@@ -30,6 +32,7 @@ typedef struct store_file {
 
 struct pst_store {
     pst_stripe_set *stripes; /* NULL: plain files */
+    bool is_torch;           /* its files are torch.save's */
     store_file *files;
     size_t file_count;
     pst_tensor *tensors;
@@ -184,25 +187,27 @@ static int check_numbered(const char *folder, char **names, size_t count, pst_er
     return 0;
 }
 
+/* Whatever *.safetensors there are. */
 static int files_of_folder(pst_store *store, const char *folder, pst_error *err)
 {
-    char **names, **others = NULL;
-    size_t count, other_count = 0;
+    char **names;
+    size_t count;
     PST_TRY(pst_file_list(folder, ".safetensors", &names, &count, err));
-    int status = 0;
-    if (count == 0) {
-        status = pst_file_list(folder, ".bin", &others, &other_count, err);
-        if (status >= 0)
-            status = pst_fail(err, PST_E_UNSUPPORTED, folder, "holds no *.safetensors%s",
-                              other_count ? "; pickled *.bin files are not read" : "");
-        pst_file_list_free(others, other_count);
-    }
-    if (status >= 0)
-        status = check_numbered(folder, names, count, err);
-    if (status >= 0)
+    int status = check_numbered(folder, names, count, err);
+    if (status >= 0 && count > 0)
         status = set_files(store, folder, (const char *const *)names, count, err);
     pst_file_list_free(names, count);
     return status;
+}
+
+static int fail_empty(const char *folder, pst_error *err)
+{
+    char **names;
+    size_t count;
+    PST_TRY(pst_file_list(folder, ".bin", &names, &count, err));
+    pst_file_list_free(names, count);
+    return pst_fail(err, PST_E_UNSUPPORTED, folder, "holds no *.safetensors%s",
+                    count > 0 ? ", and its *.bin are not called " TORCH_NAME : "");
 }
 
 /* ---- tables ---- */
@@ -247,6 +252,8 @@ static int read_striped(pst_io *io, pst_io_file *opened, store_file *file, pst_e
 static int read_header(const pst_store *store, pst_io *io, uint32_t index, pst_error *err)
 {
     store_file *file = &store->files[index];
+    if (store->is_torch)
+        return pst_torch_header_read(file->path, &file->header, err);
     if (store->stripes == NULL)
         return pst_safetensors_read(file->path, &file->header, err);
     pst_io_file *opened;
@@ -362,32 +369,58 @@ static int open_stripes(pst_store *store, const char *folder, pst_error *err)
     return found > 0 ? pst_stripe_open_member(folder, &store->stripes, err) : found;
 }
 
+/* 1: it is there, and *out is its path (pst_heap_free). */
+static int find_in(const char *folder, const char *name, char **out, pst_error *err)
+{
+    char *path = join(folder, name);
+    if (path == NULL)
+        return pst_fail_memory(err, "a path", strlen(folder));
+    int found = pst_file_find(path, err);
+    if (found > 0)
+        *out = path;
+    else
+        pst_heap_free(path);
+    return found;
+}
+
+static int open_listed(pst_store *store, pst_error *err)
+{
+    PST_TRY(read_headers(store, err));
+    return sort_names(store, err);
+}
+
+/* 1: opened, by its index or as the one file of this name; 0: neither is there. */
+static int open_named(pst_store *store, const char *folder, const char *index, const char *single, pst_error *err)
+{
+    char *path;
+    int found = find_in(folder, index, &path, err);
+    PST_TRY(found);
+    if (found > 0) {
+        int status = open_indexed(store, folder, path, err);
+        pst_heap_free(path);
+        return status < 0 ? status : 1;
+    }
+    found = find_in(folder, single, &path, err);
+    if (found <= 0)
+        return found;
+    pst_heap_free(path);
+    PST_TRY(set_files(store, folder, &single, 1, err));
+    PST_TRY(open_listed(store, err));
+    return 1;
+}
+
 static int open_folder(pst_store *store, const char *folder, pst_error *err)
 {
     PST_TRY(open_stripes(store, folder, err));
-    char *index_path = join(folder, INDEX_NAME);
-    if (index_path == NULL)
-        return pst_fail_memory(err, "a path", strlen(folder));
-    int status = pst_file_find(index_path, err);
-    if (status > 0) {
-        status = open_indexed(store, folder, index_path, err);
-        pst_heap_free(index_path);
-        return status;
-    }
-    pst_heap_free(index_path);
-    PST_TRY(status);
-    char *single = join(folder, "model.safetensors");
-    if (single == NULL)
-        return pst_fail_memory(err, "a path", strlen(folder));
-    status = pst_file_find(single, err);
-    if (status > 0)
-        status = set_files(store, folder, (const char *const[]){"model.safetensors"}, 1, err);
-    else if (status == 0)
-        status = files_of_folder(store, folder, err);
-    pst_heap_free(single);
-    PST_TRY(status);
-    PST_TRY(read_headers(store, err));
-    return sort_names(store, err);
+    int opened = open_named(store, folder, INDEX_NAME, "model.safetensors", err);
+    if (opened != 0)
+        return opened < 0 ? opened : 0;
+    PST_TRY(files_of_folder(store, folder, err));
+    if (store->file_count > 0)
+        return open_listed(store, err);
+    store->is_torch = true;
+    opened = open_named(store, folder, TORCH_NAME ".index.json", TORCH_NAME, err);
+    return opened == 0 ? fail_empty(folder, err) : opened < 0 ? opened : 0;
 }
 
 int pst_store_open(const char *path, pst_store **out, pst_error *err)

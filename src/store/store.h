@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A checkpoint as one table of tensors: a safetensors file, or a folder of them with or without an index.
+ * A checkpoint as one table of tensors: a safetensors file, or a folder of them with or without an index; or a folder with
+ * pytorch_model.bin, one or several with an index (torch_header.h), of which tensors may lie in one place.
  * Opening reads and checks every header (the rules are at pst_safetensors_parse) and no tensor data.
  * Immutable afterwards: any thread.
  */
@@ -25,7 +26,7 @@ typedef struct pst_tensor {
 typedef struct pst_store pst_store;
 
 /* path: a .safetensors file, or a folder with model.safetensors.index.json, model.safetensors, or any
- * *.safetensors (tried in that order). Symbolic links are followed. Files of the index outside the folder
+ * *.safetensors, pytorch_model.bin.index.json, pytorch_model.bin (tried in that order). Symbolic links are followed. Files of the index outside the folder
  * ("../x", "/x") are refused. A folder that is a member of a stripe set (penstock/io_stripe.h) holds the index, if there is
  * one; the safetensors files are those of the set. */
 int pst_store_open(const char *path, pst_store **out, pst_error *err);

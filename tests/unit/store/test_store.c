@@ -179,8 +179,10 @@ static void test_folders_without_index(void **state)
     (void)state;
     const char *folder = files_folder("plain");
     assert_refused(folder, PST_E_UNSUPPORTED, "plain", "holds no *.safetensors");
+    write_text(files_path("plain/optimizer.bin"), "x");
+    assert_refused(folder, PST_E_UNSUPPORTED, "plain", "its *.bin are not called pytorch_model.bin");
     write_text(files_path("plain/pytorch_model.bin"), "x");
-    assert_refused(folder, PST_E_UNSUPPORTED, "plain", "pickled *.bin files are not read");
+    assert_refused(folder, PST_E_FORMAT, "pytorch_model.bin", "not a file of torch.save");
     files_write_tensors(files_path("plain/x.safetensors"), A, 8);
     files_write_tensors(files_path("plain/y.safetensors"), B, 8);
     pst_store *store;
