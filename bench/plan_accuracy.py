@@ -42,11 +42,13 @@ def repetition(options: argparse.Namespace, model: Path, batch: int, group: stri
     lengths = ["--prompt-len", str(options.prompt_len), "--gen-len", str(options.gen_len), "--host-memory", options.memory]
     lengths += ["--resident", options.resident, *options.options]
     plan = [options.penstock, "plan", str(model), "--measure", "--batch", str(batch), "--json", *lengths]
-    bench = [options.penstock, "bench", "infer", str(model), "--batch-size", str(batch), "--loops", "1", "--json", *lengths]
+    bench = [options.penstock, "bench", "infer", str(model), "--batch-size", str(batch), "--loops", str(options.loops)]
+    bench += ["--json", *lengths]
     predicted, measured = run_json(plan, group), run_json(bench, group)
-    forecast, found = predicted["results"][0], measured["results"][0]
+    forecast, loops = predicted["results"][0], measured["results"]
+    found = sorted(loops, key=lambda loop: loop["total_seconds"])[len(loops) // 2]
     ratios = {name: forecast[name] / found[name] for name in FIGURES if found[name] > 0}
-    return {"ratios": ratios, "plan": predicted, "bench": measured}
+    return {"ratios": ratios, "limited_by": found["limited_by"], "plan": predicted, "bench": measured}
 
 
 def measure_all(options: argparse.Namespace, model: Path, group: stripe_scaling.Group) -> list[dict]:
@@ -55,7 +57,7 @@ def measure_all(options: argparse.Namespace, model: Path, group: stripe_scaling.
         runs = [repetition(options, model, batch, group) for _ in range(options.repeat)]
         medians = {name: statistics.median(run["ratios"][name] for run in runs) for name in runs[0]["ratios"]}
         worst = max(abs(run["ratios"]["tokens_per_second"] - 1) for run in runs)
-        limited = runs[0]["bench"]["results"][0]["limited_by"]
+        limited = runs[0]["limited_by"]
         print(f"batch {batch}, limited by {limited}: " + ", ".join(f"{name} {value:.3f}" for name, value in medians.items()),
               file=sys.stderr)
         batches.append({"batch": batch, "predicted_over_measured": medians, "worst_tokens_per_second": worst,
@@ -75,6 +77,7 @@ def main() -> int:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt-len", type=int, default=32)
     parser.add_argument("--gen-len", type=int, default=8)
+    parser.add_argument("--loops", type=int, default=3, help="repetitions in each run; the median one counts")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--out", type=Path)
     parser.add_argument("options", nargs="*", help="after --: more options of both commands")
