@@ -102,14 +102,14 @@ json_t *cli_device_json(const pst_device_info *device)
     char compute[32] = "";
     if (device->compute_major > 0)
         snprintf(compute, sizeof compute, "%u.%u", device->compute_major, device->compute_minor);
-    return json_pack("{s:o, s:o, s:I, s:I, s:s, s:I, s:f, s:f, s:o, s:b, s:o, s:o}", "name",
-                     cli_safe_json(device->name), "model", cli_safe_json(device->model), "total_bytes",
-                     (json_int_t)device->total_bytes, "free_bytes", (json_int_t)device->free_bytes,
-                     "compute_capability", compute, "processors", (json_int_t)device->processors,
-                     "memory_bytes_per_second", device->memory_bytes_per_second, "link_bytes_per_second",
-                     device->link_bytes_per_second, "link", cli_safe_json(device->link), "has_direct_storage",
-                     (int)device->has_direct_storage, "direct_storage", cli_safe_json(device->direct_storage),
-                     "kernels", cli_safe_json(device->kernels));
+    return json_pack(
+        "{s:o, s:o, s:I, s:I, s:s, s:I, s:f, s:f, s:o, s:b, s:o, s:o, s:o}", "name", cli_safe_json(device->name),
+        "model", cli_safe_json(device->model), "total_bytes", (json_int_t)device->total_bytes, "free_bytes",
+        (json_int_t)device->free_bytes, "compute_capability", compute, "processors", (json_int_t)device->processors,
+        "memory_bytes_per_second", device->memory_bytes_per_second, "link_bytes_per_second",
+        device->link_bytes_per_second, "link", cli_safe_json(device->link), "has_direct_storage",
+        (int)device->has_direct_storage, "direct_storage", cli_safe_json(device->direct_storage), "matrix_library",
+        cli_safe_json(device->matrix_library), "kernels", cli_safe_json(device->kernels));
 }
 
 /* ", what" unless it is empty; control characters replaced. */
@@ -137,6 +137,7 @@ static int print_accelerator(const pst_device_info *device, pst_error *err)
         PST_TRY(cli_out_printf(err, ", %s/s", pst_format_bytes(device->link_bytes_per_second, rate, sizeof rate)));
     PST_TRY(cli_out_printf(err, "\n  GPUDirect Storage: %s", device->has_direct_storage ? "yes" : "no"));
     PST_TRY(print_fact(", ", device->direct_storage, err));
+    PST_TRY(print_fact("\n  products of prompts: ", device->matrix_library, err));
     return cli_out_text("\n", err);
 }
 

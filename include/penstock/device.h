@@ -31,6 +31,7 @@ typedef struct pst_device_info {
     bool has_direct_storage;               /* drives can write into its memory without the host's */
     char direct_storage[160];              /* why not, or what does it */
     char kernels[32];                      /* the host: its kernel set ("avx512"); else "" */
+    char matrix_library[160];              /* the vendor's for products of prompts, or why none; "": not a question */
 } pst_device_info;
 
 /* Describes device `number` (from 0) of those that are there, in order of plugins; PST_E_UNSUPPORTED when there is no such

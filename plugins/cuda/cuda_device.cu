@@ -3,7 +3,7 @@
  * A device's memory, streams, events and copies. Every entry makes the device the thread's current one first: a process may
  * have several. A failure of the vendor's becomes an error code and a line that names the call.
  */
-#include "cuda_device.h"
+#include "blas.h"
 
 #include <errno.h>
 #include <new>
@@ -303,6 +303,7 @@ static void destroy(pst_device *base)
     /* Each of these may be absent: a device that was half opened. */
     if (device->stream != NULL)
         (void)pst_vendor_stream_synchronize(device->stream);
+    pst_cuda_blas_close(device);
     (void)pst_vendor_free(device->scratch);
     (void)pst_vendor_free(device->flags);
     (void)pst_vendor_free_host(device->flags_host);

@@ -25,6 +25,7 @@ typedef struct cuda_device {
     pst_vendor_properties properties; /* processors (132), compute_major.minor (9.0), shared_bytes (227 KiB), ... */
     void *scratch;                    /* by pst_cuda_scratch */
     size_t scratch_bytes;
+    struct cuda_blas *blas; /* blas.h; NULL: not looked for so far */
     char error[512];
 } cuda_device;
 

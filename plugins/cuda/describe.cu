@@ -4,7 +4,7 @@
  * and for whether drives reach its memory. Only one program's view: a link's speed is what both its ends can do, since its
  * present speed falls while it is idle.
  */
-#include "cuda_device.h"
+#include "blas.h"
 
 #include <ctype.h>
 #include <dlfcn.h>
@@ -196,6 +196,7 @@ int pst_cuda_describe(uint32_t number, pst_device_info *out, pst_error *err)
     if (find_folder(properties.pci, folder))
         describe_link(folder, &info);
     info.has_direct_storage = describe_direct_storage(folder, info.direct_storage, sizeof info.direct_storage);
+    pst_cuda_blas_describe(info.matrix_library, sizeof info.matrix_library);
     info.struct_size = out->struct_size;
     memcpy(out, &info, out->struct_size < sizeof info ? out->struct_size : sizeof info); /* an older caller's is shorter */
     return 0;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * matmul and matmul_grouped: checks jobs, describes weights to the kernels and chooses among these. matmul_job.h says in
- * which order sums are made, which no choice here changes: an output has the same bits from every kernel, so grouped
- * products have those of matmul, and neither the rows of x nor their phases count.
+ * which order sums are made, which no choice among the plugin's kernels changes: an output has the same bits from all of them, so
+ * grouped products have those of matmul, and the number of rows of x does not count. Rows of prompts may be a vendor's
+ * library's, all of them then: blas.h.
  */
-#include "matmul_job.h"
+#include "blas.h"
 
 enum { LARGEST = 1 << 30 }; /* rows, columns and outputs: the kernels count in 32 bits */
 
@@ -109,16 +110,36 @@ static void set_operands(mm_job *job, const pst_matrix *x, const pst_matrix *y, 
     job->range_units = mm_ceil(job->units, MM_RANGES);
 }
 
-/*
- * The one place where an algorithm is chosen; by what the host knows. A vendor's library for plain bf16 weights and many rows
- * would be called from here: its sums have another order, so for a product's prompt_rows alone, however many they are.
- */
+/* The plugin's own kernels, of which one is chosen by what the host knows: all give the same bits. */
 static int run(cuda_device *device, const mm_job *job, pst_dtype x_type, const mm_table *table)
 {
     if (x_type == PST_F32)
         return mm_f32(device, job, table);
     const uint32_t rows = job->first == NULL ? job->rows : mm_ceil(job->rows, job->groups);
     return rows <= MM_FEW_ROWS ? mm_few(device, job, table) : mm_tiles(device, job, table);
+}
+
+/*
+ * The one place where bits are decided on. A vendor's library, whose sums have another order, computes the rows of prompts where
+ * it may (blas.h: a matter of device, library and k), whatever their number; all other rows, and all of grouped products, are
+ * the plugin's own.
+ */
+static int run_phases(cuda_device *device, const mm_job *job, pst_dtype x_type, uint32_t prompt_rows,
+                      const mm_table *table)
+{
+    if (x_type == PST_F32 || prompt_rows == 0)
+        return run(device, job, x_type, table);
+    mm_job generated = *job, prompts = *job;
+    generated.rows = job->rows - prompt_rows;
+    prompts.rows = prompt_rows;
+    prompts.x += 2 * generated.rows * job->x_stride;
+    prompts.y += generated.rows * job->y_stride;
+    const int status = mm_blas(device, &prompts, table);
+    if (status == 0)
+        return run(device, job, x_type, table);
+    if (status < 0)
+        return status;
+    return generated.rows == 0 ? 0 : run(device, &generated, x_type, table);
 }
 
 int pst_cuda_matmul(cuda_device *device, const pst_matmul *job)
@@ -141,7 +162,8 @@ int pst_cuda_matmul(cuda_device *device, const pst_matmul *job)
     own.bias = (const uint8_t *)job->bias.data;
     own.bias_type = job->bias.type;
     own.groups = 1;
-    return run(device, &own, job->x.type, &table);
+    const size_t prompt_rows = job->prompt_rows < job->x.rows ? job->prompt_rows : job->x.rows;
+    return run_phases(device, &own, job->x.type, (uint32_t)prompt_rows, &table);
 }
 
 /* The matrices from `first` on that a launch has room for. */

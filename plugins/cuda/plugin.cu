@@ -104,7 +104,7 @@ static pst_device_ops make_ops(void)
     pst_device_ops ops = {};
     ops.struct_size = sizeof ops;
     ops.name = PST_VENDOR_NAME;
-    ops.phases_change_bits = true; /* attention.cu */
+    ops.phases_change_bits = true; /* attention.cu, blas.h */
     pst_cuda_runtime_entries(&ops);
     ops.convert = convert;
     ops.rms_norm = rms_norm;

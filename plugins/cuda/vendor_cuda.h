@@ -15,6 +15,17 @@
 #define PST_VENDOR_STORAGE_LIBRARY "libcufile.so.0"         /* GPUDirect Storage */
 #define PST_VENDOR_STORAGE_DRIVER  "/proc/driver/nvidia-fs" /* what it needs of the kernel, or else p2pmem */
 
+/* Files of the library of matrix products (vendor_blas.h), in the order in which they are looked for; NULL: no more. First that of the
+ * toolkit that built the plugin, which the driver is good for. */
+static inline const char *pst_vendor_blas_file(unsigned number)
+{
+    static const char *const newer[] = {"libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so.13",
+                                        "libcublasLt.so.12", "/usr/local/cuda/lib64/libcublasLt.so.12"};
+    if (number >= 4)
+        return NULL;
+    return newer[CUDART_VERSION >= 13000 ? number : (number + 2) % 4];
+}
+
 typedef cudaStream_t pst_vendor_stream;
 typedef cudaEvent_t pst_vendor_event;
 typedef cudaError_t pst_vendor_error;

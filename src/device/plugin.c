@@ -188,6 +188,7 @@ int pst_plugin_describe(const pst_device_plugin *plugin, uint32_t number, pst_de
     info.model[sizeof info.model - 1] = '\0';
     info.link[sizeof info.link - 1] = '\0';
     info.direct_storage[sizeof info.direct_storage - 1] = '\0';
+    info.matrix_library[sizeof info.matrix_library - 1] = '\0';
     info.kernels[0] = '\0';
     *out = info;
     return 0;

@@ -88,7 +88,8 @@ static void test_a_plugin(void **state)
                            ":0: Fake Device A, 8.59 GB of memory, 5.37 GB free, compute capability 9.0, 132 "
                            "multiprocessors, memory 4.80 TB/s\n"
                            "  link: PCIe 5.0 x16, 63.0 GB/s\n"
-                           "  GPUDirect Storage: no, no cuFile\n"));
+                           "  GPUDirect Storage: no, no cuFile\n"
+                           "  products of prompts: a fake library\n"));
     assert_non_null(strstr(result.out, ":1: Fake Device B"));
     assert_non_null(strstr(result.out, "  link: not known, 63.0 GB/s\n  GPUDirect Storage: yes, in a fake way\n"));
     assert_null(strstr(result.out, "host: "));
@@ -98,6 +99,7 @@ static void test_a_plugin(void **state)
     assert_int_equal(json_array_size(results), 2);
     assert_string_equal(text(second, "model"), "Fake Device B");
     assert_true(json_is_true(json_object_get(second, "has_direct_storage")));
+    assert_string_equal(text(second, "matrix_library"), "");
     assert_string_equal(text(second, "compute_capability"), "9.0");
     assert_true(json_is_null(json_object_get(document, "no_accelerator")));
     json_decref(document);

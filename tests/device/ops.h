@@ -40,8 +40,11 @@ typedef struct ops_controls {
     uint64_t (*calls)(pst_emulated_call call);
     void (*reset)(void);
     void (*count)(pst_emulated_counts *out);
+    void (*blas)(const char *file);
 } ops_controls;
 const ops_controls *ops_emulator(void);
+/* Products that the library beside the emulated device has computed so far (fake_blas.h). */
+uint64_t ops_library_products(void);
 /* Seeds the test's random numbers; false when there is no device to test, which the set up has said. */
 bool ops_begin(const char *test);
 /* PST_TEST_CASES, else `usual`. */

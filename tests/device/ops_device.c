@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "base/error.h"
+#include "device/fake_blas.h"
 #include "device/ops.h"
 #include "os/thread.h"
 
@@ -37,7 +38,7 @@ static void find_file(const char *name, char *file, size_t file_bytes)
         snprintf(file, file_bytes, "%s/libpenstock-%.*s.so", PST_TEST_BINARY_DIR, length, name);
 }
 
-/* Of the emulator: the host shall not reach its devices' memory. */
+/* Of the emulator: the host shall not reach its devices' memory, and there is a library of products. */
 static void find_controls(void)
 {
     ops_controls *c = &all.controls;
@@ -47,13 +48,29 @@ static void find_controls(void)
     *(void **)&c->calls = dlsym(all.library, "pst_emulated_calls");
     *(void **)&c->reset = dlsym(all.library, "pst_emulated_reset");
     *(void **)&c->count = dlsym(all.library, "pst_emulated_count");
+    *(void **)&c->blas = dlsym(all.library, "pst_emulated_blas");
     if (c->protect != NULL)
         c->protect(true);
+    if (c->blas != NULL)
+        c->blas(PST_FAKE_BLAS); /* products of prompts go through it */
 }
 
 const ops_controls *ops_emulator(void)
 {
     return all.controls.seed != NULL ? &all.controls : NULL;
+}
+
+uint64_t ops_library_products(void)
+{
+    uint64_t products = 0, objects;
+    void *library = dlopen(PST_FAKE_BLAS, RTLD_NOW | RTLD_LOCAL);
+    assert_non_null(library);
+    fake_blas_getter *get;
+    *(void **)&get = dlsym(library, "fake_blas_get");
+    assert_non_null(get);
+    get(&products, &objects);
+    dlclose(library);
+    return products;
 }
 
 static int load(const char *name, pst_error *err)

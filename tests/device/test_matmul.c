@@ -41,6 +41,8 @@ static pst_weight weight_at(const stored *w, ops_side side, const ops_buffer *da
                         .first_row = first};
 }
 
+static bool of_prompts; /* the rows of the test's single products */
+
 static void multiply(const ops_matrix *x, const ops_matrix *y, size_t first, size_t rows, const pst_weight *w,
                      size_t column)
 {
@@ -48,7 +50,8 @@ static void multiply(const ops_matrix *x, const ops_matrix *y, size_t first, siz
     const pst_matmul job = {.x = ops_rows(x, OPS_DEVICE, first, rows),
                             .w = *w,
                             .y = ops_rows(y, OPS_DEVICE, first, rows),
-                            .first_column = column};
+                            .first_column = column,
+                            .prompt_rows = of_prompts ? rows : 0};
     assert_int_equal(device->ops->matmul(device, &job), 0);
 }
 
@@ -135,6 +138,10 @@ static void test_many_rows(void **state)
     if (!ops_begin("products of many rows"))
         return;
     for (size_t number = 0; number < FORMATS; number++) {
+        of_prompts = true;
+        if (number < 3)
+            wide_product(number, PST_BF16);
+        of_prompts = number >= 3 && ref_between(0, 1);
         wide_product(number, PST_BF16);
         if (number % 3 == 0)
             wide_product(number, PST_F32);
@@ -192,6 +199,7 @@ static void test_many_groups(void **state)
     (void)state;
     if (!ops_begin("grouped products of many matrices"))
         return;
+    of_prompts = false; /* as the rows of experts */
     grouped(2, PST_BF16, 300, 1, 24, 64);
     grouped(ref_between(0, FORMATS - 1), PST_BF16, 290, 3, 17, 70);
     grouped(ref_between(0, FORMATS - 1), PST_F32, 140, 2, 20, 129);

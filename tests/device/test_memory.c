@@ -465,6 +465,7 @@ static void test_plugin(void **state)
         pst_device_info info = {.struct_size = sizeof info};
         assert_int_equal(plugin->describe(i, &info, &err), 0);
         assert_true(strlen(info.name) > 0 && strlen(info.model) > 0 && strlen(info.direct_storage) > 0);
+        assert_true(strlen(info.matrix_library) > 0);
         assert_true(info.total_bytes > 0 && info.free_bytes <= info.total_bytes);
     }
     pst_device_info info = {.struct_size = sizeof info};

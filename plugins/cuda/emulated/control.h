@@ -48,6 +48,15 @@ PST_EMULATED_API void pst_emulated_fail(pst_emulated_call call, uint64_t nth);
 /* How many calls of this kind there were since the library was loaded. */
 PST_EMULATED_API uint64_t pst_emulated_calls(pst_emulated_call call);
 
+/* The file of the library of matrix products (vendor_blas.h) for devices that need one from now on, which is one for emulated
+ * devices; NULL, as at first: there is none. The string is copied. */
+PST_EMULATED_API void pst_emulated_blas(const char *file);
+/* For such a library: on this stream (pst_vendor_stream), in its order, work(context) with all memory in reach; then
+ * release(context), also of work that is never done. 0, or it was not taken. */
+typedef void pst_emulated_work(void *context);
+PST_EMULATED_API int pst_emulated_take(void *stream, pst_emulated_work *work, pst_emulated_work *release,
+                                       void *context);
+
 /* Forgets a failed kernel and what is registered, drops what is queued: a new beginning, as for a new process. */
 PST_EMULATED_API void pst_emulated_reset(void);
 

@@ -19,6 +19,7 @@
 #include <set>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <vector>
@@ -60,6 +61,7 @@ size_t shared_limit = 227 << 10;
 int devices = 1, current_device;
 uint64_t calls[PST_EMULATED_CALLS], fail_at[PST_EMULATED_CALLS];
 uint64_t most_device_bytes;
+std::string blas_file; /* "": none */
 int sticky; /* what a kernel did; every later call fails with it */
 int untold; /* what a copy did: nothing is carried out until a call that waits, for whatever, has told it */
 int last_error;
@@ -483,6 +485,19 @@ pst_vendor_error pst_vendor_fill(void *to, int byte, size_t bytes, pst_vendor_st
     });
 }
 
+int pst_emulated_take(void *stream, pst_emulated_work *work, pst_emulated_work *release, void *context)
+{
+    const guard held(lock);
+    const std::shared_ptr<void> owned(context, release);
+    if (int error = ready())
+        return error;
+    return take((pst_vendor_stream)stream, {[work, owned] {
+                                                work(owned.get());
+                                                return (int)EMULATED_OK;
+                                            },
+                                            NULL, 0});
+}
+
 static int check_launch(const pst_emulated_grid &g)
 {
     const dim3 &block = g.block, &grid = g.grid;
@@ -723,6 +738,18 @@ void pst_emulated_devices(int count)
     const guard held(lock);
     devices = count;
     current_device = 0;
+}
+
+void pst_emulated_blas(const char *file)
+{
+    const guard held(lock);
+    blas_file = file != NULL ? file : "";
+}
+
+const char *pst_vendor_blas_file(unsigned number)
+{
+    const guard held(lock);
+    return number == 0 && !blas_file.empty() ? blas_file.c_str() : NULL;
 }
 
 void pst_emulated_fail(pst_emulated_call call, uint64_t nth)

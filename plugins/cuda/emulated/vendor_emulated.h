@@ -477,6 +477,7 @@ static inline pst_vendor_error pst_emulated_bind(const char *name, void (*kernel
 #define PST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                     \
     pst_emulated_bind(#kernel, (kernel), dim3(grid), dim3(block), (size_t)(shared_bytes), (stream), __VA_ARGS__)
 
+const char *pst_vendor_blas_file(unsigned number);
 bool pst_vendor_failed(pst_vendor_error error);
 bool pst_vendor_out_of_memory(pst_vendor_error error);
 bool pst_vendor_absent(pst_vendor_error error);

@@ -56,6 +56,7 @@ static int fake_describe(uint32_t number, pst_device_info *out, pst_error *err)
     snprintf(info.model, sizeof info.model, "Fake Device %c", 'A' + (int)number);
     if (number == 0)
         snprintf(info.link, sizeof info.link, "PCIe 5.0 x16");
+    snprintf(info.matrix_library, sizeof info.matrix_library, "%s", number == 1 ? "" : "a fake library");
     snprintf(info.direct_storage, sizeof info.direct_storage, "%s", number == 1 ? "in a fake way" : "no cuFile");
     memcpy(out, &info, out->struct_size < sizeof info ? out->struct_size : sizeof info); /* an older caller's */
     return 0;
