@@ -8,9 +8,9 @@
 
 #include "store/safetensors.h"
 
-/* The tensors by their keys, sorted by offset; two keys of one storage (tied weights) are two tensors in one place. No
- * metadata. Refused also: tensors whose rows do not lie one after the other, or that are another one's conjugate or negative.
- * Those without elements are left out. The caller frees *out with pst_safetensors_free. */
+/* The tensors by their keys, sorted by offset; two keys of one storage, or of one tensor (tied weights), are two tensors in one
+ * place. No metadata. Refused also: tensors whose rows do not lie one after the other, or that are another one's conjugate or
+ * negative. Those without elements are left out. The caller frees *out with pst_safetensors_free. */
 int pst_torch_header_read(const char *path, pst_safetensors *out, pst_error *err);
 
 #endif

@@ -64,6 +64,21 @@ def dtypes() -> dict:
     return {name: raw[: 48 if dtype != torch.bool else 1].view(dtype).clone() for dtype, name in DTYPES.items()}
 
 
+def tied() -> collections.OrderedDict:
+    """A state dict with tensors in one place: one object under two keys, two views of a storage, and one whose only row
+    keeps the strides of the column that it was."""
+    weight = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+    return collections.OrderedDict(
+        {
+            "embed.weight": weight,
+            "norm.weight": torch.ones(3),
+            "head.weight": weight,
+            "view.weight": weight.detach(),
+            "row.weight": torch.arange(4, dtype=torch.float32)[:, None].t(),
+        }
+    )
+
+
 def views() -> dict:
     """Tensors that share storages, and those with nothing or one thing in them."""
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
@@ -180,6 +195,7 @@ def make(folder: Path, seeds: Path) -> None:
         "tiny": ({"w": torch.ones(2), "step": 1}, 2),
         "dtypes": (dtypes(), 2),
         "views": (views(), 2),
+        "tied": (tied(), 2),
         "attributes": (attributes(), 2),
         "attributes_4": (attributes(), 4),
         "training": (training(), 2),

@@ -174,6 +174,32 @@ static void test_tensor_in_two_shards(void **state)
     assert_refused(folder, PST_E_FORMAT, "safetensors", "the tensor \"a\", and so does");
 }
 
+/* Keys of one tensor, and of one place, are tensors each; a dimension of one has whatever stride. */
+static void test_torch_tied(void **state)
+{
+    (void)state;
+    const char *folder = files_folder("tied");
+    assert_int_equal(
+        symlink(PST_TEST_SOURCE_DIR "/tests/reference/torch/tied.pt", files_path("tied/pytorch_model.bin")), 0);
+    pst_store *store;
+    assert_int_equal(pst_store_open(folder, &store, NULL), 0);
+    assert_int_equal(pst_store_tensor_count(store), 5);
+    const pst_tensor *embed = pst_store_find(store, "embed.weight"), *head = pst_store_find(store, "head.weight"),
+                     *view = pst_store_find(store, "view.weight"), *row = pst_store_find(store, "row.weight");
+    assert_non_null(embed);
+    assert_non_null(head);
+    assert_non_null(view);
+    assert_non_null(row);
+    assert_int_equal(head->offset, embed->offset);
+    assert_int_equal(view->offset, embed->offset);
+    assert_int_equal(head->bytes, 24);
+    assert_int_equal(head->rank, 2);
+    assert_int_equal(head->shape[1], 3);
+    assert_int_equal(row->bytes, 16);
+    assert_non_null(pst_store_find(store, "norm.weight"));
+    pst_store_close(store);
+}
+
 static void test_folders_without_index(void **state)
 {
     (void)state;
@@ -499,6 +525,7 @@ int main(void)
         TEST(test_index_in_subfolders),
         TEST(test_hostile_indexes),
         TEST(test_tensor_in_two_shards),
+        TEST(test_torch_tied),
         TEST(test_folders_without_index),
         TEST(test_numbered_shards),
         TEST(test_broken_files),
