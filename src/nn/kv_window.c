@@ -145,7 +145,7 @@ int pst_kv_window_create(pst_kv *kv, const pst_kv_memory *memory, pst_error *err
     w->host_bytes = memory->kv_bytes;
     PST_TRY(pst_nn_take_memory(c->device, PST_MEMORY_HOST, w->host_bytes, "the KV cache", (void **)&w->host, err));
     if (c->folder != NULL) {
-        const uint64_t slots = PARTS * w->part_slots * w->slot_bytes;
+        const uint64_t slots = PARTS * (w->part_slots * w->slot_bytes);
         w->tails = w->host + slots;
         if (c->apart) /* what fills slots up in the file is zeros; on the host it is from the start */
             memset(w->host, 0, slots);
