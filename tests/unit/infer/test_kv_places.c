@@ -207,6 +207,7 @@ static void test_smallest_budgets_hold(void **state)
 {
     (void)state;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    (void)run_smallest;
     printf("SKIP: memory is not the program's own under sanitizers\n");
 #else
     static const uint32_t bits[] = {32, 16, 8, 4};
