@@ -37,8 +37,8 @@ typedef struct pst_forward_config {
 } pst_forward_config;
 
 /* Memory that pst_forward_create will take, for the planner: activations per row of a pass, more of them per row
- * whose logits are wanted, per row of those that can be fetched at a time, and the rest. Numbers of rows and kv do not count. Of the host's memory, and of a
- * device's own (zero where it has none). */
+ * whose logits are wanted, per row of those that can be fetched at a time, and the rest. Numbers of rows and kv do
+ * not count. Of the host's memory, and of a device's own (zero where it has none). */
 typedef struct pst_forward_memory {
     uint64_t row_bytes, logit_row_bytes, fetched_row_bytes, fixed_bytes;
     uint64_t device_row_bytes, device_logit_row_bytes, device_fixed_bytes;
@@ -77,9 +77,9 @@ int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_vi
 int pst_forward_end(pst_forward *forward, pst_error *err);
 /* A pst_stage_choose of the stage that computes logits: whether a row of this pass wants any. */
 uint32_t pst_forward_choose_head(void *context, const pst_stage *stage, bool *wanted);
-/* How fast a pass of `rows` rows (at most max_rows), of a prompt or of generated tokens, multiplies with the largest matrices of parts that are in memory, in
- * operations per second: the best of bursts, which take 200 ms at most or little more; 0 when there is none among them. Before
- * the first pass only: it computes into the pass's buffers. */
+/* How fast a pass of `rows` rows (at most max_rows), of a prompt or of generated tokens, multiplies with the
+ * largest matrices of parts that are in memory, in operations per second: the best of bursts, which take 200 ms at
+ * most or little more; 0 when there is none among them. Before the first pass only: it computes into the pass's buffers. */
 int pst_forward_measure_rate(pst_forward *forward, const pst_stage_part *parts, uint32_t part_count, uint32_t rows,
                              bool prompt, double *out, pst_error *err);
 /* The experts of a row of the last pass: those of the first layer with experts, then of the next; with record_routing. */

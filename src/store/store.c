@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Opening a checkpoint: find its files (one file, an index, whatever *.safetensors a folder holds, or, where it has none, the
- * files that torch.save wrote), read each header, and join the tables. An index is believed in nothing: its paths must stay inside the folder,
- * its files must exist, and each name must be in the file that it is said to be in.
+ * Opening a checkpoint: find its files (one file, an index, whatever *.safetensors a folder holds, or, where it has
+ * none, the files that torch.save wrote), read each header, and join the tables. An index is believed in nothing: its
+ * paths must stay inside the folder, its files must exist, and each name must be in the file that it is said to be in.
  */
 #include "store/store.h"
 

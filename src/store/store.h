@@ -26,9 +26,9 @@ typedef struct pst_tensor {
 typedef struct pst_store pst_store;
 
 /* path: a .safetensors file, or a folder with model.safetensors.index.json, model.safetensors, or any
- * *.safetensors, pytorch_model.bin.index.json, pytorch_model.bin (tried in that order). Symbolic links are followed. Files of the index outside the folder
- * ("../x", "/x") are refused. A folder that is a member of a stripe set (penstock/io_stripe.h) holds the index, if there is
- * one; the safetensors files are those of the set. */
+ * *.safetensors, pytorch_model.bin.index.json, pytorch_model.bin (tried in that order). Symbolic links are followed.
+ * Files of the index outside the folder ("../x", "/x") are refused. A folder that is a member of a stripe set
+ * (penstock/io_stripe.h) holds the index, if there is one; the safetensors files are those of the set. */
 int pst_store_open(const char *path, pst_store **out, pst_error *err);
 /* The table alone, of tensors (name, dtype, rank, shape and bytes are set) that would lie in one file in this order: to plan
  * with. There is nothing to read. The names are the caller's and outlive the store. */
