@@ -286,7 +286,7 @@ static void destroy(pst_device *base)
 static const pst_device_ops operators = {
     .struct_size = sizeof(pst_device_ops), /* so that a later library knows which entries there are */
     .name = "skeleton",
-    .is_host = false,          /* true: memory is the host's and operators are done when they return; the host alone */
+    .is_host = false, /* true: memory is the host's and operators are done when they return; the host alone */
     .phases_change_bits = false, /* true: prompts have other kernels than generated tokens, with other roundings */
     .last_error = last_error,
     .destroy = destroy,
