@@ -71,9 +71,8 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .type = PST_OPTION_STRING,
      .offset = offsetof(cli_runtime, kv_dir),
      .metavar = "DIR",
-     .help = "keep keys and values in a file in this folder, of which memory holds what attention is at; it has no "
-             "name and "
-             "goes with the process; the results are the same"},
+     .help = "keep keys and values in a file in this folder, which is made if it is not there; memory holds what "
+             "attention is at; the file has no name and goes with the process; the results are the same"},
     {.name = "kv-offload",
      .type = PST_OPTION_FLAG,
      .offset = offsetof(cli_runtime, kv_offload),
