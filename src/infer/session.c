@@ -143,7 +143,7 @@ int pst_session_device_budget(const pst_session_options *o, pst_device *device, 
     if (status < 0)
         return pst_device_fail(err, device, status, "telling its memory");
     if (o->device_memory_bytes > free_bytes)
-        return pst_fail(err, PST_E_USAGE, NULL, "a device memory budget of %.3g MiB, where device %s has %.3g MiB free",
+        return pst_fail(err, PST_E_USAGE, NULL, "a device memory budget of %.6g MiB, where device %s has %.6g MiB free",
                         (double)o->device_memory_bytes / 0x1p20, device->ops->name, (double)free_bytes / 0x1p20);
     uint64_t usual = free_bytes - pst_min(free_bytes / DEVICE_RESERVE_SHARE, DEVICE_RESERVE_BYTES);
     *out = pst_max(1, o->device_memory_bytes ? o->device_memory_bytes : usual);

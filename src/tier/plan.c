@@ -91,7 +91,7 @@ static uint64_t balanced_slot(const pst_plan_request *request)
 static int fail_budget(const char *whose, uint64_t budget, uint64_t smallest, uint64_t slack, pst_error *err)
 {
     return pst_fail(err, PST_E_BUDGET, NULL,
-                    "a %s memory budget of %.3g MiB is too small for this model and these lengths; the smallest that "
+                    "a %s memory budget of %.6g MiB is too small for this model and these lengths; the smallest that "
                     "works is %lluMi",
                     whose, (double)budget / (double)MEBIBYTE, (unsigned long long)(smallest / MEBIBYTE + slack));
 }
@@ -484,7 +484,7 @@ static int fail_keep_all(const pst_plan_request *request, const plan_room *have,
     for (uint32_t i = 0; i < plan->layout.part_count; i++)
         needed += is_hosts(request, plan, i) ? plan->layout.parts[i].memory_bytes : 0;
     return pst_fail(err, PST_E_BUDGET, NULL,
-                    "a host memory budget of %.3g MiB does not hold all weights; the smallest that works is %lluMi",
+                    "a host memory budget of %.6g MiB does not hold all weights; the smallest that works is %lluMi",
                     (double)request->budget_bytes / (double)MEBIBYTE,
                     (unsigned long long)(needed / MEBIBYTE + SLACK_MEBIBYTES));
 }

@@ -419,13 +419,13 @@ static void test_killed(void **state)
 
     size_t killed = 0, resumed = 0;
     uint64_t total = 4096 + bytes + 32 * requests, answered = 0;
-    for (size_t i = 0; i < kills; i++) {
+    for (size_t i = 0; i < 6 * kills && killed < kills; i++) {
         /* Most at a random amount of answers, further each time; some at any time, or while the output is written. */
         program_setup setup = {.kill_path = partial};
-        setup.kill_bytes = total * (i + 1) / (kills + 1) - random_below(total / (kills + 1) + 1);
+        setup.kill_bytes = total * (killed + 1) / (kills + 1) - random_below(total / (kills + 1) + 1);
         if (i % 4 == 3)
             setup = (program_setup){.kill_after_ms = 1 + (int)random_below(900)};
-        else if (i + 1 == kills)
+        else if (i % 4 == 1 && killed + 2 >= kills)
             setup = (program_setup){.kill_path = writing, .kill_bytes = random_below(bytes + 1)};
         /* Whatever decides nothing may change in between. */
         program_result result = PENSTOCK_WITH(&setup, "generate", MODEL, "-i", in, "-o", out, "--batch-size",
@@ -439,6 +439,10 @@ static void test_killed(void **state)
             answered = now;
             resumed++;
         }
+        if (result.status == 0) { /* its end came first, as it does on a busy machine: once more from the beginning */
+            assert_int_equal(remove(out), 0);
+            answered = 0;
+        }
         program_free(&result);
     }
     expect_ok(PENSTOCK("generate", MODEL, "-i", in, "-o", out));
@@ -446,7 +450,7 @@ static void test_killed(void **state)
     assert_int_equal(bytes, again);
     assert_memory_equal(expected, found, bytes);
     printf("%zu requests, killed %zu times, went on %zu times\n", requests, killed, resumed);
-    assert_true(killed >= kills / 2 && resumed >= kills / 3);
+    assert_true(killed >= kills / 2 && resumed >= kills / 6);
     assert_int_equal(count_entries("killed.out"), 1); /* nothing else is left */
     free(found);
     free(expected);

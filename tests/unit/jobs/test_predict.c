@@ -380,7 +380,7 @@ static void test_refusals(void **state)
     o.device_memory_bytes = 1000000;
     refuse(o, PST_E_USAGE, "link");
     o.link_bytes_per_second = 1;
-    refuse(o, PST_E_BUDGET, "a device memory budget of 0.954 MiB is too small");
+    refuse(o, PST_E_BUDGET, "a device memory budget of 0.953674 MiB is too small");
     o = base("tiny");
     o.quant_bits = 3;
     refuse(o, PST_E_USAGE, "weights of 3 bits");
