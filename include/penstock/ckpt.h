@@ -289,8 +289,10 @@ PST_API int pst_ckpt_step_commit(pst_ckpt_step *step, const pst_ckpt_commit_opti
 /* Frees it; what was not committed is removed. */
 PST_API void pst_ckpt_step_end(pst_ckpt_step *step);
 
-/* The newest complete step: `latest` if it is, else the highest number that is. Complete: the manifest is whole, and every
- * file that it names is there with its size. *out_path: pst_ckpt_free_path. -ENOENT: there is none. */
+/* The newest complete step: `latest` if it is, else the highest number that is. A step of a higher number than latest's whose
+ * commit was cut short after the rename (a crash, or `latest` could not be written) is complete, and the newest. Complete: the
+ * manifest is whole, and every file that it names is there with its size. *out_path: pst_ckpt_free_path. -ENOENT: there is
+ * none. */
 PST_API int pst_ckpt_latest(const char *folder, uint64_t *out_step, char **out_path, pst_error *err);
 PST_API void pst_ckpt_free_path(char *path);
 /* The numbers of the complete steps, rising, at most max of them at `out`; the return value is how many there are. */

@@ -30,6 +30,7 @@ struct pst_ckpt_step {
     char *final;  /* where it will be */
     pst_lock *lock;
     bool published; /* on rank 0, as soon as it has its name; on others, when they were told of success */
+    bool is_latest; /* `latest` has its name */
 };
 
 /* ---- making ---- */
@@ -251,12 +252,13 @@ static int write_latest(const pst_ckpt_step *step, pst_error *err)
     return status;
 }
 
-/* The lock's file goes last: until then a sweep leaves `latest` alone. */
+/* The lock's file goes last: until then a sweep leaves `latest` alone. Where `latest` could not be written it stays, so that
+ * the step is found all the same. */
 static void drop_lock(pst_ckpt_step *step)
 {
     char *path;
-    if (pst_steps_join(step->final, PST_STEPS_LOCK, &path, NULL) >= 0) {
-        pst_file_remove(path, NULL); /* an empty file that stays is in nobody's way */
+    if (step->is_latest && pst_steps_join(step->final, PST_STEPS_LOCK, &path, NULL) >= 0) {
+        pst_file_remove(path, NULL); /* an empty file that stays beside its name in `latest` is in nobody's way */
         pst_heap_free(path);
     }
     pst_lock_close(step->lock);
@@ -266,7 +268,9 @@ static void drop_lock(pst_ckpt_step *step)
 /* What comes after a step is there and durable. */
 static int follow_up(pst_ckpt_step *step, occupant was_there, const pst_ckpt_commit_options *o, pst_error *err)
 {
+    PST_TRY(pst_steps_settle(step->folder, step->step, err));
     PST_TRY(write_latest(step, err));
+    step->is_latest = true;
     if (was_there == COMPLETE)
         PST_TRY(pst_tree_remove(step->path, err)); /* the older one, since the exchange */
     return o->keep_last > 0 ? pst_steps_keep_last(step->folder, step->step, o->keep_last, err) : 0;

@@ -5,6 +5,8 @@
  *   step-000100                       a step, if its manifest is whole and its files are there (steps_find.c)
  *   step-000100.tmp-<12 characters>   one that is being made, or removed. Whoever makes it holds a shared lock on the file
  *                                     PST_STEPS_LOCK in it, one per rank; what nobody holds may be swept (steps_sweep.c)
+ *   step-000100/PST_STEPS_LOCK        is there between the rename and the update of `latest`: where both stay, that commit was
+ *                                     cut short, and the step counts as the newest if its number is higher than latest's
  *   latest                            the name of the step that was published last
  *   latest.tmp-<12 characters>        the same, on its way
  *
@@ -71,6 +73,9 @@ enum { PST_STEPS_TELL_BYTES = 16 << 10 }; /* that pst_steps_exchange needs of it
 
 /* Renames a folder to a name that nobody takes for a step; *out is its new path (pst_heap_free). */
 int pst_steps_set_aside(const char *path, char **out, pst_error *err);
+/* Before a step becomes the one in `latest`: steps of higher numbers are not of commits that were cut short, if they ever
+ * were, so that going back to an earlier step holds. */
+int pst_steps_settle(const char *folder, uint64_t step, pst_error *err);
 /* Of the complete steps up to `newest` so many stay; newest itself always does. */
 int pst_steps_keep_last(const char *folder, uint64_t newest, uint32_t keep, pst_error *err);
 

@@ -194,27 +194,52 @@ int pst_steps_read_latest(const char *folder, uint64_t *out_step, pst_error *err
     return status;
 }
 
+/* 1: the file is there by which whoever makes a step holds it. It goes after `latest` has the step's name: of a step that is
+ * there, it means that its commit never came so far. */
+static int has_lock(const char *folder, uint64_t step, pst_error *err)
+{
+    char name[PST_STEPS_NAME_BYTES + sizeof PST_STEPS_LOCK], *path;
+    pst_steps_name(step, name);
+    strcat(name, "/" PST_STEPS_LOCK);
+    PST_TRY(pst_steps_join(folder, name, &path, err));
+    int status = pst_file_find(path, err);
+    pst_heap_free(path);
+    return status == -ENOENT || status == -ENOTDIR ? 0 : status;
+}
+
+/* The newest of these steps, which rise, that is complete; with `above`, of those beyond it whose commit was cut short between
+ * their name and `latest`. 1: *out is set. */
+static int find_among(const char *folder, const uint64_t *steps, size_t count, const uint64_t *above, uint64_t *out,
+                      pst_error *err)
+{
+    while (count > 0 && (above == NULL || steps[count - 1] > *above)) {
+        const uint64_t step = steps[--count];
+        int status = above != NULL ? has_lock(folder, step, err) : 1;
+        if (status > 0)
+            status = pst_steps_is_complete(folder, step, err);
+        if (status != 0) {
+            *out = status > 0 ? step : *out;
+            return status;
+        }
+    }
+    return 0;
+}
+
 static int find_newest(const char *folder, uint64_t *out_step, pst_error *err)
 {
-    uint64_t *steps = NULL;
+    uint64_t *steps = NULL, latest = 0, step = 0;
     size_t count = 0;
-    uint64_t step = 0;
-    int status = pst_steps_read_latest(folder, &step, err);
-    if (status > 0)
-        status = pst_steps_is_complete(folder, step, err);
+    int named = pst_steps_read_latest(folder, &latest, err);
+    if (named > 0)
+        named = pst_steps_is_complete(folder, latest, err);
+    PST_TRY(named);
+    PST_TRY(list_named(folder, &steps, &count, err));
+    int status = find_among(folder, steps, count, named > 0 ? &latest : NULL, &step, err);
+    pst_heap_free(steps);
     PST_TRY(status);
-    if (status == 0) {
-        PST_TRY(list_named(folder, &steps, &count, err));
-        while (count > 0 && status == 0) {
-            step = steps[--count];
-            status = pst_steps_is_complete(folder, step, err);
-        }
-        pst_heap_free(steps);
-        PST_TRY(status);
-    }
-    if (status == 0)
+    if (status == 0 && named == 0)
         return pst_fail(err, -ENOENT, folder, "there is no complete step");
-    *out_step = step;
+    *out_step = status > 0 ? step : latest;
     return 0;
 }
 

@@ -136,6 +136,41 @@ static int is_publishing(const char *folder, pst_error *err)
     return status;
 }
 
+/* Of one step: its lock's file goes if nobody holds it. */
+static int settle_step(const char *folder, uint64_t step, pst_error *err)
+{
+    char name[PST_STEPS_NAME_BYTES], *path, *lock_path = NULL;
+    pst_lock *lock = NULL;
+    pst_steps_name(step, name);
+    PST_TRY(pst_steps_join(folder, name, &path, err));
+    int status = pst_steps_join(path, PST_STEPS_LOCK, &lock_path, err);
+    if (status >= 0)
+        status = pst_file_find(lock_path, err);
+    if (status > 0) {
+        status = is_held(path, false, &lock, err);
+        if (status == 0)
+            status = pst_file_remove(lock_path, err);
+        if (status == 0)
+            status = pst_folder_sync(path, err);
+    }
+    pst_lock_close(lock);
+    pst_heap_free(lock_path);
+    pst_heap_free(path);
+    return status < 0 ? status : 0;
+}
+
+int pst_steps_settle(const char *folder, uint64_t step, pst_error *err)
+{
+    uint64_t *steps = NULL;
+    size_t count = 0;
+    PST_TRY(pst_steps_list(folder, &steps, &count, err));
+    int status = 0;
+    while (count > 0 && steps[count - 1] > step && status >= 0)
+        status = settle_step(folder, steps[--count], err);
+    pst_heap_free(steps);
+    return status;
+}
+
 /* 1: removed. */
 static int sweep_entry(const char *folder, const char *name, int publishing, pst_error *err)
 {

@@ -140,6 +140,17 @@ static bool sweeps(const char *folder, uint64_t step, char version)
     return bad == 0 && look(folder, &after, &version_after) && after == step && version_after == version;
 }
 
+/* Whoever resumes from the newest step saves the next one, which nothing may be in the way of. */
+static bool goes_on(const char *folder, uint64_t step)
+{
+    uint64_t after;
+    char version;
+    use_quick_calls();
+    int status = make_step(folder, step + 1, 'N', 0, false, NULL);
+    pst_sys_replace(NULL);
+    return status >= 0 && look(folder, &after, &version) && after == step + 1 && version == 'N';
+}
+
 /* ---- the first step ---- */
 
 static void prepare_nothing(const char *folder, void *context)
@@ -165,7 +176,7 @@ static bool check_first(const char *folder, bool done, void *context)
         return !done;
     if (!look(train, &step, &version) || !(step == 1 || (step == 0 && !done)))
         return false;
-    return sweeps(train, step, version);
+    return sweeps(train, step, version) && goes_on(train, step);
 }
 
 static void test_first(void **unused)
@@ -202,7 +213,7 @@ static bool check_next(const char *folder, bool done, void *context)
     char version;
     if (!look(folder, &step, &version) || !(step == 4 || (step == 3 && !done)))
         return false;
-    return sweeps(folder, step, version);
+    return sweeps(folder, step, version) && goes_on(folder, step);
 }
 
 static void test_next(void **unused)
@@ -239,6 +250,40 @@ static void test_replace(void **unused)
     crash_count count = crash_try_all(&trial, true);
     assert_int_equal(count.bad, 0);
     assert_true(count.steps > 20 && count.syncs >= 6);
+}
+
+/* ---- back to an earlier one, past a commit that was cut short ---- */
+
+static void prepare_cut_short(const char *folder, void *context)
+{
+    prepare_steps(folder, context);
+    test_write_file(test_path(folder, "latest"), "step-000002", 11);
+    test_write_file(test_path(folder, "step-000003/" PST_STEPS_LOCK), "", 0);
+}
+
+static int act_back(const char *folder, void *context, pst_error *err)
+{
+    (void)context;
+    return make_step(folder, 2, 'B', 0, true, err);
+}
+
+static bool check_back(const char *folder, bool done, void *context)
+{
+    (void)context;
+    uint64_t step;
+    char version;
+    if (!look(folder, &step, &version) || !(step == 2 ? version == 'B' || !done : step == 3 && !done))
+        return false;
+    return sweeps(folder, step, version);
+}
+
+static void test_back(void **unused)
+{
+    (void)unused;
+    const crash_trial trial = {.prepare = prepare_cut_short, .act = act_back, .check = check_back, .seeds = 25};
+    crash_count count = crash_try_all(&trial, true);
+    assert_int_equal(count.bad, 0);
+    assert_true(count.steps > 20 && count.syncs >= 7);
 }
 
 /* ---- one that is incomplete makes way ---- */
@@ -368,7 +413,7 @@ int main(void)
         setenv("TMPDIR", "/dev/shm", 0); /* many small files; what is durable is counted, not carried out */
 #define TRIAL(test) cmocka_unit_test_setup_teardown(test, NULL, tear_down)
     const struct CMUnitTest tests[] = {
-        TRIAL(test_first),      TRIAL(test_next),  TRIAL(test_replace),
+        TRIAL(test_first),      TRIAL(test_next),  TRIAL(test_replace),          TRIAL(test_back),
         TRIAL(test_incomplete), TRIAL(test_sweep), TRIAL(test_syncs_are_needed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
