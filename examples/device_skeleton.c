@@ -275,6 +275,32 @@ static int top(pst_device *base, const pst_matrix *x, uint32_t count, float *val
     return refuse(base, "top");
 }
 
+/* ---- Recordings ---- */
+
+/* Of use where launching work costs the host more than it costs the device. Who does not record says so here, once; the other three
+ * are never called then. */
+static int record_begin(pst_device *base)
+{
+    return refuse(base, "recording");
+}
+
+static int record_end(pst_device *base, pst_device_recording **out)
+{
+    (void)out;
+    return refuse(base, "recording");
+}
+
+static int replay(pst_device *base, pst_device_recording *recording)
+{
+    (void)recording;
+    return refuse(base, "recording");
+}
+
+static void recording_destroy(pst_device *base, pst_device_recording *recording)
+{
+    (void)base, (void)recording;
+}
+
 /* ---- The device ---- */
 
 /* All memory, streams and events were given back before. */
@@ -322,6 +348,10 @@ static const pst_device_ops operators = {
     .route = route,
     .log_sum_exp = log_sum_exp,
     .top = top,
+    .record_begin = record_begin,
+    .record_end = record_end,
+    .replay = replay,
+    .recording_destroy = recording_destroy,
 };
 
 /* ---- The plugin ---- */

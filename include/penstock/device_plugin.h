@@ -202,7 +202,7 @@ typedef struct pst_segments {
     size_t count;
     size_t first_row, rows;
     size_t max_rows;        /* of one segment */
-    uint32_t max_positions; /* the largest first_position + rows */
+    uint32_t max_positions; /* the largest first_position + rows, or more: no bit depends on it */
     /* The first `generated` segments are of generated tokens, all others of prompts; the same two of these alone. */
     size_t generated, generated_max_rows;
     uint32_t generated_max_positions;
@@ -277,6 +277,7 @@ typedef enum pst_device_memory {
 
 typedef struct pst_device_stream pst_device_stream; /* NULL: the compute stream */
 typedef struct pst_device_event pst_device_event;
+typedef struct pst_device_recording pst_device_recording;
 
 /* Entries are never NULL. */
 typedef struct pst_device_ops {
@@ -351,6 +352,23 @@ typedef struct pst_device_ops {
     /* The `count` (at most x.columns, at most 1024) largest values of each row and their columns, falling, of equal ones the
      * lower column first; what is not a number counts as -infinity. values, columns: [rows][count]. */
     int (*top)(pst_device *device, const pst_matrix *x, uint32_t count, float *values, uint32_t *columns);
+
+    /* Recordings: a run of calls that can be had again as one, where the host would take longer to make the calls than the device
+     * to carry them out. From record_begin to record_end what is asked of the compute stream is noted and not carried out:
+     * operators, and copy and fill within memory that the device can use. Everything that a call says is noted as it is then, numbers,
+     * addresses, jobs and what they point to in the host's memory (formats, weights of grouped products); what the device reads of
+     * its own memory, tables of segments and rows among it, it finds there when the recording is carried out. So operands have to stay
+     * where they are as long as it lives. All other calls are out of place meanwhile: those that return a status say PST_E_USAGE; memory,
+     * streams, events and recordings are not given back. An operator that would have to take memory for its own use, or to
+     * wait, fails: it does not where one with the same sizes was carried out before.
+     * record_begin: PST_E_UNSUPPORTED, as ever, of a device that does not record; nothing has begun then, nor after another failure. */
+    int (*record_begin)(pst_device *device);
+    /* Ends it, also where it fails. out NULL: drops what was noted. The caller gives *out back before the device. */
+    int (*record_end)(pst_device *device, pst_device_recording **out);
+    /* As if all its calls were made now; any number of times. 1: nothing was done, the device's own memory that it works with was moved
+     * since; it has to be recorded anew. */
+    int (*replay)(pst_device *device, pst_device_recording *recording);
+    void (*recording_destroy)(pst_device *device, pst_device_recording *recording); /* waits; NULL is fine */
 } pst_device_ops;
 
 /* Every device begins with its table. */

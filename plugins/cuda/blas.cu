@@ -206,6 +206,8 @@ static int open_library(cuda_device *device, cuda_blas *blas)
 static int find_library(cuda_device *device, cuda_blas **out)
 {
     if (device->blas == NULL) {
+        if (int status = pst_cuda_may_wait(device, "a library of products that was not looked for before"))
+            return status;
         cuda_blas *blas = new (std::nothrow) cuda_blas();
         if (blas == NULL)
             return pst_cuda_fail(device, -ENOMEM, "out of memory for a library of products");
@@ -227,6 +229,8 @@ static int find_width(cuda_device *device, cuda_blas *blas, uint32_t k, const bl
             return 0;
         }
     }
+    if (int status = pst_cuda_may_wait(device, "a product of a width that was not decided on before"))
+        return status;
     blas_width *width = new (std::nothrow) blas_width();
     if (width == NULL)
         return pst_cuda_fail(device, -ENOMEM, "out of memory for a library of products");

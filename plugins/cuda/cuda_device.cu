@@ -46,6 +46,16 @@ int pst_cuda_enter(cuda_device *device)
     return 0;
 }
 
+int pst_cuda_enter_outside(cuda_device *device)
+{
+    if (device->recording)
+        return pst_cuda_fail(
+            device, PST_E_USAGE,
+            "%s:%d: a call that cannot be recorded: operators, copies and fills of its compute stream can",
+            PST_VENDOR_NAME, device->number);
+    return pst_cuda_enter(device);
+}
+
 static const char *last_error(pst_device *device)
 {
     return pst_cuda_of(device)->error;
@@ -56,7 +66,7 @@ static const char *last_error(pst_device *device)
 static int allocate(pst_device *base, pst_device_memory kind, uint64_t bytes, void **out)
 {
     cuda_device *device = pst_cuda_of(base);
-    if (int status = pst_cuda_enter(device))
+    if (int status = pst_cuda_enter_outside(device))
         return status;
     void *memory = NULL;
     const bool host = kind == PST_MEMORY_HOST;
@@ -88,7 +98,7 @@ static void release(pst_device *base, pst_device_memory kind, void *memory, uint
 static int register_host(pst_device *base, void *memory, uint64_t bytes)
 {
     cuda_device *device = pst_cuda_of(base);
-    if (int status = pst_cuda_enter(device))
+    if (int status = pst_cuda_enter_outside(device))
         return status;
     return pst_cuda_check(device, "registering host memory", pst_vendor_register_host(memory, bytes));
 }
@@ -104,7 +114,7 @@ static int memory_info(pst_device *base, uint64_t *free_bytes, uint64_t *total_b
 {
     cuda_device *device = pst_cuda_of(base);
     size_t unused = 0, total = 0;
-    if (int status = pst_cuda_enter(device))
+    if (int status = pst_cuda_enter_outside(device))
         return status;
     if (int status = pst_cuda_check(device, "asking for free memory", pst_vendor_memory_info(&unused, &total)))
         return status;
@@ -113,15 +123,26 @@ static int memory_info(pst_device *base, uint64_t *free_bytes, uint64_t *total_b
     return 0;
 }
 
+int pst_cuda_may_wait(cuda_device *device, const char *what)
+{
+    if (!device->recording)
+        return 0;
+    return pst_cuda_fail(device, PST_E_UNSUPPORTED, "%s:%d: %s, which cannot be recorded", PST_VENDOR_NAME,
+                         device->number, what);
+}
+
 int pst_cuda_scratch(cuda_device *device, size_t bytes, void **out)
 {
     if (bytes > device->scratch_bytes) {
+        if (int status = pst_cuda_may_wait(device, "more scratch memory than there is"))
+            return status;
         /* What runs may still use the old piece; giving it back first keeps the peak low. */
         if (int status = pst_cuda_check(device, "waiting", pst_vendor_stream_synchronize(device->stream)))
             return status;
         void *old = device->scratch;
         device->scratch = NULL;
         device->scratch_bytes = 0;
+        device->scratch_moves++;
         if (old != NULL)
             if (int status = pst_cuda_check(device, "releasing scratch memory", pst_vendor_free(old)))
                 return status;
@@ -132,6 +153,7 @@ int pst_cuda_scratch(cuda_device *device, size_t bytes, void **out)
         device->scratch = memory;
         device->scratch_bytes = rounded;
     }
+    device->recorded_scratch = true;
     *out = device->scratch;
     return 0;
 }
@@ -152,7 +174,7 @@ static int stream_create(pst_device *base, pst_device_stream **out)
 {
     cuda_device *device = pst_cuda_of(base);
     pst_vendor_stream stream = NULL;
-    if (int status = pst_cuda_enter(device))
+    if (int status = pst_cuda_enter_outside(device))
         return status;
     if (int status = pst_cuda_check(device, "making a stream", pst_vendor_stream_create(&stream)))
         return status;
@@ -174,7 +196,7 @@ static int event_create(pst_device *base, pst_device_event **out)
 {
     cuda_device *device = pst_cuda_of(base);
     pst_vendor_event event = NULL;
-    if (int status = pst_cuda_enter(device))
+    if (int status = pst_cuda_enter_outside(device))
         return status;
     if (int status = pst_cuda_check(device, "making an event", pst_vendor_event_create(&event)))
         return status;
@@ -194,7 +216,7 @@ static void event_destroy(pst_device *base, pst_device_event *event)
 static int event_record(pst_device *base, pst_device_event *event, pst_device_stream *stream)
 {
     cuda_device *device = pst_cuda_of(base);
-    if (int status = pst_cuda_enter(device))
+    if (int status = pst_cuda_enter_outside(device))
         return status;
     return pst_cuda_check(device, "recording an event",
                           pst_vendor_event_record(event_of(event), stream_of(device, stream)));
@@ -203,7 +225,7 @@ static int event_record(pst_device *base, pst_device_event *event, pst_device_st
 static int stream_wait(pst_device *base, pst_device_stream *stream, pst_device_event *event)
 {
     cuda_device *device = pst_cuda_of(base);
-    if (int status = pst_cuda_enter(device))
+    if (int status = pst_cuda_enter_outside(device))
         return status;
     return pst_cuda_check(device, "making a stream wait for an event",
                           pst_vendor_stream_wait(stream_of(device, stream), event_of(event)));
@@ -212,7 +234,7 @@ static int stream_wait(pst_device *base, pst_device_stream *stream, pst_device_e
 static int event_wait(pst_device *base, pst_device_event *event)
 {
     cuda_device *device = pst_cuda_of(base);
-    if (int status = pst_cuda_enter(device))
+    if (int status = pst_cuda_enter_outside(device))
         return status;
     return pst_cuda_check(device, "waiting for an event", pst_vendor_event_synchronize(event_of(event)));
 }
@@ -221,7 +243,7 @@ static int event_query(pst_device *base, pst_device_event *event)
 {
     cuda_device *device = pst_cuda_of(base);
     bool done = false;
-    if (int status = pst_cuda_enter(device))
+    if (int status = pst_cuda_enter_outside(device))
         return status;
     if (int status = pst_cuda_check(device, "asking for an event", pst_vendor_event_query(event_of(event), &done)))
         return status;
@@ -245,7 +267,7 @@ static int check_flags(cuda_device *device)
 static int synchronize(pst_device *base, pst_device_stream *stream)
 {
     cuda_device *device = pst_cuda_of(base);
-    if (int status = pst_cuda_enter(device))
+    if (int status = pst_cuda_enter_outside(device))
         return status;
     const pst_vendor_stream which = stream_of(device, stream);
     const bool compute = which == device->stream;
@@ -259,6 +281,14 @@ static int synchronize(pst_device *base, pst_device_stream *stream)
     return compute ? check_flags(device) : 0;
 }
 
+/* 0, or why a copy or fill has no place in the recording under way. */
+static int check_recorded(cuda_device *device, pst_vendor_stream stream, const void *to, const void *from)
+{
+    if (!device->recording || (stream == device->stream && pst_vendor_knows(to) && pst_vendor_knows(from)))
+        return 0;
+    return pst_cuda_enter_outside(device);
+}
+
 static int copy(pst_device *base, pst_device_stream *stream, void *to, const void *from, uint64_t bytes)
 {
     cuda_device *device = pst_cuda_of(base);
@@ -267,11 +297,13 @@ static int copy(pst_device *base, pst_device_stream *stream, void *to, const voi
     if (int status = pst_cuda_enter(device))
         return status;
     const pst_vendor_stream which = stream_of(device, stream);
+    if (int status = check_recorded(device, which, to, from))
+        return status;
     if (int status = pst_cuda_check(device, "a copy", pst_vendor_copy(to, from, bytes, which)))
         return status;
     /* The vendor waits where it has to copy by way of pinned memory; a device that reaches all of the host's memory does
      * not, and then the caller would have to leave it alone. */
-    if (pst_vendor_knows(to) && pst_vendor_knows(from))
+    if (device->recording || (pst_vendor_knows(to) && pst_vendor_knows(from)))
         return 0;
     return pst_cuda_check(device, "a copy", pst_vendor_stream_synchronize(which));
 }
@@ -283,13 +315,16 @@ static int fill(pst_device *base, pst_device_stream *stream, void *to, int byte,
         return 0;
     if (int status = pst_cuda_enter(device))
         return status;
+    const pst_vendor_stream which = stream_of(device, stream);
+    if (int status = check_recorded(device, which, to, to))
+        return status;
     if (!pst_vendor_knows(to)) { /* as a copy to such memory: it waits */
-        if (int status = pst_cuda_check(device, "waiting", pst_vendor_stream_synchronize(stream_of(device, stream))))
+        if (int status = pst_cuda_check(device, "waiting", pst_vendor_stream_synchronize(which)))
             return status;
         memset(to, byte, bytes);
         return 0;
     }
-    return pst_cuda_check(device, "a fill", pst_vendor_fill(to, byte, bytes, stream_of(device, stream)));
+    return pst_cuda_check(device, "a fill", pst_vendor_fill(to, byte, bytes, which));
 }
 
 /* ---- Opening and destroying ---- */
@@ -300,6 +335,7 @@ static void destroy(pst_device *base)
     if (device == NULL)
         return;
     (void)pst_cuda_enter(device); /* a device that has failed refuses; what it still takes back is given back */
+    pst_cuda_record_stop(device);
     /* Each of these may be absent: a device that was half opened. */
     if (device->stream != NULL)
         (void)pst_vendor_stream_synchronize(device->stream);

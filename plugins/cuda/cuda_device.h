@@ -25,6 +25,9 @@ typedef struct cuda_device {
     pst_vendor_properties properties; /* processors (132), compute_major.minor (9.0), shared_bytes (227 KiB), ... */
     void *scratch;                    /* by pst_cuda_scratch */
     size_t scratch_bytes;
+    uint64_t scratch_moves; /* how often it has been replaced */
+    bool recording;         /* record.cu: what is launched now is noted */
+    bool recorded_scratch;  /* with its place in scratch memory */
     struct cuda_blas *blas; /* blas.h; NULL: not looked for so far */
     char error[512];
 } cuda_device;
@@ -41,13 +44,20 @@ int pst_cuda_fail(cuda_device *device, int code, const char *format, ...) __attr
 int pst_cuda_check(cuda_device *device, const char *what, pst_vendor_error error);
 
 /* At least `bytes` of device memory, aligned to 256, for what one operator does: the next operator may use it as well (in the
- * stream's order). One piece per operator: a second call may move it. -ENOMEM. */
+ * stream's order). One piece per operator: a second call may move it. -ENOMEM. While the device records it does not grow:
+ * PST_E_UNSUPPORTED. */
 int pst_cuda_scratch(cuda_device *device, size_t bytes, void **out);
+
+/* An operator that has to wait, or to take memory, before it can launch anything: 0, or while the device records
+ * PST_E_UNSUPPORTED. */
+int pst_cuda_may_wait(cuda_device *device, const char *what);
 
 /* ---- Between the plugin's own files ---- */
 
 /* The thread's current device becomes this one. */
 int pst_cuda_enter(cuda_device *device);
+/* Likewise, for a call that has no place in a recording: PST_E_USAGE while the device records. */
+int pst_cuda_enter_outside(cuda_device *device);
 /* The vendor's error as one of the interface's. */
 int pst_cuda_code(pst_vendor_error error);
 /* Writes *err (may be NULL) and returns `code`. */
@@ -56,6 +66,9 @@ int pst_cuda_error(pst_error *err, int code, const char *format, ...) __attribut
 int pst_cuda_open_device(const pst_device_ops *ops, uint32_t number, pst_device **out, pst_error *err);
 /* Fills in the entries that are not operators. */
 void pst_cuda_runtime_entries(pst_device_ops *ops);
+void pst_cuda_record_entries(pst_device_ops *ops);
+/* Drops a recording under way. */
+void pst_cuda_record_stop(cuda_device *device);
 int pst_cuda_count(uint32_t *out, pst_error *err);
 /* Whether there is such a device. */
 int pst_cuda_check_number(uint32_t number, pst_error *err);

@@ -106,6 +106,7 @@ static pst_device_ops make_ops(void)
     ops.name = PST_VENDOR_NAME;
     ops.phases_change_bits = true; /* attention.cu, blas.h */
     pst_cuda_runtime_entries(&ops);
+    pst_cuda_record_entries(&ops);
     ops.convert = convert;
     ops.rms_norm = rms_norm;
     ops.layer_norm = layer_norm;

@@ -33,7 +33,7 @@
  * ldmatrix: lanes 8i..8i + 7 name the eight rows (16 bytes each, aligned to 16) of matrix i; r[i] becomes elements
  * (g, 2t), (g, 2t + 1) of matrix i; with _trans elements (2t, g), (2t + 1, g).
  *
- * Host side: pst_vendor_stream, pst_vendor_event, pst_vendor_error and the pst_vendor_* functions (at the end of each
+ * Host side: pst_vendor_stream, pst_vendor_event, pst_vendor_graph, pst_vendor_error and the pst_vendor_* functions (at the end of each
  * vendor's header, the same list in all of them); a stream is never NULL.
  */
 #ifndef PST_CUDA_VENDOR_H

@@ -28,6 +28,7 @@ static inline const char *pst_vendor_blas_file(unsigned number)
 
 typedef cudaStream_t pst_vendor_stream;
 typedef cudaEvent_t pst_vendor_event;
+typedef cudaGraphExec_t pst_vendor_graph; /* ready to be launched */
 typedef cudaError_t pst_vendor_error;
 
 /* ---- Kernels ---- */
@@ -349,6 +350,36 @@ static inline bool pst_vendor_knows(const void *memory)
 static inline pst_vendor_error pst_vendor_fill(void *to, int byte, size_t bytes, pst_vendor_stream stream)
 {
     return cudaMemsetAsync(to, byte, bytes, stream);
+}
+
+/* From here on what is asked of the stream is captured, not carried out. Until the end this thread makes no call that waits or
+ * might (allocations among them): it would fail and spoil what is captured. Other threads do as they like. */
+static inline pst_vendor_error pst_vendor_capture_begin(pst_vendor_stream stream)
+{
+    return cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+}
+
+/* Ends it in any case; out NULL: drops what was captured. */
+static inline pst_vendor_error pst_vendor_capture_end(pst_vendor_stream stream, pst_vendor_graph *out)
+{
+    cudaGraph_t graph = NULL;
+    pst_vendor_error error = cudaStreamEndCapture(stream, &graph);
+    if (error == cudaSuccess && out != NULL)
+        error = cudaGraphInstantiateWithFlags(out, graph, 0);
+    if (graph != NULL)
+        (void)cudaGraphDestroy(graph); /* what is ready does not need it */
+    return error;
+}
+
+static inline pst_vendor_error pst_vendor_graph_launch(pst_vendor_graph graph, pst_vendor_stream stream)
+{
+    return cudaGraphLaunch(graph, stream);
+}
+
+/* Of a graph that is not being carried out. */
+static inline pst_vendor_error pst_vendor_graph_destroy(pst_vendor_graph graph)
+{
+    return cudaGraphExecDestroy(graph);
 }
 
 #endif

@@ -52,7 +52,7 @@ int fault_strike(fault_device *f, pst_device_call kind, bool *skip)
 {
     static const char *const names[PST_DEVICE_CALLS] = {"allocation", "registration", "question", "creation",
                                                         "record",     "query",        "wait",     "synchronization",
-                                                        "copy",       "operator"};
+                                                        "copy",       "operator",     "recording"};
     pst_device_fault *fault = f->fault;
     *skip = false;
     fault->calls[kind]++;
@@ -83,7 +83,8 @@ void pst_device_fault_fail(pst_device_fault *fault, pst_device_call kind, int64_
 
 int64_t pst_device_fault_held(const pst_device_fault *fault)
 {
-    return fault->allocations[0] + fault->allocations[1] + fault->registered + fault->streams + fault->events;
+    return fault->allocations[0] + fault->allocations[1] + fault->registered + fault->streams + fault->events +
+           fault->recordings;
 }
 
 /* ---- Memory ---- */
@@ -188,6 +189,7 @@ static int fault_allocate(pst_device *device, pst_device_memory kind, uint64_t b
     pst_device_fault *fault = f->fault;
     bool skip;
     void *memory;
+    PST_TRY(fault_outside(f, "allocate"));
     PST_TRY(fault_strike(f, PST_DEVICE_ALLOCATE, &skip));
     PST_TRY(expect_block(f));
     if (f->separate && kind == PST_MEMORY_DEVICE)
@@ -212,6 +214,7 @@ static void fault_release(pst_device *device, pst_device_memory kind, void *memo
     fault_device *f = fault_of(device);
     if (memory == NULL)
         return;
+    (void)fault_outside(f, "release");
     fault_run_all(f); /* as a driver that waits before it takes memory back */
     const fault_block *block = fault_find(f, memory, bytes);
     if (block == NULL || block->bytes != bytes ||
@@ -234,6 +237,7 @@ static int fault_register(pst_device *device, void *memory, uint64_t bytes)
 {
     fault_device *f = fault_of(device);
     bool skip;
+    PST_TRY(fault_outside(f, "register_host"));
     PST_TRY(fault_strike(f, PST_DEVICE_REGISTER, &skip));
     PST_TRY(expect_block(f));
     PST_TRY(fault_inner(f, f->inner->ops->register_host(f->inner, memory, bytes)));
@@ -245,6 +249,7 @@ static int fault_register(pst_device *device, void *memory, uint64_t bytes)
 static void fault_unregister(pst_device *device, void *memory)
 {
     fault_device *f = fault_of(device);
+    (void)fault_outside(f, "unregister_host");
     fault_run_all(f);
     if (!forget(f, memory, FAULT_REGISTERED)) {
         fault_misuse(f, "unregister_host: not what was registered");
@@ -258,6 +263,7 @@ static int fault_memory_info(pst_device *device, uint64_t *free_bytes, uint64_t 
 {
     fault_device *f = fault_of(device);
     bool skip;
+    PST_TRY(fault_outside(f, "memory_info"));
     PST_TRY(fault_strike(f, PST_DEVICE_INFO, &skip));
     if (!f->separate)
         return fault_inner(f, f->inner->ops->memory_info(f->inner, free_bytes, total_bytes));
@@ -290,6 +296,7 @@ static void fault_destroy(pst_device *device)
     fault_device *f = fault_of(device);
     pst_device *inner = f->inner;
     fault_run_all(f);
+    fault_drop_recording(f);
     dispose(f);
     inner->ops->destroy(inner);
 }
@@ -310,6 +317,7 @@ static void set_ops(fault_device *f)
                               .memory_info = fault_memory_info};
     fault_set_streams(&f->ops);
     fault_set_operators(&f->ops);
+    fault_set_recordings(&f->ops);
     f->base.ops = &f->ops;
 }
 

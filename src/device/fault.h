@@ -11,6 +11,9 @@
  *     (event_wait, synchronize, event_query by and by, a copy from or to plain memory), and of other streams only what events
  *     demand is done: whoever forgets to wait sees old data. Failures of such work are reported by what waits.
  *
+ * A separate device records: works are kept instead of being carried out, and a replay asks for them again. Around others it
+ * records if they do.
+ *
  * Operators that were asked for between a deferred failure and its report are not carried out: what they would compute with
  * may not be there.
  *
@@ -33,6 +36,7 @@ typedef enum pst_device_call {
     PST_DEVICE_SYNCHRONIZE, /* synchronize */
     PST_DEVICE_COPY,        /* copy, fill */
     PST_DEVICE_OPERATOR,
+    PST_DEVICE_RECORDING, /* record_begin, record_end, replay */
     PST_DEVICE_CALLS
 } pst_device_call;
 
@@ -52,14 +56,18 @@ typedef struct pst_device_fault {
         bool deferred;
     } plan[PST_DEVICE_CALLS];
 
+    /* separate: so many of the next replays say that the recording is stale. May be set at any time. */
+    int64_t stale_replays;
+
     /* What happened: calls, failed ones included. */
     int64_t calls[PST_DEVICE_CALLS];
+    int64_t replays;  /* that were carried out, or will be */
     int64_t failures; /* by plan */
     /* separate: calls that no accelerator could have carried out; the first one. */
     int64_t misuses;
     char misuse[160];
     /* What is held, by kind of memory where it has one. When the device is gone, what was never given back. */
-    int64_t allocations[2], registered, streams, events;
+    int64_t allocations[2], registered, streams, events, recordings;
     uint64_t bytes[2], peak_bytes[2];
 } pst_device_fault;
 

@@ -78,6 +78,12 @@ struct fault_stream {
     uint64_t issued, done;
 };
 
+/* Works in their order; what record_begin to record_end asked for. */
+typedef struct fault_recording {
+    fault_work *first, **end;
+    pst_device_recording *inner; /* of a device that is not separate: the works are there */
+} fault_recording;
+
 typedef struct fault_event {
     pst_device_event *inner;
     fault_stream *stream; /* recorded in; NULL: never */
@@ -97,7 +103,8 @@ typedef struct fault_device {
     fault_block *blocks; /* by address, those in the room first */
     size_t block_count, block_capacity;
     fault_stream compute;
-    fault_stream **streams; /* the others */
+    fault_recording *recording; /* under way; NULL: none */
+    fault_stream **streams;     /* the others */
     size_t stream_count, stream_capacity;
     int deferred;               /* what the next wait reports */
     uint64_t numbers, in_doubt; /* of works; those below were asked for before a failure was reported */
@@ -121,8 +128,11 @@ int fault_inner(fault_device *f, int status);
 /* Lets calls touch device memory, and no longer. */
 void fault_enter(fault_device *f);
 void fault_leave(fault_device *f);
-/* Carries out a work, or puts it off. *work stays the caller's and is copied. */
+/* Carries out a work, puts it off, or notes it. *work stays the caller's and is copied. */
 int fault_submit(fault_device *f, fault_stream *stream, const fault_work *work);
+/* Work of its own, with what the caller may change: fault_free_work gives it back. */
+int fault_copy_work(fault_device *f, const fault_work *work, fault_work **out);
+void fault_free_work(fault_work *work);
 /* Carries out a stream's work up to `serial`, and what of other streams it waits for. */
 void fault_run(fault_device *f, fault_stream *stream, uint64_t serial);
 /* The block that holds all of this memory; NULL: none does. */
@@ -136,5 +146,10 @@ int fault_carry_out(fault_device *f, const fault_work *work);
 /* fault_check.c: 0, or a misuse by that work. The second one looks at what arrays hold: as late as when it is carried out. */
 int fault_check_operands(fault_device *f, const fault_work *work);
 int fault_check_contents(fault_device *f, const fault_work *work);
+
+/* fault_record.c: recordings. A call that has no place in one is a misuse while one is under way. */
+void fault_set_recordings(pst_device_ops *ops);
+int fault_outside(fault_device *f, const char *call);
+void fault_drop_recording(fault_device *f); /* the one under way */
 
 #endif

@@ -61,8 +61,7 @@ void fault_run(fault_device *f, fault_stream *stream, uint64_t serial)
             stream->end = &stream->first;
         keep_failure(f, carry_out(f, stream, work));
         stream->done++;
-        pst_heap_free(work->weights);
-        pst_heap_free(work);
+        fault_free_work(work);
     }
 }
 
@@ -92,20 +91,14 @@ static int copy_weights(fault_work *work)
     return 0;
 }
 
-int fault_submit(fault_device *f, fault_stream *stream, const fault_work *work)
+int fault_copy_work(fault_device *f, const fault_work *work, fault_work **out)
 {
-    const uint64_t number = f->numbers++;
-    if (!f->late) {
-        fault_work now = *work;
-        now.number = number;
-        return carry_out(f, stream, &now);
-    }
     fault_work *own = pst_heap_alloc(sizeof *own);
     if (own == NULL)
         return fault_say(f, -ENOMEM, "out of memory for what is put off");
     *own = *work;
-    own->number = number;
     own->next = NULL;
+    own->weights = NULL;
     if (own->kind == FAULT_MATMUL_GROUPED && own->job.grouped.groups > 0 && copy_weights(own) < 0) {
         pst_heap_free(own);
         return fault_say(f, -ENOMEM, "out of memory for what is put off");
@@ -119,6 +112,33 @@ int fault_submit(fault_device *f, fault_stream *stream, const fault_work *work)
         own->job.matmul.w.format = &own->w_format;
     }
     own->b.format = NULL; /* of vectors: plain ones */
+    *out = own;
+    return 0;
+}
+
+void fault_free_work(fault_work *work)
+{
+    pst_heap_free(work->weights);
+    pst_heap_free(work);
+}
+
+int fault_submit(fault_device *f, fault_stream *stream, const fault_work *work)
+{
+    const uint64_t number = f->numbers++;
+    const bool is_noted = f->recording != NULL && f->separate;
+    if (!f->late && !is_noted) {
+        fault_work now = *work;
+        now.number = number;
+        return carry_out(f, stream, &now);
+    }
+    fault_work *own;
+    PST_TRY(fault_copy_work(f, work, &own));
+    own->number = number;
+    if (is_noted) {
+        *f->recording->end = own;
+        f->recording->end = &own->next;
+        return 0;
+    }
     *stream->end = own;
     stream->end = &own->next;
     stream->issued++;
@@ -140,6 +160,7 @@ static int fault_stream_create(pst_device *device, pst_device_stream **out)
 {
     fault_device *f = fault_of(device);
     bool skip;
+    PST_TRY(fault_outside(f, "stream_create"));
     PST_TRY(fault_strike(f, PST_DEVICE_CREATE, &skip));
     if (f->stream_count == f->stream_capacity) {
         const size_t capacity = f->stream_capacity * 2 + 4;
@@ -171,6 +192,7 @@ static void fault_stream_destroy(pst_device *device, pst_device_stream *handle)
     if (handle == NULL)
         return;
     fault_stream *stream = stream_of(f, handle);
+    (void)fault_outside(f, "stream_destroy");
     fault_run(f, stream, stream->issued);
     f->inner->ops->stream_destroy(f->inner, stream->inner);
     f->fault->streams--;
@@ -180,6 +202,7 @@ static int fault_event_create(pst_device *device, pst_device_event **out)
 {
     fault_device *f = fault_of(device);
     bool skip;
+    PST_TRY(fault_outside(f, "event_create"));
     PST_TRY(fault_strike(f, PST_DEVICE_CREATE, &skip));
     fault_event *event = pst_heap_calloc(1, sizeof *event);
     if (event == NULL)
@@ -200,6 +223,7 @@ static void fault_event_destroy(pst_device *device, pst_device_event *handle)
     fault_event *event = (fault_event *)(void *)handle;
     if (event == NULL)
         return;
+    (void)fault_outside(f, "event_destroy");
     f->inner->ops->event_destroy(f->inner, event->inner);
     f->fault->events--;
     pst_heap_free(event);
@@ -210,6 +234,7 @@ static int fault_event_record(pst_device *device, pst_device_event *handle, pst_
     fault_device *f = fault_of(device);
     fault_event *event = (fault_event *)(void *)handle;
     bool skip;
+    PST_TRY(fault_outside(f, "event_record"));
     PST_TRY(fault_strike(f, PST_DEVICE_RECORD, &skip));
     if (skip)
         return 0;
@@ -224,6 +249,7 @@ static int fault_stream_wait(pst_device *device, pst_device_stream *handle, pst_
     fault_stream *stream = stream_of(f, handle);
     const fault_event *event = (const fault_event *)(const void *)event_handle;
     bool skip;
+    PST_TRY(fault_outside(f, "stream_wait"));
     PST_TRY(fault_strike(f, PST_DEVICE_RECORD, &skip));
     if (skip)
         return 0;
@@ -239,6 +265,7 @@ static int fault_event_wait(pst_device *device, pst_device_event *handle)
     fault_device *f = fault_of(device);
     const fault_event *event = (const fault_event *)(const void *)handle;
     bool skip;
+    PST_TRY(fault_outside(f, "event_wait"));
     PST_TRY(fault_strike(f, PST_DEVICE_WAIT, &skip));
     if (event->stream != NULL)
         fault_run(f, event->stream, event->serial);
@@ -251,6 +278,7 @@ static int fault_event_query(pst_device *device, pst_device_event *handle)
     fault_device *f = fault_of(device);
     const fault_event *event = (const fault_event *)(const void *)handle;
     bool skip;
+    PST_TRY(fault_outside(f, "event_query"));
     PST_TRY(fault_strike(f, PST_DEVICE_QUERY, &skip));
     if (event->stream != NULL && event->stream->done < event->serial) {
         fault_run(f, event->stream, event->stream->done + 1);
@@ -264,6 +292,7 @@ static int fault_synchronize(pst_device *device, pst_device_stream *handle)
     fault_device *f = fault_of(device);
     fault_stream *stream = stream_of(f, handle);
     bool skip;
+    PST_TRY(fault_outside(f, "synchronize"));
     PST_TRY(fault_strike(f, PST_DEVICE_SYNCHRONIZE, &skip));
     fault_run(f, stream, stream->issued);
     return report(f, fault_inner(f, f->inner->ops->synchronize(f->inner, stream->inner)));
@@ -289,6 +318,8 @@ static int fault_copy(pst_device *device, pst_device_stream *handle, void *to, c
         return 0;
     PST_TRY(check_side(f, to, bytes, &plain));
     PST_TRY(check_side(f, from, bytes, &plain));
+    if (plain || stream != &f->compute)
+        PST_TRY(fault_outside(f, "copy"));
     const fault_work copy = {.kind = FAULT_COPY, .to = to, .from = from, .bytes = bytes};
     if (!plain)
         return fault_submit(f, stream, &copy);
@@ -305,6 +336,8 @@ static int fault_fill(pst_device *device, pst_device_stream *handle, void *to, i
         return 0;
     if (f->separate && fault_find(f, to, bytes) == NULL)
         return fault_misuse(f, "fill: not memory of the device");
+    if (handle != NULL)
+        PST_TRY(fault_outside(f, "fill"));
     const fault_work fill = {.kind = FAULT_FILL, .to = to, .byte = byte, .bytes = bytes};
     return fault_submit(f, stream_of(f, handle), &fill);
 }

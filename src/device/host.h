@@ -68,5 +68,9 @@ int host_synchronize(pst_device *device, pst_device_stream *stream);
 int host_copy(pst_device *device, pst_device_stream *stream, void *to, const void *from, uint64_t bytes);
 int host_fill(pst_device *device, pst_device_stream *stream, void *to, int byte, uint64_t bytes);
 int host_copy_blocks(pst_device *device, const pst_block_copy *job);
+int host_record_begin(pst_device *device);
+int host_record_end(pst_device *device, pst_device_recording **out);
+int host_replay(pst_device *device, pst_device_recording *recording);
+void host_recording_destroy(pst_device *device, pst_device_recording *recording);
 
 #endif

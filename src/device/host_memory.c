@@ -122,6 +122,33 @@ int host_fill(pst_device *device, pst_device_stream *stream, void *to, int byte,
     return 0;
 }
 
+/* Calls of the host are its work: there is nothing to be won. */
+int host_record_begin(pst_device *device)
+{
+    (void)device;
+    return PST_E_UNSUPPORTED;
+}
+
+int host_record_end(pst_device *device, pst_device_recording **out)
+{
+    (void)device;
+    (void)out;
+    return PST_E_UNSUPPORTED;
+}
+
+int host_replay(pst_device *device, pst_device_recording *recording)
+{
+    (void)device;
+    (void)recording;
+    return PST_E_UNSUPPORTED;
+}
+
+void host_recording_destroy(pst_device *device, pst_device_recording *recording)
+{
+    (void)device;
+    (void)recording;
+}
+
 /* f32 to bf16, to nearest even. */
 static uint16_t to_bf16(float x)
 {

@@ -398,6 +398,39 @@ void ops_repeat(const ops_test *test, void *c, size_t rows, bool in_parts, const
     ops_same_as_first(what, text);
 }
 
+static void check_untouched(const char *text)
+{
+    for (size_t i = 0; i < buffer_count; i++)
+        if (memcmp(ops_result(buffers[i], OPS_DEVICE), buffers[i]->sent, buffers[i]->bytes) != 0)
+            fail_msg("%s: something was written", text);
+}
+
+/* Noted, not carried out; then carried out twice, with what the host said gone. */
+static void repeat_recorded(const ops_test *test, void *c, size_t rows, const char *text)
+{
+    pst_device *device = ops_device(OPS_DEVICE);
+    pst_device_recording *recording = NULL;
+    ops_place();
+    int status = device->ops->record_begin(device);
+    if (status == PST_E_UNSUPPORTED)
+        return;
+    assert_int_equal(status, 0);
+    run(test, c, OPS_DEVICE, 0, rows, text);
+    status = device->ops->record_end(device, &recording);
+    if (status < 0)
+        fail_msg("%s: record_end: %s (%s)", text, pst_strerror(status), device->ops->last_error(device));
+    ops_collect(text);
+    check_untouched(text);
+    for (int i = 0; i < 2; i++) {
+        for (size_t b = 0; i > 0 && b < buffer_count; b++)
+            send(buffers[b]);
+        assert_int_equal(device->ops->replay(device, recording), 0);
+        ops_collect(text);
+        ops_same_as_first("when replayed", text);
+    }
+    device->ops->recording_destroy(device, recording);
+}
+
 static void one_case(const ops_test *test, void *c, size_t number)
 {
     char text[600], about[400] = "";
@@ -414,6 +447,8 @@ static void one_case(const ops_test *test, void *c, size_t number)
         ops_repeat(test, c, rows, false, "when memory moves", text);
     if (test->rows_alone && rows > 1 && ref_between(0, 1))
         ops_repeat(test, c, rows, true, "when rows come in parts", text);
+    if (ref_between(0, 2) == 0)
+        repeat_recorded(test, c, rows, text);
     if (test->more != NULL)
         test->more(c, text);
     ops_free();
@@ -431,9 +466,7 @@ static void no_rows(const ops_test *test, void *c)
     ops_place();
     run(test, c, OPS_DEVICE, 0, 0, text);
     ops_collect(text);
-    for (size_t i = 0; i < buffer_count; i++)
-        if (memcmp(ops_result(buffers[i], OPS_DEVICE), buffers[i]->sent, buffers[i]->bytes) != 0)
-            fail_msg("%s: something was written", text);
+    check_untouched(text);
     ops_free();
     if (test->clear != NULL)
         test->clear(c);

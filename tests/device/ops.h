@@ -3,7 +3,7 @@
  * What holds the operators of a device against the host's. A case is a set of operands and one call of an operator; the
  * driver makes random ones, runs each on the host device and on the device under test, and checks what is common to all:
  * sentinels around every operand, in the device's memory, too; outputs poisoned first; inputs and gaps between rows
- * unchanged; the same bits when memory moves and when rows come alone. What a result must be
+ * unchanged; the same bits when memory moves, when rows come alone, and when the call is recorded and replayed. What a result must be
  * is the case's own to say (ops_rows.c, ops_matmul.c, ...).
  *
  * The device: PST_TEST_DEVICE, a plugin's file (a name with a slash) or "cuda", either with or without ":N", or "host";

@@ -27,6 +27,7 @@ typedef struct sequence_case {
     pst_kv_layout layout;
     uint32_t heads, window, layers, layer;
     float scale;
+    uint32_t slack; /* of what the job says of positions */
     size_t count, generated, rows, pool_blocks, block_bytes;
     pst_segment segments[MAX_SEGMENTS];
     size_t first_block[MAX_SEGMENTS]; /* a sequence's in the pool: with gaps, falling */
@@ -60,6 +61,7 @@ static void deal_layout(sequence_case *c, size_t number)
     c->heads = c->layout.kv_heads * (shared ? (uint32_t)ref_between(1, 16) : groups[ref_between(0, 6)]);
     c->block_bytes = pst_kv_block_bytes(&c->layout);
     c->layers = (uint32_t)ref_between(1, MAX_LAYERS);
+    c->slack = (uint32_t)(ref_between(0, 2) == 0 ? ref_between(1, 700) : 0);
     c->layer = (uint32_t)ref_between(0, c->layers - 1);
 }
 
@@ -157,8 +159,11 @@ static pst_segments segments_at(const sequence_case *c, ops_side side, size_t se
                                 size_t rows)
 {
     const size_t generated = c->generated <= segment ? 0 : c->generated - segment;
-    return describe_segments((const pst_segment *)ops_at(c->items, side) + segment, c->segments + segment, count,
-                             generated < count ? generated : count, first, rows);
+    pst_segments all = describe_segments((const pst_segment *)ops_at(c->items, side) + segment, c->segments + segment,
+                                         count, generated < count ? generated : count, first, rows);
+    all.max_positions += c->slack;
+    all.generated_max_positions += all.generated_max_positions > 0 ? c->slack : 0;
+    return all;
 }
 
 static void describe(const sequence_case *c, char *text, size_t text_bytes)

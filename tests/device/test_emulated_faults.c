@@ -71,7 +71,8 @@ static const char *const call_names[PST_EMULATED_CALLS] = {"allocation",
                                                            "copy",
                                                            "copy when it is carried out",
                                                            "launch",
-                                                           "launch when it is carried out"};
+                                                           "launch when it is carried out",
+                                                           "graph"};
 
 typedef struct scene {
     pst_model *model;
@@ -134,7 +135,8 @@ static bool check_failure(scene *s, pst_emulated_call call, uint64_t nth)
     ops_emulator()->fail_nth(call, nth);
     const outcome o = run_session(s->model, s->device_bytes);
     ops_emulator()->fail_nth(call, 0);
-    const bool may_pass = call == PST_EMULATED_REGISTER || call == PST_EMULATED_COPY || call == PST_EMULATED_COPY_LATER;
+    const bool may_pass = call == PST_EMULATED_REGISTER || call == PST_EMULATED_COPY ||
+                          call == PST_EMULATED_COPY_LATER || call == PST_EMULATED_GRAPH;
     if (o.status >= 0 && !may_pass)
         fail_msg("%s, and nothing says so", text);
     if (o.status >= 0 && memcmp(o.ids, s->ids, sizeof o.ids) != 0)
@@ -164,7 +166,7 @@ static void check_family(const char *name)
             tried++;
             failed += check_failure(&s, (pst_emulated_call)call, nth);
         }
-        if (call != PST_EMULATED_REGISTER && failed * 4 < tried * 3)
+        if (call != PST_EMULATED_REGISTER && call != PST_EMULATED_GRAPH && failed * 4 < tried * 3)
             fail_msg("%s: of %llu that failed, %llu were told", call_names[call], (unsigned long long)tried,
                      (unsigned long long)failed);
         const outcome o = run_session(s.model, s.device_bytes);

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
+#include <thread>
 #include <unistd.h>
 #include <vector>
 
@@ -570,6 +571,100 @@ static void test_failures(void **)
     (void)pst_vendor_last_error();
 }
 
+/* ---- Graphs ---- */
+
+/* What a capture cannot hold fails, and spoils it; the same from another thread is nothing to it. */
+static void check_spoilt(const char *what, bool (*forbidden)(void *memory, pst_vendor_event event))
+{
+    void *memory = NULL;
+    pst_vendor_event event = NULL;
+    pst_vendor_graph graph = NULL;
+    must(pst_vendor_allocate(&memory, 256));
+    must(pst_vendor_event_create(&event));
+    for (int elsewhere = 0; elsewhere < 2; elsewhere++) {
+        bool failed = false;
+        must(pst_vendor_capture_begin(stream));
+        must(pst_vendor_fill(memory, 1, 256, stream));
+        if (elsewhere)
+            std::thread([&] { failed = forbidden(memory, event); }).join();
+        else
+            failed = forbidden(memory, event);
+        const bool captures = !pst_vendor_failed(PST_LAUNCH(add_one, 1, 32, 0, stream, (float *)memory, 1));
+        const bool made = !pst_vendor_failed(pst_vendor_capture_end(stream, &graph));
+        if (failed == (bool)elsewhere || captures != (bool)elsewhere || made != (bool)elsewhere)
+            fail_msg("%s%s: fails %d, captures on %d, makes a graph %d", what, elsewhere ? " elsewhere" : "", failed,
+                     captures, made);
+    }
+    must(pst_vendor_graph_destroy(graph));
+    must(pst_vendor_event_destroy(event));
+    must(pst_vendor_free(memory));
+    (void)pst_vendor_last_error();
+}
+
+static void *spare;
+
+static void test_spoilt_captures(void **)
+{
+    must(pst_vendor_allocate(&spare, 256));
+    check_spoilt("an allocation", [](void *, pst_vendor_event) {
+        void *more = NULL;
+        const bool failed = pst_vendor_failed(pst_vendor_allocate(&more, 256));
+        return failed || pst_vendor_failed(pst_vendor_free(more));
+    });
+    check_spoilt("giving back", [](void *, pst_vendor_event) {
+        return pst_vendor_failed(pst_vendor_free(spare)); /* of what is there: elsewhere it works, after all */
+    });
+    check_spoilt("asking for an event", [](void *, pst_vendor_event event) {
+        bool done;
+        return pst_vendor_failed(pst_vendor_event_query(event, &done));
+    });
+    check_spoilt("waiting for an event",
+                 [](void *, pst_vendor_event event) { return pst_vendor_failed(pst_vendor_event_synchronize(event)); });
+    check_spoilt("making a stream", [](void *, pst_vendor_event) {
+        pst_vendor_stream other = NULL;
+        return pst_vendor_failed(pst_vendor_stream_create(&other)) ||
+               pst_vendor_failed(pst_vendor_stream_destroy(other));
+    });
+}
+
+/* Arguments are those of the capture; nothing is done before a launch, and then in the stream's order, each time. */
+static void test_graphs(void **)
+{
+    pst_emulated_counts before, now;
+    pst_emulated_count(&before);
+    void *memory = NULL;
+    float *x, plain = 0;
+    pst_vendor_graph graph = NULL;
+    must(pst_vendor_allocate(&memory, 256));
+    x = (float *)memory;
+    must(pst_vendor_fill(memory, 0, 256, stream));
+    must(pst_vendor_capture_begin(stream));
+    assert_true(pst_vendor_failed(pst_vendor_capture_begin(stream)));
+    int count = 3;
+    must(PST_LAUNCH(add_one, 1, 32, 0, stream, x, count));
+    count = 32;
+    must(pst_vendor_copy(x + 32, x, 4, stream));
+    must(PST_LAUNCH(add_one, 1, 32, 0, stream, x, 1));
+    must(pst_vendor_capture_end(stream, &graph));
+    assert_true(get(x, 1)[0] == 0);
+    for (int i = 1; i <= SEEDS; i++)
+        must(pst_vendor_graph_launch(graph, stream));
+    const std::vector<float> now_there = get(x, 64);
+    assert_true(now_there[0] == 2 * SEEDS && now_there[2] == SEEDS && now_there[3] == 0);
+    assert_true(now_there[32] == 2 * SEEDS - 1);
+    must(pst_vendor_capture_begin(stream)); /* ordinary memory cannot be captured */
+    assert_true(pst_vendor_failed(pst_vendor_copy(x, &plain, sizeof plain, stream)));
+    assert_true(pst_vendor_failed(pst_vendor_capture_end(stream, NULL)));
+    assert_true(pst_vendor_failed(pst_vendor_capture_end(stream, NULL)));
+    pst_emulated_count(&now);
+    assert_int_equal(now.graphs, before.graphs + 1);
+    must(pst_vendor_graph_destroy(graph));
+    assert_true(pst_vendor_failed(pst_vendor_graph_destroy(graph)));
+    assert_true(pst_vendor_failed(pst_vendor_graph_launch(graph, stream)));
+    must(pst_vendor_free(memory));
+    (void)pst_vendor_last_error();
+}
+
 extern "C" __attribute__((visibility("default"))) int run_emulator_tests(void)
 {
     const struct CMUnitTest tests[] = {
@@ -590,6 +685,8 @@ extern "C" __attribute__((visibility("default"))) int run_emulator_tests(void)
         cmocka_unit_test(test_limit_and_counts),
         cmocka_unit_test(test_protection),
         cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_graphs),
+        cmocka_unit_test(test_spoilt_captures),
     };
     random_start("the emulator");
     must(pst_vendor_stream_create(&stream));

@@ -32,14 +32,16 @@ PST_EMULATED_API void pst_emulated_shared_limit(size_t bytes);
 PST_EMULATED_API void pst_emulated_devices(int count);
 
 typedef enum pst_emulated_call {
-    PST_EMULATED_ALLOCATE,     /* device memory, pinned memory */
-    PST_EMULATED_REGISTER,     /* of the host's memory */
-    PST_EMULATED_CREATE,       /* streams, events */
-    PST_EMULATED_COPY,         /* copies and fills: the call fails */
-    PST_EMULATED_COPY_LATER,   /* the call succeeds, the copy fails when it is carried out: what comes after it, on any stream, is
+    PST_EMULATED_ALLOCATE, /* device memory, pinned memory */
+    PST_EMULATED_REGISTER, /* of the host's memory */
+    PST_EMULATED_CREATE,   /* streams, events */
+    PST_EMULATED_COPY,     /* copies and fills: the call fails */
+    PST_EMULATED_COPY_LATER, /* the call succeeds, the copy fails when it is carried out: what comes after it, on any stream, is
                                 * not carried out until a call that waits has told it */
-    PST_EMULATED_LAUNCH,       /* the launch fails */
-    PST_EMULATED_LAUNCH_LATER, /* the launch succeeds, the kernel fails: nothing more works until pst_emulated_reset */
+    PST_EMULATED_LAUNCH, /* the launch fails */
+    PST_EMULATED_LAUNCH_LATER, /* the launch succeeds, the kernel fails: nothing more works until pst_emulated_reset. Of this and
+                                * COPY_LATER what a stream captures counts whenever it is carried out */
+    PST_EMULATED_GRAPH, /* beginning to capture, making a graph of it, launching one */
     PST_EMULATED_CALLS
 } pst_emulated_call;
 
@@ -64,6 +66,7 @@ typedef struct pst_emulated_counts {
     uint64_t device_memory, host_memory, registered, streams, events; /* alive */
     uint64_t device_bytes, host_bytes;                                /* alive */
     uint64_t most_device_bytes;                                       /* at any time since the last reset */
+    uint64_t graphs;                                                  /* alive */
 } pst_emulated_counts;
 PST_EMULATED_API void pst_emulated_count(pst_emulated_counts *out);
 

@@ -15,7 +15,8 @@ enum pst_emulated_error {
     EMULATED_KERNEL,   /* a kernel did what it must not; lasts */
     EMULATED_INJECTED, /* as a test ordered */
     EMULATED_NO_DEVICE,
-    EMULATED_NO_DRIVER
+    EMULATED_NO_DRIVER,
+    EMULATED_CAPTURE /* a call that a capture cannot hold, or into one that such a call has spoilt */
 };
 
 enum { PST_EMULATED_WARP = 32, PST_EMULATED_MAX_THREADS = 1024 };

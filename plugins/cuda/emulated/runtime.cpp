@@ -1,84 +1,43 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The emulator's runtime. Memory: every allocation is a mapping of its own that ends at a page which cannot be touched, full
- * of what is not a number at first; the few bytes left over at its ends are looked at when it is given back.
- *
- * Streams are lazy: what is asked of them is queued, and carried out when something has to wait for it, or at some random
- * call before. Only the order of a stream and its waits for events restrict what comes first: who forgets an event meets
- * an order that shows it. Memory that is neither of the device nor pinned makes a copy wait, as with the vendor.
+ * The emulator's runtime: memory, devices, what tests order. Every allocation is a mapping of its own that ends at a page which
+ * cannot be touched, full of what is not a number at first; the few bytes left over at its ends are looked at when it is given
+ * back. streams.cpp carries out work.
  *
  * A lock covers all of it; kernels run under it.
  */
-#include "control.h"
-#include "emulator.h"
+#include "runtime.h"
 
-#include <deque>
-#include <map>
-#include <memory>
-#include <mutex>
-#include <set>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <vector>
+
+namespace emulated
+{
+std::mutex lock;
+std::map<uintptr_t, allocation> memory;
+size_t shared_limit = 227 << 10;
+int sticky, untold;
+int reach::depth;
+} // namespace emulated
+
+using namespace emulated;
 
 namespace
 {
-enum memory_kind { KIND_DEVICE, KIND_HOST, KIND_REGISTERED };
-
-struct allocation {
-    memory_kind kind;
-    size_t bytes;
-    char *mapping; /* its usable pages; NULL: the caller's memory */
-    size_t mapping_bytes;
-    int device;
-};
-
-struct stream_state;
-
-/* One thing to do: work, or waiting until another stream has done so much. */
-struct queued {
-    std::function<int()> work;
-    std::shared_ptr<stream_state> on;
-    uint64_t until;
-};
-
-struct stream_state {
-    std::deque<queued> queue;
-    uint64_t taken = 0, done = 0;
-};
-
-std::mutex lock;
-std::map<uintptr_t, allocation> memory;
-std::set<pst_vendor_event> events;
-std::map<pst_vendor_stream, std::shared_ptr<stream_state>> streams;
 uint64_t random_state = 0x9e3779b97f4a7c15u;
 bool protecting;
 uint64_t device_bytes = 1ull << 30;
-size_t shared_limit = 227 << 10;
 int devices = 1, current_device;
 uint64_t calls[PST_EMULATED_CALLS], fail_at[PST_EMULATED_CALLS];
 uint64_t most_device_bytes;
 std::string blas_file; /* "": none */
-int sticky; /* what a kernel did; every later call fails with it */
-int untold; /* what a copy did: nothing is carried out until a call that waits, for whatever, has told it */
 int last_error;
 char message[512];
 const unsigned char edge_byte = 0xa5;
-
-typedef std::lock_guard<std::mutex> guard;
 } // namespace
-
-struct pst_emulated_stream {
-    char unused;
-};
-
-struct pst_emulated_event {
-    std::shared_ptr<stream_state> on; /* NULL: never recorded */
-    uint64_t until;
-};
 
 /* ---- Errors and chance ---- */
 
@@ -110,15 +69,14 @@ void pst_emulated_poison(void *at, size_t bytes)
         memset(at, 0xff, bytes);
 }
 
-static int failed(int error)
+int emulated::failed(int error)
 {
     if (error != EMULATED_OK)
         last_error = error;
     return error;
 }
 
-/* Counts a call; whether it is the one that shall fail. */
-static bool injected(pst_emulated_call call)
+bool emulated::injected(pst_emulated_call call)
 {
     calls[call]++;
     if (fail_at[call] == 0 || --fail_at[call] > 0)
@@ -127,8 +85,7 @@ static bool injected(pst_emulated_call call)
     return true;
 }
 
-/* What stands in the way of any call. */
-static int ready(void)
+int emulated::ready(void)
 {
     if (devices < 0)
         return EMULATED_NO_DRIVER;
@@ -144,24 +101,17 @@ static void protect_all(int protection)
             mprotect(entry.second.mapping, entry.second.mapping_bytes, protection);
 }
 
-namespace
+reach::reach()
 {
-/* While one lives, the emulator may touch device memory. */
-struct reach {
-    static int depth;
-    reach()
-    {
-        if (protecting && depth++ == 0)
-            protect_all(PROT_READ | PROT_WRITE);
-    }
-    ~reach()
-    {
-        if (protecting && --depth == 0)
-            protect_all(PROT_NONE);
-    }
-};
-int reach::depth;
-} // namespace
+    if (protecting && depth++ == 0)
+        protect_all(PROT_READ | PROT_WRITE);
+}
+
+reach::~reach()
+{
+    if (protecting && --depth == 0)
+        protect_all(PROT_NONE);
+}
 
 static uint64_t used_bytes(int device)
 {
@@ -172,8 +122,7 @@ static uint64_t used_bytes(int device)
     return sum;
 }
 
-/* The allocation that holds these bytes, all of them; NULL with *partly if it ends inside, or NULL: ordinary memory. */
-static const allocation *find(const void *address, size_t bytes, bool *partly)
+const allocation *emulated::find(const void *address, size_t bytes, bool *partly)
 {
     const uintptr_t at = (uintptr_t)address;
     *partly = false;
@@ -236,297 +185,6 @@ static void unmap_memory(const allocation &a)
 {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     munmap(a.mapping - page, a.mapping_bytes + 2 * page);
-}
-
-/* ---- Streams ---- */
-
-/* Carries out what a stream has to do up to then. */
-static void advance(stream_state &stream, uint64_t until)
-{
-    while (stream.done < until) {
-        const queued item = std::move(stream.queue.front());
-        stream.queue.pop_front();
-        if (item.on != NULL) {
-            advance(*item.on, item.until);
-        } else if (sticky == EMULATED_OK && untold == EMULATED_OK) {
-            const int error = item.work();
-            if (error == EMULATED_KERNEL)
-                sticky = error;
-            else
-                untold = error;
-        }
-        stream.done++;
-    }
-}
-
-/* Some more of what is queued anywhere. */
-static void advance_some(void)
-{
-    std::vector<stream_state *> busy;
-    for (auto &entry : streams)
-        if (!entry.second->queue.empty())
-            busy.push_back(entry.second.get());
-    if (busy.empty())
-        return;
-    const reach all;
-    for (uint64_t steps = 1 + pst_emulated_random_below(3); steps > 0; steps--) {
-        stream_state &stream = *busy[pst_emulated_random_below(busy.size())];
-        if (!stream.queue.empty())
-            advance(stream, stream.done + 1);
-    }
-}
-
-static void advance_all(void)
-{
-    const reach all;
-    while (true) {
-        bool busy = false;
-        for (auto &entry : streams)
-            busy |= !entry.second->queue.empty();
-        if (!busy)
-            return;
-        advance_some();
-    }
-}
-
-static int take(pst_vendor_stream stream, queued item)
-{
-    auto found = streams.find(stream);
-    if (found == streams.end())
-        return failed(pst_emulated_say(EMULATED_INVALID, "a stream that does not exist"));
-    found->second->queue.push_back(std::move(item));
-    found->second->taken++;
-    if (pst_emulated_random_below(4) == 0)
-        advance_some();
-    return EMULATED_OK;
-}
-
-/* Waits for a stream up to there; what went wrong anywhere since the last time. */
-static int wait_for(stream_state &stream, uint64_t until)
-{
-    if (pst_emulated_random_below(2) == 0)
-        advance_some();
-    {
-        const reach all;
-        advance(stream, until);
-    }
-    const int error = sticky != EMULATED_OK ? sticky : untold;
-    untold = EMULATED_OK;
-    return failed(error);
-}
-
-pst_vendor_error pst_vendor_stream_create(pst_vendor_stream *out)
-{
-    const guard held(lock);
-    if (int error = ready())
-        return failed(error);
-    if (injected(PST_EMULATED_CREATE))
-        return failed(EMULATED_INJECTED);
-    *out = new pst_emulated_stream();
-    streams[*out] = std::make_shared<stream_state>();
-    return EMULATED_OK;
-}
-
-pst_vendor_error pst_vendor_stream_destroy(pst_vendor_stream stream)
-{
-    const guard held(lock);
-    auto found = streams.find(stream);
-    if (found == streams.end())
-        return failed(pst_emulated_say(EMULATED_INVALID, "a stream that does not exist"));
-    {
-        const reach all;
-        advance(*found->second, found->second->taken);
-    }
-    streams.erase(found);
-    delete stream;
-    return EMULATED_OK;
-}
-
-pst_vendor_error pst_vendor_stream_synchronize(pst_vendor_stream stream)
-{
-    const guard held(lock);
-    auto found = streams.find(stream);
-    if (found == streams.end())
-        return failed(pst_emulated_say(EMULATED_INVALID, "a stream that does not exist"));
-    return wait_for(*found->second, found->second->taken);
-}
-
-pst_vendor_error pst_vendor_stream_wait(pst_vendor_stream stream, pst_vendor_event event)
-{
-    const guard held(lock);
-    if (int error = ready())
-        return failed(error);
-    if (events.count(event) == 0)
-        return failed(pst_emulated_say(EMULATED_INVALID, "an event that does not exist"));
-    return event->on == NULL ? (int)EMULATED_OK : take(stream, {nullptr, event->on, event->until});
-}
-
-pst_vendor_error pst_vendor_event_create(pst_vendor_event *out)
-{
-    const guard held(lock);
-    if (int error = ready())
-        return failed(error);
-    if (injected(PST_EMULATED_CREATE))
-        return failed(EMULATED_INJECTED);
-    *out = new pst_emulated_event();
-    events.insert(*out);
-    return EMULATED_OK;
-}
-
-pst_vendor_error pst_vendor_event_destroy(pst_vendor_event event)
-{
-    const guard held(lock);
-    if (events.erase(event) == 0)
-        return failed(pst_emulated_say(EMULATED_INVALID, "an event that does not exist"));
-    delete event;
-    return EMULATED_OK;
-}
-
-pst_vendor_error pst_vendor_event_record(pst_vendor_event event, pst_vendor_stream stream)
-{
-    const guard held(lock);
-    if (int error = ready())
-        return failed(error);
-    auto found = streams.find(stream);
-    if (events.count(event) == 0 || found == streams.end())
-        return failed(pst_emulated_say(EMULATED_INVALID, "an event or a stream that does not exist"));
-    event->on = found->second;
-    event->until = found->second->taken;
-    return EMULATED_OK;
-}
-
-pst_vendor_error pst_vendor_event_synchronize(pst_vendor_event event)
-{
-    const guard held(lock);
-    if (int error = ready())
-        return failed(error);
-    if (events.count(event) == 0)
-        return failed(pst_emulated_say(EMULATED_INVALID, "an event that does not exist"));
-    return event->on == NULL ? (int)EMULATED_OK : wait_for(*event->on, event->until);
-}
-
-pst_vendor_error pst_vendor_event_query(pst_vendor_event event, bool *done)
-{
-    const guard held(lock);
-    if (int error = ready())
-        return failed(error);
-    if (events.count(event) == 0)
-        return failed(pst_emulated_say(EMULATED_INVALID, "an event that does not exist"));
-    *done = event->on == NULL || event->on->done >= event->until;
-    if (!*done) { /* time passes */
-        const reach all;
-        advance(*event->on, event->on->done + pst_emulated_random_below(2));
-        advance_some();
-    }
-    return EMULATED_OK;
-}
-
-/* ---- Copies and launches ---- */
-
-/* Ordinary memory of the host: the copy may be done when the call returns, or be like any other: GPUs differ. *waits. */
-static int check_range(const void *address, size_t bytes, const char *what, bool *waits)
-{
-    bool partly;
-    const allocation *a = find(address, bytes, &partly);
-    if (partly)
-        return pst_emulated_say(EMULATED_INVALID, "%zu bytes %s %p go beyond what was allocated", bytes, what, address);
-    *waits |= a == NULL;
-    return EMULATED_OK;
-}
-
-static int carry_out(pst_vendor_stream stream, bool waits, std::function<int()> work)
-{
-    if (injected(PST_EMULATED_COPY))
-        return failed(EMULATED_INJECTED);
-    if (injected(PST_EMULATED_COPY_LATER))
-        work = [] { return (int)EMULATED_INJECTED; };
-    if (int error = take(stream, {work, NULL, 0}))
-        return error;
-    stream_state &state = *streams[stream];
-    return waits ? wait_for(state, state.taken) : (int)EMULATED_OK;
-}
-
-pst_vendor_error pst_vendor_copy(void *to, const void *from, size_t bytes, pst_vendor_stream stream)
-{
-    const guard held(lock);
-    if (int error = ready())
-        return failed(error);
-    bool waits = false;
-    if (int error = check_range(to, bytes, "to", &waits))
-        return failed(error);
-    if (int error = check_range(from, bytes, "from", &waits))
-        return failed(error);
-    return carry_out(stream, waits && pst_emulated_random_below(2) == 0, [to, from, bytes] {
-        memmove(to, from, bytes);
-        return (int)EMULATED_OK;
-    });
-}
-
-bool pst_vendor_knows(const void *at)
-{
-    const guard held(lock);
-    bool partly;
-    return find(at, 1, &partly) != NULL;
-}
-
-pst_vendor_error pst_vendor_fill(void *to, int byte, size_t bytes, pst_vendor_stream stream)
-{
-    const guard held(lock);
-    if (int error = ready())
-        return failed(error);
-    bool waits = false;
-    if (int error = check_range(to, bytes, "to", &waits))
-        return failed(error);
-    if (waits)
-        return failed(pst_emulated_say(EMULATED_INVALID, "a fill of memory that the device does not know"));
-    return carry_out(stream, false, [to, byte, bytes] {
-        memset(to, byte, bytes);
-        return (int)EMULATED_OK;
-    });
-}
-
-int pst_emulated_take(void *stream, pst_emulated_work *work, pst_emulated_work *release, void *context)
-{
-    const guard held(lock);
-    const std::shared_ptr<void> owned(context, release);
-    if (int error = ready())
-        return error;
-    return take((pst_vendor_stream)stream, {[work, owned] {
-                                                work(owned.get());
-                                                return (int)EMULATED_OK;
-                                            },
-                                            NULL, 0});
-}
-
-static int check_launch(const pst_emulated_grid &g)
-{
-    const dim3 &block = g.block, &grid = g.grid;
-    if (block.x == 0 || block.y == 0 || block.z == 0 || block.z > 64 || block.x > PST_EMULATED_MAX_THREADS ||
-        block.y > PST_EMULATED_MAX_THREADS || (uint64_t)block.x * block.y * block.z > PST_EMULATED_MAX_THREADS)
-        return pst_emulated_say(EMULATED_INVALID, "kernel %s: blocks of %u x %u x %u threads", g.name, block.x, block.y,
-                                block.z);
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
-        return pst_emulated_say(EMULATED_INVALID, "kernel %s: a grid of %u x %u x %u blocks", g.name, grid.x, grid.y,
-                                grid.z);
-    if (g.shared_bytes > shared_limit)
-        return pst_emulated_say(EMULATED_INVALID, "kernel %s: %zu bytes of shared memory", g.name, g.shared_bytes);
-    return EMULATED_OK;
-}
-
-pst_vendor_error pst_emulated_launch(const char *name, const void *kernel, dim3 grid, dim3 block, size_t shared_bytes,
-                                     pst_vendor_stream stream, std::function<void()> thread)
-{
-    const guard held(lock);
-    if (int error = ready())
-        return failed(error);
-    const pst_emulated_grid all = {name, kernel, grid, block, shared_bytes, std::move(thread)};
-    if (int error = check_launch(all))
-        return failed(error);
-    if (injected(PST_EMULATED_LAUNCH))
-        return failed(EMULATED_INJECTED);
-    if (injected(PST_EMULATED_LAUNCH_LATER))
-        return take(stream, {[] { return (int)EMULATED_KERNEL; }, NULL, 0});
-    return take(stream, {[all] { return pst_emulated_run_grid(all); }, NULL, 0});
 }
 
 /* ---- Devices and memory as calls ---- */
@@ -635,6 +293,8 @@ static int allocate(memory_kind kind, void **out, size_t bytes)
     const guard held(lock);
     if (int error = ready())
         return failed(error);
+    if (int error = outside_captures())
+        return failed(error);
     if (injected(PST_EMULATED_ALLOCATE))
         return failed(EMULATED_MEMORY);
     return failed(map_memory(kind, bytes, out));
@@ -646,6 +306,8 @@ static int release(memory_kind kind, void *at)
     const guard held(lock);
     if (at == NULL)
         return EMULATED_OK;
+    if (int error = outside_captures())
+        return failed(error);
     advance_all();
     auto found = memory.find((uintptr_t)at);
     if (found == memory.end() || found->second.kind != kind)
@@ -689,6 +351,8 @@ pst_vendor_error pst_vendor_register_host(void *at, size_t bytes)
 {
     const guard held(lock);
     if (int error = ready())
+        return failed(error);
+    if (int error = outside_captures())
         return failed(error);
     if (injected(PST_EMULATED_REGISTER))
         return failed(EMULATED_INJECTED);
@@ -767,10 +431,7 @@ uint64_t pst_emulated_calls(pst_emulated_call call)
 void pst_emulated_reset(void)
 {
     const guard held(lock);
-    for (auto &entry : streams) {
-        entry.second->queue.clear();
-        entry.second->done = entry.second->taken;
-    }
+    forget_work();
     /* A broken device lets nothing go: what the host registered may be gone by now. */
     for (auto at = memory.begin(); at != memory.end();)
         at = at->second.kind == KIND_REGISTERED ? memory.erase(at) : std::next(at);
@@ -792,8 +453,7 @@ void pst_emulated_count(pst_emulated_counts *out)
         counts.device_bytes += a.kind == KIND_DEVICE ? a.bytes : 0;
         counts.host_bytes += a.kind == KIND_HOST ? a.bytes : 0;
     }
-    counts.streams = streams.size();
-    counts.events = events.size();
+    count_streams(&counts);
     counts.most_device_bytes = most_device_bytes;
     *out = counts;
 }

@@ -24,6 +24,7 @@
 
 typedef struct pst_emulated_stream *pst_vendor_stream;
 typedef struct pst_emulated_event *pst_vendor_event;
+typedef struct pst_emulated_graph *pst_vendor_graph;
 typedef int pst_vendor_error; /* 0 or one of emulated_error */
 
 /* ---- The language ---- */
@@ -508,5 +509,9 @@ pst_vendor_error pst_vendor_event_query(pst_vendor_event event, bool *done);
 pst_vendor_error pst_vendor_copy(void *to, const void *from, size_t bytes, pst_vendor_stream stream);
 bool pst_vendor_knows(const void *memory);
 pst_vendor_error pst_vendor_fill(void *to, int byte, size_t bytes, pst_vendor_stream stream);
+pst_vendor_error pst_vendor_capture_begin(pst_vendor_stream stream);
+pst_vendor_error pst_vendor_capture_end(pst_vendor_stream stream, pst_vendor_graph *out);
+pst_vendor_error pst_vendor_graph_launch(pst_vendor_graph graph, pst_vendor_stream stream);
+pst_vendor_error pst_vendor_graph_destroy(pst_vendor_graph graph);
 
 #endif

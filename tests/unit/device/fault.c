@@ -456,6 +456,74 @@ static void test_memory_that_runs_out(void **state)
     }
 }
 
+/* What is recorded is not done, and replayed as often as wanted, with what memory holds then; what has no place in it is a
+ * misuse. */
+static void check_recordings(bool late)
+{
+    pst_device_fault fault;
+    pst_device *device = wrap(&fault, true, late);
+    const pst_device_ops *ops = device->ops;
+    pst_device_recording *recording = NULL;
+    float *a = allocate(device, PST_MEMORY_DEVICE, 64), *b = allocate(device, PST_MEMORY_DEVICE, 64), plain[16] = {0};
+    uint32_t *rows = allocate(device, PST_MEMORY_DEVICE, 4), which = 1;
+    pst_matrix x = {a, PST_F32, 4, 4, 4}, y = {b, PST_F32, 1, 4, 4};
+    for (int i = 0; i < 16; i++)
+        plain[i] = (float)i;
+    assert_int_equal(ops->copy(device, NULL, a, plain, 64), 0);
+    assert_int_equal(ops->fill(device, NULL, b, 0, 64), 0);
+    assert_int_equal(ops->fill(device, NULL, rows, 0, 4), 0);
+    require_misuse(&fault, ops->record_end(device, &recording), "no recording");
+    assert_int_equal(ops->record_begin(device), 0);
+    assert_int_equal(ops->take_rows(device, &x, rows, &y), 0);
+    assert_int_equal(ops->copy(device, NULL, b + 4, b, 16), 0);
+    x = y = (pst_matrix){0};
+    void *none;
+    require_misuse(&fault, ops->allocate(device, PST_MEMORY_DEVICE, 64, &none), "allocate");
+    require_misuse(&fault, ops->synchronize(device, NULL), "synchronize");
+    require_misuse(&fault, ops->copy(device, NULL, plain, a, 64), "copy");
+    require_misuse(&fault, ops->record_begin(device), "record_begin");
+    assert_int_equal(ops->record_end(device, &recording), 0);
+    assert_int_equal(ops->copy(device, NULL, plain, b, 32), 0);
+    assert_true(plain[0] == 0 && plain[1] == 0 && plain[5] == 0);
+    for (which = 1; which < 4; which++) {
+        assert_int_equal(ops->copy(device, NULL, rows, &which, 4), 0);
+        assert_int_equal(ops->replay(device, recording), 0);
+        assert_int_equal(ops->copy(device, NULL, plain, b, 32), 0);
+        assert_true(plain[1] == (float)(4 * which + 1) && plain[5] == plain[1]);
+    }
+    fault.stale_replays = 1;
+    assert_int_equal(ops->replay(device, recording), 1);
+    pst_device_fault_fail(&fault, PST_DEVICE_RECORDING, 0, 2, -EIO);
+    assert_int_equal(ops->replay(device, recording), -EIO);
+    assert_int_equal(ops->record_begin(device), -EIO);
+    assert_int_equal(ops->record_begin(device), 0);
+    pst_device_fault_fail(&fault, PST_DEVICE_RECORDING, 0, 1, -EIO);
+    pst_device_recording *untouched = NULL;
+    assert_int_equal(ops->record_end(device, &untouched), -EIO);
+    assert_null(untouched);
+    assert_int_equal(ops->synchronize(device, NULL), 0); /* it ended all the same */
+    assert_int_equal(fault.replays, 3);
+    assert_int_equal(pst_device_fault_held(&fault), 4);
+    ops->recording_destroy(device, recording);
+    ops->recording_destroy(device, NULL);
+    ops->release(device, PST_MEMORY_DEVICE, a, 64);
+    ops->release(device, PST_MEMORY_DEVICE, b, 64);
+    ops->release(device, PST_MEMORY_DEVICE, rows, 4);
+    assert_int_equal(ops->record_begin(device), 0); /* dropped with the device */
+    close_whole(device, &fault);
+}
+
+static void test_recordings(void **state)
+{
+    (void)state;
+    check_recordings(false);
+    check_recordings(true);
+    pst_device_fault fault; /* the host does not record */
+    pst_device *device = wrap(&fault, false, false);
+    assert_int_equal(device->ops->record_begin(device), PST_E_UNSUPPORTED);
+    close_whole(device, &fault);
+}
+
 static void test_opener(void **state)
 {
     (void)state;
@@ -485,6 +553,7 @@ int main(void)
         cmocka_unit_test(test_misuses),
         cmocka_unit_test(test_late),
         cmocka_unit_test(test_memory_that_runs_out),
+        cmocka_unit_test(test_recordings),
         cmocka_unit_test(test_opener),
     };
     return cmocka_run_group_tests(tests, pools_set_up, pools_tear_down);
