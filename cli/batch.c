@@ -96,7 +96,9 @@ static int start_session(cli_batch_job *job, const pst_batch_info *info, pst_err
     pst_session_options shape = {.max_tokens = info->max_tokens,
                                  .max_prompt_tokens = info->max_prompt_tokens,
                                  .max_sequences = (uint32_t)(requests < most ? requests : most),
-                                 .all_logits = job->options.kind == PST_BATCH_SCORE};
+                                 .all_logits = job->options.kind == PST_BATCH_SCORE,
+                                 .logprobs = info->logprobs,
+                                 .prompt_logprobs = info->prompt_logprobs};
     cli_interrupt_polled(false); /* a signal need not wait until all weights are in memory */
     int status = cli_engine_start(job->engine, job->runtime, job->resident_given, &shape, job->batch_size == 0,
                                   &(cli_needs){needed_bytes, info, job->batch_size ? NULL : &work}, err);

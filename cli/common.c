@@ -369,7 +369,7 @@ int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool reside
         engine->trace_path = runtime->trace;
     }
     shape->trace = engine->trace;
-    shape->requests_only = true;
+    shape->requests_only = !needs->logits;
     if (needs->work != NULL)
         PST_TRY(pst_session_choose_batch(engine->model, needs->work, shape, err));
     for (;;) {

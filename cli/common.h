@@ -136,6 +136,7 @@ typedef struct cli_needs {
     uint64_t (*bytes)(const void *user, uint32_t sequences);
     const void *user;
     const pst_workload *work; /* NULL: the command, or its caller, chose how many sequences run at once */
+    bool logits;              /* the session's logits are looked at */
 } cli_needs;
 /* Opens the session: `shape` says sequences and lengths, the runtime options the rest. With needs->work so many sequences run
  * at once, up to the shape's, as suit that work. With `shrink`, fewer are tried while the memory budget is too small. */

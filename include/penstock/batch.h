@@ -82,6 +82,7 @@ typedef struct pst_batch_info {
     uint64_t fixed_bytes;  /* ... and in all */
     /* Sums over the requests, for pst_session_choose_batch: positions in whole blocks of 64, prompts, new tokens at most. */
     uint64_t kv_tokens, prompt_tokens, new_tokens;
+    bool logprobs, prompt_logprobs; /* what the session's options of these names must say */
 } pst_batch_info;
 PST_API void pst_batch_get_info(const pst_batch *batch, pst_batch_info *out);
 
@@ -90,8 +91,8 @@ typedef struct pst_batch_report {
     uint64_t resumed;                 /* answered by former runs */
 } pst_batch_report;
 
-/* session: holds sequences of max_tokens, with all_logits for scoring; NULL when max_tokens is 0 or all lines are
- * answered. report and stats may be NULL; stats are those of this run. PST_E_FORMAT: the answers of former runs were
+/* session: holds sequences of max_tokens, with all_logits for scoring, else with logprobs and prompt_logprobs as told; NULL
+ * when max_tokens is 0 or all lines are answered. report and stats may be NULL; stats are those of this run. PST_E_FORMAT: the answers of former runs were
  * made with other kernels or types, which would not give the same bits. */
 PST_API int pst_batch_run(pst_batch *batch, pst_session *session, pst_batch_report *report, pst_run_stats *stats,
                           pst_error *err);

@@ -118,11 +118,14 @@ typedef struct pst_session_options {
     uint64_t
         device_memory_bytes; /* bound of what is taken of an accelerator's memory; 0: what is free, less a reserve */
     /* Only whole requests are generated, and pst_session_step is not called: then an accelerator's logits stay where they are,
-     * and the host has room for some rows of them only. No matter with all_logits. */
+     * and the host has room for some rows of them only. With all_logits, too: pst_on_logits is not given them. */
     bool requests_only;
     /* Keeps an accelerator's keys and values in the host's memory, from where they are copied as attention needs them; false: only
      * where the accelerator's has no room for them. The results are the same. */
     bool kv_offload;
+    /* Requests may ask for log-probabilities of what they make, and of their prompts: with the second, memory for logits of
+     * every row of a pass, as all_logits takes it. */
+    bool logprobs, prompt_logprobs;
 } pst_session_options;
 
 /* What the requests of a job need; sums over all of them. */
@@ -234,13 +237,32 @@ typedef struct pst_request {
     const char *const *stop_texts;
     size_t stop_count;
     bool ignore_end; /* go on past end-of-text tokens */
+    /* Log-probabilities of the tokens that are made, and of those of the prompt but the first; the session was opened with the
+     * options of these names. With them those of so many likeliest tokens, at most PST_MAX_TOP_LOGPROBS. A request of no new
+     * tokens and with prompt_logprobs scores its prompt. */
+    bool logprobs, prompt_logprobs;
+    uint32_t top_logprobs;
 } pst_request;
+
+enum { PST_MAX_TOP_LOGPROBS = 20 };
+
+/* Natural logarithms of what the model thinks of tokens, given all before them: of its own distribution, at temperature 1 and
+ * before top-k, top-p and min-p. */
+typedef struct pst_logprobs {
+    size_t count;       /* tokens */
+    double *values;     /* of them; -INFINITY: impossible. NULL: nothing was asked for. All memory is this one's */
+    uint32_t top;       /* as asked for, at most the vocabulary */
+    uint32_t *top_ids;  /* count times `top`, the likeliest first, of equal ones the lower id */
+    double *top_values; /* likewise */
+} pst_logprobs;
 
 typedef struct pst_result {
     pst_tokens ids; /* generated, the ending token not included */
     char *text;     /* NULL when the model has no tokenizer that can be read; a stop text and what follows is cut off */
     size_t text_bytes;
     pst_finish finish;
+    pst_logprobs logprobs;        /* of ids */
+    pst_logprobs prompt_logprobs; /* of the prompt from its second token on */
 } pst_result;
 PST_API void pst_result_free(pst_result *result); /* what it holds, not itself */
 
@@ -288,7 +310,7 @@ typedef int (*pst_on_token)(void *user, size_t request, uint32_t id, const char 
 PST_API int pst_generate(pst_session *session, const pst_request *requests, size_t count, pst_on_token on_token,
                          void *user, pst_result *results, pst_run_stats *stats, pst_error *err);
 
-/* Receives a row of logits while scoring; nonzero cancels. */
+/* Receives a row of logits while scoring, NULL in a session that was opened with requests_only; nonzero cancels. */
 typedef int (*pst_on_logits)(void *user, size_t request, uint32_t position, const float *logits, size_t vocab);
 
 /* Log-probabilities of given ids: logprobs[i] (count - 1 of them) is log p(ids[i + 1] | ids[0..i]) per request.

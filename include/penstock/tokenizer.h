@@ -42,6 +42,10 @@ PST_API int pst_tokenizer_encode(const pst_tokenizer *tokenizer, const char *tex
 PST_API int pst_tokenizer_decode(const pst_tokenizer *tokenizer, const uint32_t *ids, size_t count, bool skip_special,
                                  char **out, size_t *out_bytes, pst_error *err);
 PST_API void pst_text_free(char *text);
+/* The bytes that one token stands for inside a text, which need be no whole characters; a special token's are its name. Likewise
+ * terminated and freed. An id without a token has none. */
+PST_API int pst_tokenizer_token(const pst_tokenizer *tokenizer, uint32_t id, char **out, size_t *out_bytes,
+                                pst_error *err);
 
 /* The id of a whole token by its text ("<|end_of_text|>"), added tokens first; a negative code when there is none. */
 PST_API int64_t pst_tokenizer_find(const pst_tokenizer *tokenizer, const char *token);

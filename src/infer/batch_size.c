@@ -185,7 +185,7 @@ static int measure(pst_model *model, const choice *c, pst_batch_rates *out, pst_
     o.max_tokens = (uint32_t)pst_min(PROBE_TOKENS, o.max_tokens);
     o.max_prompt_tokens = o.max_tokens;
     o.kv_tokens = 0;
-    o.all_logits = o.keep_all_weights = o.lock_memory = false;
+    o.all_logits = o.logprobs = o.prompt_logprobs = o.keep_all_weights = o.lock_memory = false;
     o.resident_set = o.expert_cache_set = true;
     o.resident_share = -1;
     o.resident_bytes = o.expert_cache_bytes = 0;

@@ -3,6 +3,7 @@
 #include "infer/choose.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "base/heap.h"
@@ -19,6 +20,7 @@ struct pst_chooser {
     pst_choice *choices;         /* max_rows */
     uint32_t *open, *open_rows;  /* max_rows: choices that need all logits, and their rows */
     pst_sample_scratch *scratch; /* by thread */
+    float *copies;               /* by thread a row of logits; NULL: none is kept, or the device is apart */
     uint64_t found_most;
     pst_mirror found; /* of a chunk's rows: factors, log_sum_exp, values, ids */
 };
@@ -39,6 +41,7 @@ void pst_chooser_measure(const pst_chooser_config *config, uint32_t threads, boo
 {
     *out_host = config->max_rows * (sizeof(pst_choice) + 2 * sizeof(uint32_t)) + found_bytes(config) +
                 threads * sizeof(pst_sample_scratch) + (apart ? PST_APART_ALIGNMENT : 0);
+    *out_host += config->keeps && !apart ? (uint64_t)threads * config->vocab * sizeof(float) : 0;
     *out_device = apart ? found_bytes(config) + PST_APART_ALIGNMENT : 0;
 }
 
@@ -55,7 +58,10 @@ int pst_chooser_create(const pst_chooser_config *config, pst_chooser **out, pst_
     c->open_rows = pst_heap_calloc(config->max_rows, sizeof *c->open_rows);
     c->scratch = pst_heap_calloc(pst_pool_threads(config->pool), sizeof *c->scratch);
     int status = 0;
-    if (!c->choices || !c->open || !c->open_rows || !c->scratch)
+    const bool copies = config->keeps && !c->apart;
+    if (copies)
+        c->copies = pst_heap_calloc(pst_pool_threads(config->pool), config->vocab * sizeof *c->copies);
+    if (!c->choices || !c->open || !c->open_rows || !c->scratch || (copies && !c->copies))
         status = pst_fail_memory(err, "choosing tokens", config->max_rows * sizeof *c->choices);
     if (status >= 0)
         status = pst_mirror_create(config->device, found_bytes(config), "the largest logits", &c->found, err);
@@ -76,6 +82,7 @@ void pst_chooser_destroy(pst_chooser *c)
     pst_heap_free(c->open);
     pst_heap_free(c->open_rows);
     pst_heap_free(c->scratch);
+    pst_heap_free(c->copies);
     pst_heap_free(c);
 }
 
@@ -210,6 +217,10 @@ static void choose_from_all(void *context, uint32_t task, uint32_t worker)
     pst_choice *choice = &c->choices[c->open[w->first + task]];
     float *logits = (float *)w->logits.data + (c->apart ? task : choice->row) * w->logits.stride;
     choice->usable = pst_logits_are_usable(logits, c->config.vocab);
+    if (choice->usable && choice->keep && !c->apart) { /* what was fetched is a copy */
+        float *copy = c->copies + (size_t)worker * c->config.vocab;
+        logits = memcpy(copy, logits, c->config.vocab * sizeof *copy);
+    }
     if (choice->usable)
         choice->id = pst_sample_all(logits, c->config.vocab, choice->sampling, choice->random, &c->scratch[worker]);
 }

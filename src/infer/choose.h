@@ -21,6 +21,7 @@ typedef struct pst_choice {
     uint32_t row; /* of the pass's logits */
     const pst_sampling *sampling;
     uint64_t random; /* a number that changes with every choice */
+    bool keep;       /* the row's logits are wanted afterwards; with the config's `keeps` */
     bool usable;     /* pst_logits_are_usable */
     bool made;       /* on the way: nothing is left to do */
     uint32_t id;     /* if usable */
@@ -32,6 +33,7 @@ typedef struct pst_chooser_config {
     uint32_t max_rows; /* choices in a pass */
     uint32_t vocab;
     uint32_t fetched_rows; /* of the forward, if the device is apart: one at least */
+    bool keeps;            /* on the host, memory for logits that must not be used up */
 } pst_chooser_config;
 
 /* Memory that it will take, of the host's and of a device's own; pool and device do not count. */
@@ -42,7 +44,8 @@ void pst_chooser_destroy(pst_chooser *chooser);
 
 /* max_rows records for the caller to fill. */
 pst_choice *pst_chooser_choices(pst_chooser *chooser);
-/* Makes the first `count` of them, whose rows rise, after a pass; on the host its logits are used up. */
+/* Makes the first `count` of them, whose rows rise, after a pass; on the host its logits are used up but for
+ * rows to keep. */
 int pst_chooser_run(pst_chooser *chooser, pst_forward *forward, uint32_t count, pst_error *err);
 
 #endif

@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "base/number.h"
 #include "infer/internal.h"
 #include "infer/text_out.h"
 #include "os/clock.h"
@@ -24,8 +25,9 @@ typedef struct progress {
     pst_text_out text;
     uint32_t *ids; /* request.max_new_tokens */
     uint32_t count;
-    bool running;       /* holds the sequence slot of its index */
-    bool awaited_first; /* of the first batch, and without its first token yet */
+    pst_logprobs logprobs, prompt_logprobs; /* with room for all; not made unless asked for */
+    bool running;                           /* holds the sequence slot of its index */
+    bool awaited_first;                     /* of the first batch, and without its first token yet */
 } progress;
 
 typedef struct generation {
@@ -58,6 +60,12 @@ int pst_session_check_request(const pst_session *s, const pst_request *r, pst_er
     for (size_t i = 0; i < r->stop_count; i++)
         if (r->stop_texts[i][0] == '\0')
             return pst_fail(err, PST_E_USAGE, NULL, "an empty stop text");
+    if ((r->logprobs && !s->options.logprobs) || (r->prompt_logprobs && !s->options.prompt_logprobs) ||
+        r->top_logprobs > PST_MAX_TOP_LOGPROBS)
+        return pst_fail(err, PST_E_USAGE, NULL,
+                        "log-probabilities in a session that was not opened for them, or of %u likeliest tokens, where "
+                        "%d are the most",
+                        r->top_logprobs, PST_MAX_TOP_LOGPROBS);
     if (r->prompt_count > s->options.max_tokens || r->max_new_tokens > s->options.max_tokens - r->prompt_count)
         return pst_fail(err, PST_E_USAGE, NULL, "a prompt of %zu tokens and %u new ones exceed the session's %u",
                         r->prompt_count, r->max_new_tokens, s->options.max_tokens);
@@ -80,6 +88,8 @@ static void release_slot(progress *p)
 {
     pst_text_out_close(&p->text);
     pst_heap_free(p->ids);
+    pst_logprobs_free(&p->logprobs);
+    pst_logprobs_free(&p->prompt_logprobs);
     *p = (progress){0};
 }
 
@@ -128,11 +138,21 @@ static int end_request(generation *g, progress *p, pst_finish finish)
             PST_TRY(show(g, p, UINT32_MAX, text, bytes));
         finish = status == 1 ? PST_FINISH_STOP_TEXT : finish;
     }
-    pst_result result = {
-        .ids = {p->ids, p->count}, .text = p->text.text, .text_bytes = p->text.bytes, .finish = finish};
+    pst_error failure = {.offset = PST_NO_OFFSET};
+    pst_result none = {0};
+    g->generated_tokens += p->count;
+    if (pst_logprobs_check(&p->prompt_logprobs, 1, g->session->model->folder, &failure) < 0)
+        return hand_over(g, p->number, &none, &failure);
+    p->logprobs.count = p->logprobs.values != NULL ? p->count : 0;
+    pst_result result = {.ids = {p->ids, p->count},
+                         .text = p->text.text,
+                         .text_bytes = p->text.bytes,
+                         .finish = finish,
+                         .logprobs = p->logprobs,
+                         .prompt_logprobs = p->prompt_logprobs};
     p->ids = NULL;
     p->text.text = NULL;
-    g->generated_tokens += p->count;
+    p->logprobs = p->prompt_logprobs = (pst_logprobs){0};
     return hand_over(g, p->number, &result, NULL);
 }
 
@@ -150,6 +170,12 @@ static int begin(generation *g, progress *p)
     p->ids = pst_heap_calloc(r->max_new_tokens, sizeof(uint32_t));
     if (p->ids == NULL)
         return pst_fail_memory(g->err, "generated tokens", r->max_new_tokens * sizeof(uint32_t));
+    const uint32_t top = (uint32_t)pst_min(r->top_logprobs, g->session->model->transformer.vocab);
+    if (r->logprobs)
+        PST_TRY(pst_logprobs_make(&p->logprobs, r->max_new_tokens, top, g->err));
+    if (r->prompt_logprobs)
+        PST_TRY(pst_logprobs_make(&p->prompt_logprobs, r->prompt_count - 1, top, g->err));
+    p->prompt_logprobs.count = r->prompt_logprobs ? r->prompt_count - 1 : 0;
     g->prompt_tokens += r->prompt_count;
     return pst_text_out_open(&p->text, g->session->tokenizer, r->stop_texts, r->stop_count, g->err);
 }
@@ -168,7 +194,7 @@ static int fetch(generation *g)
         pst_result none = {0};
         if (pst_session_check_request(g->session, &g->waiting, &failure) < 0) {
             PST_TRY(hand_over(g, g->given - 1, &none, &failure));
-        } else if (g->waiting.max_new_tokens == 0) {
+        } else if (g->waiting.max_new_tokens == 0 && !(g->waiting.prompt_logprobs && g->waiting.prompt_count > 1)) {
             progress at_once;
             status = begin(g, &at_once);
             if (status >= 0)
@@ -185,7 +211,7 @@ static int fetch(generation *g)
 /* Positions that the cache may have to hold: the last new token is never computed. */
 static size_t positions_of(const pst_request *r)
 {
-    return r->prompt_count + r->max_new_tokens - 1;
+    return r->prompt_count + (r->max_new_tokens > 0 ? r->max_new_tokens - 1 : 0);
 }
 
 static int start_requests(generation *g)
@@ -197,6 +223,7 @@ static int start_requests(generation *g)
         uint32_t sequence;
         PST_TRY(pst_session_start(g->session, g->waiting.prompt_ids, g->waiting.prompt_count, positions_of(&g->waiting),
                                   &sequence, g->err));
+        g->session->sequences[sequence].prompt_logits = g->waiting.prompt_logprobs;
         progress *p = &g->slots[sequence];
         int status = begin(g, p);
         p->running = true;
@@ -219,6 +246,51 @@ static bool ends_text(const pst_transformer *t, uint32_t id)
     return false;
 }
 
+/* The log-probabilities of prompts' tokens, each by the row before it; what wants nothing else ends here. */
+static int take_prompts(generation *g, const pst_logits *logits, size_t count)
+{
+    if (!g->session->options.prompt_logprobs)
+        return 0;
+    pst_session_probe_begin(g->session);
+    for (uint32_t i = 0; i < count; i++) {
+        const progress *p = &g->slots[logits[i].sequence];
+        const uint32_t position = logits[i].position;
+        if (!p->request.prompt_logprobs || position + 1 >= p->request.prompt_count)
+            continue;
+        const pst_probe probe =
+            pst_logprobs_probe(&p->prompt_logprobs, position, i, p->request.prompt_ids[position + 1]);
+        PST_TRY(pst_session_probe(g->session, &probe, g->err));
+    }
+    PST_TRY(pst_session_probe_end(g->session, g->err));
+    for (size_t i = 0; i < count; i++) {
+        progress *p = &g->slots[logits[i].sequence];
+        if (!p->running || p->request.max_new_tokens > 0 || logits[i].position + 1 < p->request.prompt_count)
+            continue;
+        count_first(g, p);
+        const int status = end_request(g, p, PST_FINISH_LENGTH);
+        leave(g, logits[i].sequence);
+        PST_TRY(status);
+    }
+    return 0;
+}
+
+/* The log-probabilities of the tokens that were chosen. */
+static int probe_choices(generation *g, const pst_logits *logits, uint32_t count)
+{
+    const pst_choice *choices = pst_chooser_choices(g->session->chooser);
+    if (!g->session->options.logprobs)
+        return 0;
+    pst_session_probe_begin(g->session);
+    for (uint32_t i = 0; i < count; i++) {
+        const progress *p = &g->slots[logits[i].sequence];
+        if (!p->request.logprobs || !choices[i].usable)
+            continue;
+        const pst_probe probe = pst_logprobs_probe(&p->logprobs, p->count, choices[i].row, choices[i].id);
+        PST_TRY(pst_session_probe(g->session, &probe, g->err));
+    }
+    return pst_session_probe_end(g->session, g->err);
+}
+
 /* Chooses the tokens that follow the last rows of sequences; the pass's logits are cut to these rows. */
 static int choose_tokens(generation *g, size_t *count)
 {
@@ -231,11 +303,13 @@ static int choose_tokens(generation *g, size_t *count)
             continue; /* a prompt row of a session that gives all logits */
         choices[chosen] = (pst_choice){.row = (uint32_t)i,
                                        .sampling = &p->request.sampling,
-                                       .random = pst_random(p->request.sampling.seed, p->count)};
+                                       .random = pst_random(p->request.sampling.seed, p->count),
+                                       .keep = p->request.logprobs};
         logits[chosen++] = logits[i];
     }
     *count = chosen;
-    return pst_session_choose(g->session, chosen, g->err);
+    PST_TRY(pst_session_choose(g->session, chosen, g->err));
+    return probe_choices(g, logits, chosen);
 }
 
 /* A sequence's next token. */
@@ -277,6 +351,7 @@ static int take_choice(generation *g, const pst_logits *logits, const pst_choice
 /* Whether the next pass is the last one for certain: nothing waits, and every running request lacks one token. */
 static bool is_last_pass(const generation *g)
 {
+    uint64_t rows = 0;
     if (g->has_waiting)
         return false;
     for (uint32_t i = 0; i < g->session->options.max_sequences; i++) {
@@ -284,10 +359,11 @@ static bool is_last_pass(const generation *g)
         if (!p->running)
             continue;
         uint32_t pending = g->session->sequences[i].count - g->session->sequences[i].computed;
-        if (p->count + 1 < p->request.max_new_tokens || pending > 1)
+        if (p->count + 1 < p->request.max_new_tokens || (pending > 1 && !p->request.prompt_logprobs))
             return false;
+        rows += pending;
     }
-    return true;
+    return rows <= g->session->plan.rows_per_pass;
 }
 
 static int run(generation *g)
@@ -302,6 +378,7 @@ static int run(generation *g)
         const pst_logits *logits;
         size_t count;
         PST_TRY(pst_session_pass(g->session, &logits, &count, g->err));
+        PST_TRY(take_prompts(g, logits, count));
         PST_TRY(choose_tokens(g, &count));
         const pst_choice *choices = pst_chooser_choices(g->session->chooser);
         for (size_t i = 0; i < count; i++)
@@ -413,5 +490,7 @@ void pst_result_free(pst_result *result)
         return;
     pst_tokens_free(&result->ids);
     pst_text_free(result->text);
+    pst_logprobs_free(&result->logprobs);
+    pst_logprobs_free(&result->prompt_logprobs);
     *result = (pst_result){0};
 }

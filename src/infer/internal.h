@@ -8,6 +8,7 @@
 
 #include "infer/choose.h"
 #include "infer/cost.h"
+#include "infer/probe.h"
 #include "penstock/io.h"
 #include "penstock/model.h"
 #include "tier/ring.h"
@@ -26,9 +27,10 @@ typedef struct pst_sequence {
     bool in_use;
     uint32_t *ids; /* max_tokens */
     uint32_t count, computed;
-    uint32_t prompt; /* how many it was added with */
-    uint32_t limit;  /* positions that are reserved for it in the KV cache */
-    uint64_t serial; /* how many were added before it */
+    uint32_t prompt;    /* how many it was added with */
+    uint32_t limit;     /* positions that are reserved for it in the KV cache */
+    uint64_t serial;    /* how many were added before it */
+    bool prompt_logits; /* of every row of its prompt; set before it is first computed */
 } pst_sequence;
 
 /* A rate of matrix products at a number of rows. */
@@ -76,6 +78,7 @@ struct pst_session {
     pst_logits *logits;
     pst_matrix fetched; /* all logits of the last pst_session_step, in the host's memory */
     pst_chooser *chooser;
+    pst_prober *prober;             /* NULL: nobody may ask for log-probabilities */
     bool sharing;                   /* sequences share the blocks of prefixes that they have in common */
     bool last_pass;                 /* the caller knows that no other pass follows: read no further */
     pst_error failed;               /* code below zero: what made the session unusable */
@@ -116,6 +119,18 @@ int pst_session_start(pst_session *session, const uint32_t *ids, size_t count, s
 int pst_session_pass(pst_session *session, const pst_logits **out, size_t *out_count, pst_error *err);
 /* Makes the first `count` of the chooser's choices after a pass: what fails is a failure of the pass. */
 int pst_session_choose(pst_session *session, uint32_t count, pst_error *err);
+/* Log-probabilities after a pass and the choices of tokens whose rows are kept. begin, any number of probes by rising rows, end:
+ * then they are answered. What fails is a failure of the pass. */
+void pst_session_probe_begin(pst_session *session);
+int pst_session_probe(pst_session *session, const pst_probe *probe, pst_error *err);
+int pst_session_probe_end(pst_session *session, pst_error *err);
+/* Room for `count` tokens, which the caller counts in; freed with pst_logprobs_free. */
+int pst_logprobs_make(pst_logprobs *out, size_t count, uint32_t top, pst_error *err);
+void pst_logprobs_free(pst_logprobs *logprobs);
+/* The probe that fills a place. */
+pst_probe pst_logprobs_probe(const pst_logprobs *logprobs, size_t place, uint32_t row, uint32_t id);
+/* PST_E_FORMAT if a row was not usable. first: the number, from 1, of the token whose row is the first one's. */
+int pst_logprobs_check(const pst_logprobs *logprobs, size_t first, const char *path, pst_error *err);
 /* PST_E_USAGE while sequences that were added by hand hold slots. */
 int pst_session_check_idle(const pst_session *session, pst_error *err);
 /* PST_E_USAGE unless all ids are in the vocabulary. */

@@ -12,6 +12,7 @@ typedef struct scored {
     pst_score_request request;
     size_t number;
     bool running; /* holds the sequence slot of its index */
+    double last;  /* where what is asked of its last row goes */
 } scored;
 
 typedef struct scoring {
@@ -19,7 +20,7 @@ typedef struct scoring {
     const pst_score_calls *calls;
     scored *slots; /* by sequence slot */
     uint32_t running;
-    double *normalizers;       /* by logits row: log of the sum of exponentials */
+    double *normalizers;       /* by logits row: log of the sum of exponentials; NULL: logits stay where they are */
     pst_score_request waiting; /* with has_waiting: the next to start; asked for ahead, as for generation */
     bool has_waiting, exhausted;
     size_t given;
@@ -77,26 +78,27 @@ static int end_request(scoring *s, uint32_t sequence, const pst_error *failure)
     return status < 0 ? status : 0;
 }
 
-static int take_row(scoring *s, const pst_logits *row, double normalizer)
+static int fail_row(scoring *s, const pst_logits *row)
+{
+    pst_error failure;
+    pst_fail(&failure, PST_E_FORMAT, s->session->model->folder,
+             "the logits of token %u are not finite: broken weights?", row->position + 1);
+    return end_request(s, row->sequence, &failure);
+}
+
+/* A row whose log-probability is there. */
+static int take_row(scoring *s, const pst_logits *row, bool usable)
 {
     const scored *slot = &s->slots[row->sequence];
     if (!slot->running) /* it failed at an earlier row of this pass */
         return 0;
-    if (!isfinite(normalizer)) {
-        pst_error failure;
-        pst_fail(&failure, PST_E_FORMAT, s->session->model->folder,
-                 "the logits of token %u are not finite: broken weights?", row->position + 1);
-        return end_request(s, row->sequence, &failure);
-    }
-    const pst_score_request *request = &slot->request;
+    if (!usable)
+        return fail_row(s, row);
     const pst_score_calls *calls = s->calls;
     uint32_t vocab = s->session->model->transformer.vocab;
     if (calls->on_logits != NULL && calls->on_logits(calls->user, slot->number, row->position, row->values, vocab) != 0)
         return pst_fail(s->err, PST_E_CANCELLED, NULL, "cancelled");
-    if (row->position + 1 == request->count)
-        return end_request(s, row->sequence, NULL);
-    request->logprobs[row->position] = (double)row->values[request->ids[row->position + 1]] - normalizer;
-    return 0;
+    return row->position + 1 == slot->request.count ? end_request(s, row->sequence, NULL) : 0;
 }
 
 /* Whether the next pass takes all that is pending. */
@@ -109,6 +111,58 @@ static bool is_last_pass(const scoring *s)
     return !s->has_waiting && pending <= s->session->plan.rows_per_pass;
 }
 
+/* A pass whose logits come to the host. */
+static int run_fetched(scoring *s)
+{
+    const pst_logits *rows;
+    size_t count;
+    PST_TRY(pst_session_step(s->session, &rows, &count, s->err));
+    pst_matrix logits = s->session->fetched;
+    logits.rows = count;
+    pst_device *host = s->session->host;
+    int status = host->ops->log_sum_exp(host, &logits, NULL, s->normalizers);
+    if (status < 0)
+        return pst_fail(s->err, status, NULL, "normalizing logits failed: %s", pst_strerror(status));
+    for (size_t i = 0; i < count; i++) {
+        const scored *slot = &s->slots[rows[i].sequence];
+        const uint32_t position = rows[i].position;
+        if (slot->running && position + 1 < slot->request.count)
+            slot->request.logprobs[position] =
+                (double)rows[i].values[slot->request.ids[position + 1]] - s->normalizers[i];
+        PST_TRY(take_row(s, &rows[i], isfinite(s->normalizers[i])));
+    }
+    return 0;
+}
+
+/* Where the log-probability of a row goes; the last row has none, and is asked whether it is usable. */
+static double *place_of(scored *slot, uint32_t position)
+{
+    return position + 1 < slot->request.count ? &slot->request.logprobs[position] : &slot->last;
+}
+
+/* A pass whose logits stay where they are. */
+static int run_probed(scoring *s)
+{
+    const pst_logits *rows;
+    size_t count;
+    PST_TRY(pst_session_pass(s->session, &rows, &count, s->err));
+    pst_session_probe_begin(s->session);
+    for (uint32_t i = 0; i < count; i++) {
+        scored *slot = &s->slots[rows[i].sequence];
+        const uint32_t next = rows[i].position + 1;
+        const pst_probe probe = {.row = i,
+                                 .id = next < slot->request.count ? slot->request.ids[next] : 0,
+                                 .value = place_of(slot, rows[i].position)};
+        PST_TRY(pst_session_probe(s->session, &probe, s->err));
+    }
+    PST_TRY(pst_session_probe_end(s->session, s->err));
+    for (size_t i = 0; i < count; i++) {
+        scored *slot = &s->slots[rows[i].sequence];
+        PST_TRY(take_row(s, &rows[i], slot->running && !isnan(*place_of(slot, rows[i].position))));
+    }
+    return 0;
+}
+
 static int run(scoring *s)
 {
     for (;;) {
@@ -116,17 +170,7 @@ static int run(scoring *s)
         if (s->running == 0)
             return 0;
         s->session->last_pass = is_last_pass(s);
-        const pst_logits *rows;
-        size_t count;
-        PST_TRY(pst_session_step(s->session, &rows, &count, s->err));
-        pst_matrix logits = s->session->fetched;
-        logits.rows = count;
-        pst_device *host = s->session->host;
-        int status = host->ops->log_sum_exp(host, &logits, NULL, s->normalizers);
-        if (status < 0)
-            return pst_fail(s->err, status, NULL, "normalizing logits failed: %s", pst_strerror(status));
-        for (size_t i = 0; i < count; i++)
-            PST_TRY(take_row(s, &rows[i], s->normalizers[i]));
+        PST_TRY(s->normalizers != NULL ? run_fetched(s) : run_probed(s));
     }
 }
 
@@ -139,9 +183,11 @@ int pst_score_stream(pst_session *session, const pst_score_calls *calls, pst_run
     pst_session_get_counters(session, &before);
     PST_TRY(pst_session_check_idle(session, err));
     s.slots = pst_heap_calloc(session->options.max_sequences, sizeof *s.slots);
-    s.normalizers = pst_heap_calloc(session->plan.rows_per_pass, sizeof *s.normalizers);
+    const bool fetches = !session->options.requests_only;
+    if (fetches)
+        s.normalizers = pst_heap_calloc(session->plan.rows_per_pass, sizeof *s.normalizers);
     uint64_t start = pst_clock_ns();
-    int status = s.slots && s.normalizers
+    int status = s.slots != NULL && (s.normalizers != NULL || !fetches)
                      ? run(&s)
                      : pst_fail_memory(err, "scores", session->plan.rows_per_pass * sizeof(double));
     if (status >= 0 && stats != NULL) {

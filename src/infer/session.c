@@ -172,17 +172,33 @@ static bool looks_ahead(const pst_session_options *o, const pst_forward_config *
            most < program->weight_bytes;
 }
 
-/* Of the logits that the host needs, those of scoring, of a caller who steps, or of some rows. */
+/* Whether every row of a pass may have logits. */
+static bool has_all_logits(const pst_session_options *o)
+{
+    return o->all_logits || o->prompt_logprobs;
+}
+
+static bool has_probes(const pst_session_options *o)
+{
+    return has_all_logits(o) || o->logprobs;
+}
+
+static uint32_t most_probed(const pst_session_options *o)
+{
+    return o->logprobs || o->prompt_logprobs ? PST_MAX_TOP_LOGPROBS : 0;
+}
+
+/* Of the logits that the host needs, those of a caller who looks at all of them or steps, or of some rows. */
 static uint32_t fetched_rows(const pst_session_options *o, uint32_t rows_per_pass)
 {
-    if (o->all_logits)
+    if (o->all_logits && !o->requests_only)
         return rows_per_pass;
     return o->requests_only ? (uint32_t)pst_min(o->max_sequences, FETCHED_ROWS) : o->max_sequences;
 }
 
 static pst_chooser_config describe_chooser(const pst_session_options *o, const pst_transformer *transformer)
 {
-    return (pst_chooser_config){.max_rows = o->max_sequences, .vocab = transformer->vocab};
+    return (pst_chooser_config){.max_rows = o->max_sequences, .vocab = transformer->vocab, .keeps = o->logprobs};
 }
 
 /* What does not depend on the rows of a pass. */
@@ -190,21 +206,24 @@ static int add_fixed(const pst_session_options *o, const pst_forward_config *con
                      const pst_planned_cache *planned, pst_plan_request *request, pst_error *err)
 {
     const pst_kv_memory *cache = &planned->memory;
-    uint64_t device_logits = o->all_logits ? 0 : o->max_sequences * memory->device_logit_row_bytes;
-    uint64_t logits =
-        o->all_logits ? 0 : o->max_sequences * memory->logit_row_bytes + fetched_rows(o, 0) * memory->fetched_row_bytes;
+    uint64_t device_logits = has_all_logits(o) ? 0 : o->max_sequences * memory->device_logit_row_bytes;
+    uint64_t logits = has_all_logits(o) ? 0 : o->max_sequences * memory->logit_row_bytes;
+    logits += fetched_rows(o, 0) * memory->fetched_row_bytes;
     const uint32_t threads = o->threads ? o->threads : pst_os_processors();
     const pst_chooser_config chooser = describe_chooser(o, config->transformer);
     uint64_t choices, device_choices;
     pst_chooser_measure(&chooser, threads, config->apart, &choices, &device_choices);
+    uint64_t probes = 0, device_probes = 0;
+    if (has_probes(o))
+        pst_prober_measure(most_probed(o), config->apart, &probes, &device_probes);
     uint64_t scratch = pst_max(pst_device_host_attention_bytes(&planned->config.layout, threads),
                                pst_device_host_route_bytes(config->transformer->experts, threads)) +
                        pst_device_host_stack_bytes(threads);
-    uint64_t others = memory->fixed_bytes + logits + choices + scratch +
+    uint64_t others = memory->fixed_bytes + logits + choices + probes + scratch +
                       pst_ring_gather_bytes(config->program->stages, config->program->stage_count) +
                       (uint64_t)o->max_sequences *
                           (o->max_tokens * sizeof(uint32_t) + sizeof(pst_sequence) + sizeof(uint32_t) + SLOT_BYTES);
-    uint64_t device_others = memory->device_fixed_bytes + device_logits + device_choices;
+    uint64_t device_others = memory->device_fixed_bytes + device_logits + device_choices + device_probes;
     if (__builtin_add_overflow(cache->kv_bytes, others, &request->fixed_bytes) ||
         __builtin_add_overflow(cache->table_bytes, request->fixed_bytes, &request->fixed_bytes) ||
         __builtin_add_overflow(cache->device_kv_bytes, device_others, &request->device_fixed_bytes) ||
@@ -232,7 +251,7 @@ static int request_plan(const pst_session_options *o, uint64_t process_bytes, ps
     pst_kv_config kv = describe_kv(o, config, device_budget);
     uint64_t prompt_rows = (uint64_t)o->max_sequences * o->max_prompt_tokens;
     uint64_t useful = pst_min(prompt_rows, config->apart ? MAX_DEVICE_ROWS : MAX_USEFUL_ROWS);
-    if (o->all_logits)
+    if (has_all_logits(o))
         useful = pst_min(useful, config->apart ? MAX_DEVICE_LOGIT_ROWS : MAX_LOGIT_ROWS);
     /* Decoding wants a row of every sequence in one pass; scoring can do with one row. */
     uint32_t least = o->all_logits ? 1 : o->max_sequences;
@@ -242,17 +261,18 @@ static int request_plan(const pst_session_options *o, uint64_t process_bytes, ps
         .budget_bytes = choose_budget(o),
         .process_bytes = process_bytes + PROCESS_RESERVE_BYTES + pst_trace_memory_bytes(o->trace),
         .row_bytes = memory.row_bytes + sizeof(pst_row) + sizeof(uint32_t) +
-                     (o->all_logits ? memory.logit_row_bytes + memory.fetched_row_bytes : 0),
+                     (has_all_logits(o) ? memory.logit_row_bytes : 0) +
+                     (o->all_logits && !o->requests_only ? memory.fetched_row_bytes : 0),
         .min_rows = least,
         .max_rows = useful > least ? (uint32_t)useful : least,
-        .spare_rows = o->all_logits || config->apart ? 0 : (uint32_t)pst_min(prompt_rows, MAX_SPARE_ROWS),
+        .spare_rows = has_all_logits(o) || config->apart ? 0 : (uint32_t)pst_min(prompt_rows, MAX_SPARE_ROWS),
         .max_resident_bytes = choose_resident(program, o),
         .max_slot_bytes = o->max_slot_bytes,
         .units_per_row = config->transformer->experts_per_token,
         .max_cache_bytes = o->expert_cache_set ? o->expert_cache_bytes : UINT64_MAX,
         .keep_all = o->keep_all_weights,
         .device_budget_bytes = device_budget,
-        .device_row_bytes = memory.device_row_bytes + (o->all_logits ? memory.device_logit_row_bytes : 0),
+        .device_row_bytes = memory.device_row_bytes + (has_all_logits(o) ? memory.device_logit_row_bytes : 0),
     };
     *out_cache = (pst_planned_cache){.config = kv};
     pst_kv_measure(&kv, &out_cache->memory);
@@ -377,7 +397,7 @@ static int make_plan(pst_session *s, pst_forward_config *config, pst_planned_cac
     pst_plan_request request;
     PST_TRY(pst_session_plan(o, pst_memory_resident_bytes(), config, &request, cache, &s->plan, err));
     config->max_rows = s->plan.rows_per_pass;
-    config->max_logit_rows = o->all_logits ? s->plan.rows_per_pass : o->max_sequences;
+    config->max_logit_rows = has_all_logits(o) ? s->plan.rows_per_pass : o->max_sequences;
     config->fetched_rows = fetched_rows(o, s->plan.rows_per_pass);
     fill_info(s, config, &request, cache);
     log_plan(s);
@@ -471,6 +491,8 @@ static int open_session(pst_session *s, pst_error *err)
     chooser.pool = s->pool;
     chooser.fetched_rows = config.fetched_rows;
     PST_TRY(pst_chooser_create(&chooser, &s->chooser, err));
+    if (has_probes(o))
+        PST_TRY(pst_prober_create(s->device, most_probed(o), &s->prober, err));
     pst_ring_config ring = {.store = s->model->store,
                             .stages = s->program->stages,
                             .stage_count = s->program->stage_count,
@@ -519,6 +541,7 @@ void pst_session_close(pst_session *s)
         s->device->ops->synchronize(s->device, NULL);
     pst_ring_destroy(s->ring);
     pst_chooser_destroy(s->chooser);
+    pst_prober_destroy(s->prober);
     pst_forward_destroy(s->forward);
     pst_kv_destroy(s->kv);
     pst_routing_trace_destroy(s->routing_trace);

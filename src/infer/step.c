@@ -50,6 +50,7 @@ int pst_session_start(pst_session *s, const uint32_t *ids, size_t count, size_t 
         sequence->limit = (uint32_t)positions;
         s->reserved_blocks += pst_kv_blocks_of(positions);
         sequence->in_use = true;
+        sequence->prompt_logits = false;
         sequence->serial = s->added++;
         s->order[s->in_use++] = i;
         *out = i;
@@ -103,10 +104,10 @@ static bool is_in_prompt(const pst_sequence *sequence)
 }
 
 /* Whether what the sequence computes next has the bits that any other one would find: on some devices not what generated tokens
- * leave, which a prompt with the same ids does not have. */
+ * leave, which a prompt with the same ids does not have. Who wants all logits of a prompt computes it all. */
 static bool is_for_others(const pst_session *s, const pst_sequence *sequence)
 {
-    return s->sharing && (!s->device->ops->phases_change_bits || is_in_prompt(sequence));
+    return s->sharing && !sequence->prompt_logits && (!s->device->ops->phases_change_bits || is_in_prompt(sequence));
 }
 
 /* Adds as many pending rows of a sequence as fit, either of its prompt or of what came after it; with sharing, block by block. */
@@ -137,7 +138,8 @@ static uint32_t add_rows(pst_session *s, uint32_t number, uint32_t used)
                                       .id = sequence->ids[position],
                                       .prompt = sequence->prompt,
                                       .serial = sequence->serial,
-                                      .wants_logits = s->options.all_logits || position + 1 == sequence->count};
+                                      .wants_logits = s->options.all_logits || sequence->prompt_logits ||
+                                                      position + 1 == sequence->count};
             s->row_ids[used] = sequence->ids[position];
         }
     }
@@ -194,20 +196,21 @@ static int run_pass(pst_session *s, uint32_t count, pst_error *err)
 /* What a pass is made of. */
 typedef int part_of_pass(pst_session *s, uint32_t count, pst_error *err);
 
-/* Runs it and notes what made it fail: the ring then stands somewhere inside, and no later pass could be right. */
-static int run_or_fail(pst_session *s, part_of_pass *part, uint32_t count, pst_error *err)
+/* Notes what made a pass fail: the ring then stands somewhere inside, and no later pass could be right. */
+static int fail_pass(pst_session *s, const pst_error *cause, pst_error *err)
 {
-    int status = s->failed.code;
-    if (status == 0) {
-        pst_error cause = {0};
-        status = part(s, count, &cause);
-        if (status >= 0)
-            return status;
-        s->failed = cause;
-    }
+    if (s->failed.code == 0)
+        s->failed = *cause;
     if (err != NULL)
         *err = s->failed;
-    return status;
+    return s->failed.code;
+}
+
+static int run_or_fail(pst_session *s, part_of_pass *part, uint32_t count, pst_error *err)
+{
+    pst_error cause = {0};
+    const int status = s->failed.code == 0 ? part(s, count, &cause) : s->failed.code;
+    return status >= 0 ? status : fail_pass(s, &cause, err);
 }
 
 int pst_session_pass(pst_session *s, const pst_logits **out, size_t *out_count, pst_error *err)
@@ -255,7 +258,7 @@ static int fetch_logits(pst_session *s, uint32_t count, pst_error *err)
 
 int pst_session_step(pst_session *s, const pst_logits **out, size_t *out_count, pst_error *err)
 {
-    if (s->options.requests_only && !s->options.all_logits)
+    if (s->options.requests_only)
         return pst_fail(err, PST_E_USAGE, NULL, "the session was opened for whole requests (requests_only)");
     const pst_logits *logits;
     size_t count;
@@ -277,4 +280,24 @@ static int choose(pst_session *s, uint32_t count, pst_error *err)
 int pst_session_choose(pst_session *s, uint32_t count, pst_error *err)
 {
     return count > 0 ? run_or_fail(s, choose, count, err) : 0;
+}
+
+void pst_session_probe_begin(pst_session *s)
+{
+    const pst_matrix logits = pst_forward_logits(s->forward);
+    pst_prober_begin(s->prober, &logits);
+}
+
+int pst_session_probe(pst_session *s, const pst_probe *probe, pst_error *err)
+{
+    pst_error cause = {.offset = PST_NO_OFFSET};
+    int status = s->failed.code == 0 ? pst_prober_ask(s->prober, probe, &cause) : s->failed.code;
+    return status < 0 ? fail_pass(s, &cause, err) : 0;
+}
+
+int pst_session_probe_end(pst_session *s, pst_error *err)
+{
+    pst_error cause = {.offset = PST_NO_OFFSET};
+    int status = s->failed.code == 0 ? pst_prober_end(s->prober, &cause) : s->failed.code;
+    return status < 0 ? fail_pass(s, &cause, err) : 0;
 }

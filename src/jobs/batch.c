@@ -119,13 +119,14 @@ char *pst_batch_header(const pst_batch *b, const char *types)
     for (size_t n = 0; n < 3; n++)
         snprintf(digests[n], sizeof digests[n], "%016" PRIx64, numbers[n]);
     json_t *header = json_pack(
-        "{s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "format",
-        "penstock batch journal 1", "kind", b->options.kind == PST_BATCH_SCORE ? "score" : "generate", "input_bytes",
+        "{s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:i}", "format",
+        "penstock batch journal 2", "kind", b->options.kind == PST_BATCH_SCORE ? "score" : "generate", "input_bytes",
         (json_int_t)pst_batch_input_bytes(b->input), "input", digests[0], "model", digests[1], "options", digests[2],
         "types", types, "lines", (json_int_t)i->lines, "requests", (json_int_t)i->requests, "max_tokens",
         (json_int_t)i->max_tokens, "max_prompt_tokens", (json_int_t)i->max_prompt_tokens, "memory_bytes",
         (json_int_t)i->memory_bytes, "fixed_bytes", (json_int_t)i->fixed_bytes, "kv_tokens", (json_int_t)i->kv_tokens,
-        "prompt_tokens", (json_int_t)i->prompt_tokens, "new_tokens", (json_int_t)i->new_tokens);
+        "prompt_tokens", (json_int_t)i->prompt_tokens, "new_tokens", (json_int_t)i->new_tokens, "logprobs",
+        (int)i->logprobs, "prompt_logprobs", (int)i->prompt_logprobs);
     char *dumped = header != NULL ? json_dumps(header, JSON_COMPACT) : NULL;
     char *text = dumped != NULL ? pst_heap_strdup(dumped) : NULL;
     free(dumped);
@@ -148,10 +149,10 @@ static int check_parsed(pst_batch *b, const json_t *header, pst_error *err)
     const char *path = b->journal_path;
     pst_batch_info *i = &b->info;
     const char *format = "", *kind = "";
-    uint64_t lines = 0, tokens, prompt_tokens;
+    uint64_t lines = 0, tokens, prompt_tokens, logprobs, prompt_logprobs;
     PST_TRY(pst_json_string(header, "format", true, &format, path, err));
     PST_TRY(pst_json_string(header, "kind", true, &kind, path, err));
-    if (strcmp(format, "penstock batch journal 1") != 0)
+    if (strcmp(format, "penstock batch journal 2") != 0)
         return pst_fail(err, PST_E_FORMAT, path, "the journal was made by another version; %s", anew);
     if (strcmp(kind, b->options.kind == PST_BATCH_SCORE ? "score" : "generate") != 0)
         return pst_fail(err, PST_E_FORMAT, path, "the unfinished job is one of the command %.20s; %s", kind, anew);
@@ -169,13 +170,13 @@ static int check_parsed(pst_batch *b, const json_t *header, pst_error *err)
     PST_TRY(pst_json_u64(header, "max_prompt_tokens", true, 0, b->rules.limit, &prompt_tokens, path, err));
     PST_TRY(pst_json_u64(header, "memory_bytes", true, 0, UINT64_MAX, &i->memory_bytes, path, err));
     PST_TRY(pst_json_u64(header, "fixed_bytes", true, 0, UINT64_MAX, &i->fixed_bytes, path, err));
-    /* Journals of former versions have no sums: all are as long as the longest, then. */
-    i->prompt_tokens = i->requests * prompt_tokens;
-    i->new_tokens = i->requests * (tokens - pst_min(tokens, prompt_tokens));
-    i->kv_tokens = i->requests * pst_round_up(tokens, KV_BLOCK);
-    PST_TRY(pst_json_u64(header, "kv_tokens", false, 0, UINT64_MAX, &i->kv_tokens, path, err));
-    PST_TRY(pst_json_u64(header, "prompt_tokens", false, 0, UINT64_MAX, &i->prompt_tokens, path, err));
-    PST_TRY(pst_json_u64(header, "new_tokens", false, 0, UINT64_MAX, &i->new_tokens, path, err));
+    PST_TRY(pst_json_u64(header, "kv_tokens", true, 0, UINT64_MAX, &i->kv_tokens, path, err));
+    PST_TRY(pst_json_u64(header, "prompt_tokens", true, 0, UINT64_MAX, &i->prompt_tokens, path, err));
+    PST_TRY(pst_json_u64(header, "new_tokens", true, 0, UINT64_MAX, &i->new_tokens, path, err));
+    PST_TRY(pst_json_u64(header, "logprobs", true, 0, 1, &logprobs, path, err));
+    PST_TRY(pst_json_u64(header, "prompt_logprobs", true, 0, 1, &prompt_logprobs, path, err));
+    i->logprobs = logprobs != 0;
+    i->prompt_logprobs = prompt_logprobs != 0;
     if (lines != i->lines)
         return pst_fail(err, PST_E_FORMAT, path, "the journal counts %" PRIu64 " lines and the input has %" PRIu64,
                         lines, i->lines);
@@ -243,6 +244,9 @@ static void measure_line(pst_batch *b, const pst_batch_line *line, size_t bytes)
     uint64_t memory = pst_batch_line_memory(&b->rules, line, bytes);
     i->memory_bytes = memory > i->memory_bytes ? memory : i->memory_bytes;
     i->requests += line->choices;
+    const bool logprobs = b->options.kind == PST_BATCH_GENERATE && line->wants_logprobs;
+    i->logprobs = i->logprobs || logprobs;
+    i->prompt_logprobs = i->prompt_logprobs || (logprobs && line->echo);
     for (size_t p = 0; p < line->prompt_count; p++) {
         size_t tokens = line->prompts[p].ids.count, all;
         if (b->options.kind == PST_BATCH_SCORE)

@@ -62,8 +62,12 @@ static int add_choice(const pst_batch *b, const pst_batch_line *line, size_t cho
             pst_json_text_add(out, i > 0 ? ", %u" : "%u", result->ids.ids[i]);
         pst_json_text_add(out, "]");
     }
-    if (line->is_openai)
-        pst_json_text_add(out, ", \"logprobs\": null");
+    if (line->is_openai || line->wants_logprobs)
+        pst_json_text_add(out, ", \"logprobs\": ");
+    if (line->wants_logprobs)
+        PST_TRY(pst_batch_add_logprobs(b, line, prompt, result, out, err));
+    else if (line->is_openai)
+        pst_json_text_add(out, "null");
     pst_json_text_add(out, ", \"finish_reason\": \"%s\"", result->finish == PST_FINISH_LENGTH ? "length" : "stop");
     return 0;
 }
@@ -192,15 +196,20 @@ int pst_batch_answer(const pst_batch *b, const pst_batch_line *line, const pst_r
 uint64_t pst_batch_line_memory(const pst_batch_rules *rules, const pst_batch_line *line, size_t bytes)
 {
     /* The line, its ids, and twice what is made of it: the results, and the answer. By the token: an id, about twelve bytes
-     * of text that grows by doubling, the same as JSON; or the digits of a log-probability. */
-    enum { LINE_BYTES = 4096, CHOICE_BYTES = 2048, TOKEN_BYTES = 96 };
-    uint64_t tokens = 0, made = 0;
+     * of text that grows by doubling, the same as JSON; or the digits of a log-probability. With log-probabilities two of them,
+     * where it is in the text, and a word and a number for each of the likeliest. */
+    enum { LINE_BYTES = 4096, CHOICE_BYTES = 2048, TOKEN_BYTES = 96, LOGPROB_BYTES = 208 };
+    const bool generates = rules->options->kind == PST_BATCH_GENERATE;
+    const uint64_t each = generates && line->wants_logprobs ? (2 + (uint64_t)line->top_logprobs) * LOGPROB_BYTES : 0;
+    uint64_t tokens = 0, made = 0, told = 0;
     for (size_t i = 0; i < line->prompt_count; i++) {
         tokens += line->prompts[i].ids.count;
-        if (rules->options->kind == PST_BATCH_GENERATE)
+        if (generates)
             made += (uint64_t)line->copies * pst_batch_line_new_tokens(rules, line, i);
         else
             made += line->prompts[i].ids.count;
+        told += line->echo ? (uint64_t)line->copies * line->prompts[i].ids.count : 0;
     }
-    return LINE_BYTES + 2 * bytes + 8 * tokens + line->choices * CHOICE_BYTES + made * TOKEN_BYTES;
+    return LINE_BYTES + 2 * bytes + 8 * tokens + line->choices * CHOICE_BYTES + made * TOKEN_BYTES +
+           (made + told) * each;
 }

@@ -278,11 +278,11 @@ void pst_batch_refuse_unsupported(pst_batch_reader *r, const pst_batch_slice *fi
         pst_batch_field field;
         double nothing;
     } rows[] = {
-        {PST_FIELD_STREAM, NAN},           {PST_FIELD_STREAM_OPTIONS, NAN}, {PST_FIELD_BEST_OF, copies},
-        {PST_FIELD_SUFFIX, NAN},           {PST_FIELD_LOGIT_BIAS, NAN},     {PST_FIELD_LOGPROBS, NAN},
-        {PST_FIELD_TOP_LOGPROBS, NAN},     {PST_FIELD_PRESENCE_PENALTY, 0}, {PST_FIELD_FREQUENCY_PENALTY, 0},
-        {PST_FIELD_REPETITION_PENALTY, 1}, {PST_FIELD_MIN_TOKENS, 0},       {PST_FIELD_USE_BEAM_SEARCH, NAN},
-        {PST_FIELD_RESPONSE_FORMAT, NAN},  {PST_FIELD_TOOLS, NAN},
+        {PST_FIELD_STREAM, NAN},         {PST_FIELD_STREAM_OPTIONS, NAN},  {PST_FIELD_BEST_OF, copies},
+        {PST_FIELD_SUFFIX, NAN},         {PST_FIELD_LOGIT_BIAS, NAN},      {PST_FIELD_TOP_LOGPROBS, 0},
+        {PST_FIELD_PRESENCE_PENALTY, 0}, {PST_FIELD_FREQUENCY_PENALTY, 0}, {PST_FIELD_REPETITION_PENALTY, 1},
+        {PST_FIELD_MIN_TOKENS, 0},       {PST_FIELD_USE_BEAM_SEARCH, NAN}, {PST_FIELD_RESPONSE_FORMAT, NAN},
+        {PST_FIELD_TOOLS, NAN},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         pst_batch_slice value = fields[rows[i].field];

@@ -56,6 +56,10 @@ int pst_batch_check_types(const pst_batch *batch, const char *types, pst_error *
 int pst_batch_answer(const pst_batch *batch, const pst_batch_line *line, const pst_result *results, pst_json_text *out,
                      pst_error *err);
 
+/* The log-probabilities of a choice, with `echo` its prompt's before them: OpenAI's object "logprobs" of completions. */
+int pst_batch_add_logprobs(const pst_batch *batch, const pst_batch_line *line, const pst_batch_prompt *prompt,
+                           const pst_result *result, pst_json_text *out, pst_error *err);
+
 /* Takes it off the list and frees it. */
 void pst_batch_drop_group(pst_batch *batch, pst_batch_group *group);
 

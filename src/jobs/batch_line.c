@@ -249,6 +249,16 @@ static int check_lengths(pst_batch_reader *r)
     return 0;
 }
 
+static void read_logprobs(pst_batch_reader *r, pst_batch_slice most)
+{
+    double top = 0;
+    if (most.text == NULL || most.text[0] == 'f')
+        return;
+    pst_batch_read_whole(r, "logprobs", most, 0, PST_MAX_TOP_LOGPROBS, &top);
+    r->line->wants_logprobs = true;
+    r->line->top_logprobs = (uint32_t)top;
+}
+
 static int read_generation(pst_batch_reader *r, const pst_batch_slice *fields)
 {
     pst_batch_line *line = r->line;
@@ -265,6 +275,7 @@ static int read_generation(pst_batch_reader *r, const pst_batch_slice *fields)
     pst_batch_read_whole(r, "max_tokens", most, 0, 1e9, &tokens);
     pst_batch_read_whole(r, "n", fields[PST_FIELD_N], 1, 128, &copies);
     pst_batch_read_bool(r, "echo", fields[PST_FIELD_ECHO], &line->echo);
+    read_logprobs(r, fields[PST_FIELD_LOGPROBS]);
     line->ignore_end = o->ignore_end;
     pst_batch_read_bool(r, "ignore_eos", fields[PST_FIELD_IGNORE_EOS], &line->ignore_end);
     read_sampling(r, fields);
@@ -467,7 +478,10 @@ void pst_batch_line_request(const pst_batch_rules *rules, const pst_batch_line *
                          .sampling = line->sampling,
                          .stop_texts = line->stops != NULL ? (const char *const *)line->stops : o->stop_texts,
                          .stop_count = line->stops != NULL ? line->stop_count : o->stop_count,
-                         .ignore_end = line->ignore_end};
+                         .ignore_end = line->ignore_end,
+                         .logprobs = line->wants_logprobs,
+                         .prompt_logprobs = line->wants_logprobs && line->echo,
+                         .top_logprobs = line->top_logprobs};
     /* The copies of one prompt differ; those of line i are not the first ones of the lines after it. */
     if (copy > 0)
         out->sampling.seed =

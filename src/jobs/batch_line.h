@@ -61,9 +61,11 @@ typedef struct pst_batch_line {
     size_t stop_count;
     bool ignore_end, echo;
 
+    bool wants_logprobs;   /* in the answer; with `echo` also those of the prompt */
+    uint32_t top_logprobs; /* of so many likeliest tokens, too; not by scoring */
+
     size_t scored_from; /* scoring: tokens before this one are given and not scored */
-    bool wants_logprobs;
-    double *logprobs; /* of the whole text, made by the run */
+    double *logprobs;   /* of the whole text, made by the run */
 
     const char *error_code; /* NULL: the line is good. Static storage */
     char error[320];

@@ -36,11 +36,9 @@ static int send_fused(pst_decode_chain *chain, size_t at, const char *text, size
     return send(chain, at + 1, (fragment){.text = text, .bytes = bytes, .begins = begins, .ends = ends}, err);
 }
 
-static int replace(pst_decode_chain *chain, size_t at, fragment f, pst_error *err)
+/* Appends the token with what the step's pattern finds replaced. */
+static int replace_in(pst_decode_chain *chain, const pst_step *step, fragment f, pst_bytes *made, pst_error *err)
 {
-    const pst_step *step = &chain->steps->data[at];
-    pst_bytes *made = &chain->stages[at].made;
-    made->count = 0;
     PST_TRY(pst_pattern_cut(&step->pattern, chain->regexes, f.text, f.bytes, &chain->spans, err));
     for (size_t i = 0; i < chain->spans.count; i++) {
         const pst_span *span = &chain->spans.data[i];
@@ -49,6 +47,14 @@ static int replace(pst_decode_chain *chain, size_t at, fragment f, pst_error *er
         else
             PST_TRY(pst_bytes_append(made, f.text + span->start, span->end - span->start, err));
     }
+    return 0;
+}
+
+static int replace(pst_decode_chain *chain, size_t at, fragment f, pst_error *err)
+{
+    pst_bytes *made = &chain->stages[at].made;
+    made->count = 0;
+    PST_TRY(replace_in(chain, &chain->steps->data[at], f, made, err));
     return send_token(chain, at + 1, made->data, made->count, err);
 }
 
@@ -182,6 +188,19 @@ static int strip_both(pst_decode_chain *chain, size_t at, fragment f, pst_error 
     return send(chain, at + 1, f, err);
 }
 
+/* Appends the token with a space, or nothing, for each replacement. */
+static int append_spaced(pst_bytes *out, const pst_step *step, fragment f, bool drop, pst_error *err)
+{
+    for (size_t i = 0, width; i < f.bytes; i += width) {
+        width = pst_utf8_width((unsigned char)f.text[i]);
+        if (width != step->content_bytes || memcmp(f.text + i, step->content, width) != 0)
+            PST_TRY(pst_bytes_append(out, f.text + i, width, err));
+        else if (!drop)
+            PST_TRY(pst_bytes_append(out, " ", 1, err));
+    }
+    return 0;
+}
+
 /* The replacement becomes a space, or nothing anywhere in the first token. */
 static int metaspace(pst_decode_chain *chain, size_t at, fragment f, pst_error *err)
 {
@@ -189,15 +208,8 @@ static int metaspace(pst_decode_chain *chain, size_t at, fragment f, pst_error *
     pst_decode_stage *stage = &chain->stages[at];
     if (f.begins && stage->count < 2)
         stage->count++;
-    bool drop = stage->count == 1 && step->prepend != PST_PREPEND_NEVER;
     stage->made.count = 0;
-    for (size_t i = 0, width; i < f.bytes; i += width) {
-        width = pst_utf8_width((unsigned char)f.text[i]);
-        if (width != step->content_bytes || memcmp(f.text + i, step->content, width) != 0)
-            PST_TRY(pst_bytes_append(&stage->made, f.text + i, width, err));
-        else if (!drop)
-            PST_TRY(pst_bytes_append(&stage->made, " ", 1, err));
-    }
+    PST_TRY(append_spaced(&stage->made, step, f, stage->count == 1 && step->prepend != PST_PREPEND_NEVER, err));
     f.text = stage->made.data;
     f.bytes = stage->made.count;
     return send(chain, at + 1, f, err);
@@ -292,4 +304,33 @@ int pst_decode_finish(pst_decode_chain *chain, pst_error *err)
         }
     }
     return 0;
+}
+
+int pst_decode_alone(pst_decode_chain *chain, const char *text, size_t bytes, pst_error *err)
+{
+    pst_bytes made = {0};
+    int status = pst_bytes_append(&made, text, bytes, err);
+    for (size_t at = 0; at < chain->steps->count && status >= 0; at++) {
+        const pst_step *step = &chain->steps->data[at];
+        const fragment f = {.text = made.data, .bytes = made.count};
+        const int byte = byte_of_token(f);
+        const char value = (char)byte;
+        chain->out.count = 0;
+        if (step->kind == PST_STEP_REPLACE)
+            status = replace_in(chain, step, f, &chain->out, err);
+        else if (step->kind == PST_STEP_BYTE_LEVEL)
+            status = append_byte_level(&chain->out, f, err);
+        else if (step->kind == PST_STEP_METASPACE)
+            status = append_spaced(&chain->out, step, f, false, err);
+        else if (step->kind == PST_STEP_BYTE_FALLBACK && byte >= 0)
+            status = pst_bytes_append(&chain->out, &value, 1, err);
+        else /* the others join tokens, or take from the ends of the whole */
+            continue;
+        pst_bytes_swap(&chain->out, &made);
+        if (pst_utf8_valid_prefix(made.data, made.count) < made.count)
+            break; /* a part of a character, which is no text for the steps that follow */
+    }
+    pst_bytes_swap(&chain->out, &made);
+    pst_bytes_free(&made);
+    return status;
 }

@@ -32,6 +32,8 @@ int pst_decode_open(pst_decode_chain *chain, const pst_steps *steps, bool join_w
 void pst_decode_close(pst_decode_chain *chain);
 /* One token's text: appends to chain->out what became certain. */
 int pst_decode_push(pst_decode_chain *chain, const char *text, size_t bytes, pst_error *err);
+/* One token by itself: the bytes that it stands for inside a text replace chain->out, with nothing of its neighbours' doing. */
+int pst_decode_alone(pst_decode_chain *chain, const char *text, size_t bytes, pst_error *err);
 /* The end: appends what was held back. */
 int pst_decode_finish(pst_decode_chain *chain, pst_error *err);
 

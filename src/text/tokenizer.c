@@ -192,6 +192,25 @@ int pst_tokenizer_decode(const pst_tokenizer *tokenizer, const uint32_t *ids, si
     return status;
 }
 
+int pst_tokenizer_token(const pst_tokenizer *tokenizer, uint32_t id, char **out, size_t *out_bytes, pst_error *err)
+{
+    pst_decode_chain chain;
+    size_t bytes = 0;
+    const char *text = pst_added_text(&tokenizer->added, &tokenizer->bpe.vocab, id, &bytes);
+    int status = pst_decode_open(&chain, &tokenizer->decoders, !tokenizer->has_decoder, err);
+    if (status == 0 && text != NULL)
+        status = pst_decode_alone(&chain, text, bytes, err);
+    if (status == 0)
+        status = pst_bytes_append(&chain.out, "", 1, err);
+    if (status == 0) {
+        *out = chain.out.data;
+        *out_bytes = chain.out.count - 1;
+        chain.out = (pst_bytes){0};
+    }
+    pst_decode_close(&chain);
+    return status;
+}
+
 struct pst_text_stream {
     const pst_tokenizer *tokenizer;
     bool skip_special;

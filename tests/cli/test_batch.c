@@ -215,6 +215,76 @@ static void test_scoring(void **state)
     json_decref(alone);
 }
 
+/* OpenAI's object for each choice: lists of one length, offsets that texts begin at. */
+static void check_completion_logprobs(const json_t *choice, const char *whole, size_t tokens, size_t most)
+{
+    const json_t *told = json_object_get(choice, "logprobs"), *names = json_object_get(told, "tokens");
+    const json_t *values = json_object_get(told, "token_logprobs"), *tops = json_object_get(told, "top_logprobs");
+    const json_t *offsets = json_object_get(told, "text_offset");
+    assert_int_equal(json_array_size(names), tokens);
+    assert_int_equal(json_array_size(values), tokens);
+    assert_int_equal(json_array_size(tops), tokens);
+    assert_int_equal(json_array_size(offsets), tokens);
+    for (size_t i = 0; i < tokens; i++) {
+        const char *name = json_string_value(json_array_get(names, i));
+        const json_t *value = json_array_get(values, i), *top = json_array_get(tops, i);
+        const size_t offset = (size_t)json_integer_value(json_array_get(offsets, i));
+        assert_true(offset <= strlen(whole));
+        if (json_is_null(value)) {
+            assert_int_equal(i, 0);
+            assert_true(json_is_null(top));
+            continue;
+        }
+        assert_int_equal(strncmp(whole + offset, name, strlen(name)), 0);
+        assert_in_range(json_object_size(top), most > 0 ? most : 1, most + 1);
+        assert_true(json_equal(json_object_get(top, name), value));
+    }
+}
+
+static void test_logprobs(void **state)
+{
+    (void)state;
+    static const char text[] = "Once upon a time there was a fox.";
+    char in[600], out[600], whole[600];
+    snprintf(in, sizeof in, "%s", scratch_path("logprobs.jsonl"));
+    snprintf(out, sizeof out, "%s", scratch_path("logprobs.out"));
+    write_text(
+        in, "{\"prompt\": \"Once upon a time there was a fox.\", \"max_tokens\": 0, \"echo\": true, \"logprobs\": 0}\n"
+            "{\"prompt\": \"Once upon\", \"max_tokens\": 9, \"logprobs\": 3, \"temperature\": 1.2}\n"
+            "{\"prompt\": \"Once upon\", \"max_tokens\": 9, \"temperature\": 1.2, \"seed\": 1}\n"
+            "{\"prompt\": [\"Once\", \"The fox\"], \"max_tokens\": 4, \"logprobs\": 20, \"echo\": true, \"n\": 2}\n"
+            "{\"prompt_token_ids\": [1], \"max_tokens\": 0, \"logprobs\": 1, \"echo\": true}\n");
+    expect_ok(PENSTOCK("generate", MODEL, "-i", in, "-o", out));
+    json_t *alone = expect_json(PENSTOCK("score", MODEL, "--text", text, "--json"));
+    const json_t *scores = json_object_get(json_array_get(json_object_get(alone, "results"), 0), "logprobs");
+    json_t *answer = answer_of(out, 0);
+    const json_t *values = json_object_get(json_object_get(answer, "logprobs"), "token_logprobs");
+    assert_int_equal(json_array_size(values), json_array_size(scores) + 1);
+    for (size_t i = 0; i < json_array_size(scores); i++)
+        assert_true(json_equal(json_array_get(values, i + 1), json_array_get(scores, i)));
+    check_completion_logprobs(answer, text, json_array_size(values), 0);
+    json_decref(answer);
+    json_decref(alone);
+    answer = answer_of(out, 1);
+    snprintf(whole, sizeof whole, "Once upon%s", text_at(answer, "text", NULL));
+    check_completion_logprobs(answer, whole, 9, 3);
+    json_t *untold = answer_of(out, 2);
+    assert_string_equal(text_at(answer, "text", NULL), text_at(untold, "text", NULL));
+    assert_null(json_object_get(untold, "logprobs"));
+    json_decref(untold);
+    json_decref(answer);
+    answer = answer_of(out, 3);
+    for (size_t i = 0; i < 4; i++) {
+        const json_t *choice = json_array_get(json_object_get(answer, "choices"), i);
+        const json_t *names = json_object_get(json_object_get(choice, "logprobs"), "tokens");
+        check_completion_logprobs(choice, text_at(choice, "text", NULL), json_array_size(names), 20);
+    }
+    json_decref(answer);
+    answer = answer_of(out, 4);
+    assert_int_equal(json_array_size(json_object_get(json_object_get(answer, "logprobs"), "tokens")), 1);
+    json_decref(answer);
+}
+
 /* The answers of a batch are those of the prompts alone, whatever the batch size. */
 static void test_like_prompts(void **state)
 {
@@ -373,16 +443,17 @@ static void make_job(const char *path, size_t requests)
             fprintf(
                 file,
                 "{\"custom_id\": \"r%zu\", \"method\": \"POST\", \"url\": \"/v1/completions\", \"body\": {\"prompt\": "
-                "\"In the valley of\", \"max_tokens\": %d, \"temperature\": 1}}\n",
-                i, 1 + (int)random_below(60));
+                "\"In the valley of\", \"max_tokens\": %d, \"temperature\": 1%s}}\n",
+                i, (int)random_below(60),
+                random_below(3) == 0 ? ", \"logprobs\": 2, \"echo\": true" : "");
             break;
         case 1: fprintf(file, i % 2 ? "{\"prompt\": 5, \"id\": %zu}\n" : "broken %zu\n", i); break;
         case 2:
             fprintf(
                 file,
                 "{\"id\": %zu, \"prompt\": [\"The river\", \"A fox\"], \"n\": 2, \"temperature\": 0.8, \"max_tokens\": "
-                "%d}\n",
-                i, 1 + (int)random_below(8));
+                "%d, \"logprobs\": %s}\n",
+                i, 1 + (int)random_below(8), random_below(2) == 0 ? "5" : "null");
             break;
         default:
             fprintf(file, "{\"id\": %zu, \"prompt\": \"", i);
@@ -686,6 +757,7 @@ int main(void)
         cmocka_unit_test(test_plain_lines),
         cmocka_unit_test(test_envelope_lines),
         cmocka_unit_test(test_scoring),
+        cmocka_unit_test(test_logprobs),
         cmocka_unit_test(test_like_prompts),
         cmocka_unit_test(test_complete_and_restart),
         cmocka_unit_test(test_files_in_the_way),

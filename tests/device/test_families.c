@@ -211,8 +211,13 @@ static void test_stored_cases(void **state)
 
 enum { SAMPLED = 5, SAMPLED_TOKENS = 12 };
 
+/* Log-probabilities of a text's tokens, of the likeliest ones in their places, and of the prompt's. */
+typedef struct told {
+    double values[SAMPLED_TOKENS], best[SAMPLED_TOKENS], prompt[MOST_TOKENS];
+} told;
+
 static void generate_sampled(pst_model *model, const char *device, const uint32_t *ids, size_t count,
-                             uint32_t answers[SAMPLED][SAMPLED_TOKENS], const char *what)
+                             uint32_t answers[SAMPLED][SAMPLED_TOKENS], told tolds[SAMPLED], const char *what)
 {
     static const pst_sampling samplings[SAMPLED] = {{.temperature = 0.8, .top_k = 50, .top_p = 0.9, .seed = 11},
                                                     {.temperature = 1, .top_p = 0.95, .seed = 12},
@@ -227,6 +232,8 @@ static void generate_sampled(pst_model *model, const char *device, const uint32_
                                          .compute_type = PST_COMPUTE_F32,
                                          .kv_bits = 32,
                                          .requests_only = true,
+                                         .logprobs = true,
+                                         .prompt_logprobs = true,
                                          .device = device};
     pst_session *session = open_session(model, options, what);
     for (size_t i = 0; i < SAMPLED; i++)
@@ -234,13 +241,47 @@ static void generate_sampled(pst_model *model, const char *device, const uint32_
                                     .prompt_count = count,
                                     .max_new_tokens = SAMPLED_TOKENS,
                                     .sampling = samplings[i],
-                                    .ignore_end = true};
+                                    .ignore_end = true,
+                                    .logprobs = true,
+                                    .prompt_logprobs = i % 2 == 0,
+                                    .top_logprobs = 1};
     if (pst_generate(session, requests, SAMPLED, NULL, NULL, results, NULL, &err) < 0)
         fail_msg("%s: %s", what, err.message);
     for (size_t i = 0; i < SAMPLED; i++) {
         memcpy(answers[i], results[i].ids.ids, sizeof answers[i]);
+        tolds[i] = (told){.values = {0}};
+        memcpy(tolds[i].values, results[i].logprobs.values, sizeof tolds[i].values);
+        memcpy(tolds[i].best, results[i].logprobs.top_values, sizeof tolds[i].best);
+        if (i % 2 == 0)
+            memcpy(tolds[i].prompt, results[i].prompt_logprobs.values, (count - 1) * sizeof(double));
         pst_result_free(&results[i]);
     }
+    pst_session_close(session);
+}
+
+static void expect_near(const double *got, const double *expected, size_t count, const char *what)
+{
+    for (size_t i = 0; i < count; i++)
+        if (!(fabs(got[i] - expected[i]) <= 1e-3))
+            fail_msg("%s on %s: a log-probability of %g instead of %g", what, ops_name(), got[i], expected[i]);
+}
+
+/* Scores of a text whose logits stay on the device are, to the bit, what is told of a prompt. */
+static void check_scores(pst_model *model, const uint32_t *ids, size_t count, const double *expected, const char *what)
+{
+    const pst_session_options options = {.max_tokens = (uint32_t)count,
+                                         .compute_type = PST_COMPUTE_F32,
+                                         .kv_bits = 32,
+                                         .all_logits = true,
+                                         .requests_only = true,
+                                         .device = ops_file()};
+    double logprobs[MOST_TOKENS];
+    pst_score_request request = {.ids = ids, .count = count, .logprobs = logprobs};
+    pst_error err;
+    pst_session *session = open_session(model, options, what);
+    if (pst_score(session, &request, 1, NULL, NULL, NULL, &err) < 0)
+        fail_msg("%s: %s", what, err.message);
+    assert_memory_equal(logprobs, expected, (count - 1) * sizeof *logprobs);
     pst_session_close(session);
 }
 
@@ -254,17 +295,21 @@ static void test_sampled_texts(void **state)
     for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
         char path[600];
         uint32_t ids[20], host[SAMPLED][SAMPLED_TOKENS], mine[SAMPLED][SAMPLED_TOKENS];
+        static told host_told[SAMPLED], mine_told[SAMPLED];
         pst_model_info info;
         snprintf(path, sizeof path, CASES "/%s", names[n]);
         pst_model *model = open_model(path);
         pst_model_get_info(model, &info);
         for (uint32_t i = 0; i < 20; i++)
             ids[i] = (i * 37 + 5) % info.vocab;
-        generate_sampled(model, "host", ids, 20, host, names[n]);
-        generate_sampled(model, ops_file(), ids, 20, mine, names[n]);
+        generate_sampled(model, "host", ids, 20, host, host_told, names[n]);
+        generate_sampled(model, ops_file(), ids, 20, mine, mine_told, names[n]);
         for (size_t i = 0; i < SAMPLED; i++)
             if (memcmp(host[i], mine[i], sizeof host[i]) != 0)
                 fail_msg("%s on %s: other tokens than on the host in text %zu", names[n], ops_name(), i);
+        const size_t numbers = SAMPLED * (sizeof(told) / sizeof(double));
+        expect_near((const double *)mine_told, (const double *)host_told, numbers, names[n]);
+        check_scores(model, ids, 20, mine_told[0].prompt, names[n]);
         pst_model_close(model);
     }
 }

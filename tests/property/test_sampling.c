@@ -3,6 +3,7 @@
  * Tokens of whole passes, and one by one, against the plain way to choose them (support/sampling.h): random logits with equals,
  * infinities and values far apart, every setting, vocabularies below and above what a device's `top` gives; rows with
  * different settings side by side, on pools of several threads. What cannot be used is refused, whatever its neighbours are.
+ * Log-probabilities of what was chosen, and of the likeliest, against sums in float64.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -14,8 +15,10 @@
 #include <cmocka.h>
 
 #include "base/heap.h"
+#include "base/number.h"
 #include "device/fault.h"
 #include "infer/choose.h"
+#include "infer/probe.h"
 #include "nn/forward_internal.h"
 #include "support/random.h"
 #include "support/sampling.h"
@@ -173,6 +176,80 @@ static void free_forward(pst_forward *f, const pass *p)
     f->device->ops->release(f->device, PST_MEMORY_HOST, f->fetched, f->fetched_bytes);
 }
 
+/* ---- log-probabilities ---- */
+
+/* log(sum of exp) of a usable row. */
+static double plain_log_sum(const float *row, uint32_t vocab)
+{
+    double sum = 0, largest = (double)-INFINITY;
+    for (uint32_t i = 0; i < vocab; i++)
+        largest = fmax(largest, (double)row[i]);
+    for (uint32_t i = 0; i < vocab; i++)
+        sum += exp((double)row[i] - largest);
+    return largest + log(sum);
+}
+
+static void check_value(const char *what, const pst_probe *probe, double got, double expected)
+{
+    /* The sum is right to 2^-24 of itself, its logarithm so much off; what it is added to may round more. */
+    const double allowed = 0x1p-23 + fabs(expected) * 0x1p-50;
+    if (!(fabs(got - expected) <= allowed) && !(isinf(expected) && got == expected))
+        fail_msg("%s, row %u, id %u: %.17g instead of %.17g", what, probe->row, probe->id, got, expected);
+}
+
+static void check_probe(const pass *p, const pst_probe *probe, const char *what)
+{
+    const float *row = p->values + probe->row * (size_t)(p->vocab + PADDING);
+    if (!pst_logits_are_usable(row, p->vocab)) {
+        assert_true(isnan(*probe->value));
+        return;
+    }
+    const double sum = plain_log_sum(row, p->vocab);
+    check_value(what, probe, *probe->value, (double)row[probe->id] - sum);
+    for (uint32_t i = 0; i < p->vocab; i++)
+        scratch[i] = (pst_candidate){row[i], i};
+    qsort(scratch, p->vocab, sizeof *scratch, sampling_falling);
+    for (uint32_t n = 0; n < probe->top; n++) {
+        assert_int_equal(probe->ids[n], scratch[n].id);
+        check_value(what, probe, probe->values[n], (double)scratch[n].value - sum);
+    }
+}
+
+enum { MOST_TOP = 7, MOST_PROBES = 3 * ROWS };
+
+/* Probes of some rows, several of a row at times, after choices were made whose rows are kept. */
+static void check_probes(const pass *p, pst_forward *forward, const pst_choice *choices, const char *what)
+{
+    static pst_probe probes[MOST_PROBES];
+    static double found[MOST_PROBES], tops[MOST_PROBES][MOST_TOP];
+    static uint32_t top_ids[MOST_PROBES][MOST_TOP];
+    const pst_matrix made = pst_forward_logits(forward);
+    pst_prober *prober;
+    pst_error err;
+    uint32_t count = 0;
+    assert_int_equal(pst_prober_create(forward->device, MOST_TOP, &prober, &err), 0);
+    pst_prober_begin(prober, &made);
+    for (uint32_t i = 0; i < p->count; i++) {
+        if (!choices[i].keep)
+            continue;
+        for (uint64_t n = 1 + random_below(3); n > 0; n--, count++) {
+            probes[count] =
+                (pst_probe){.row = choices[i].row,
+                            .id = choices[i].usable && n == 1 ? choices[i].id : (uint32_t)random_below(p->vocab),
+                            .top = (uint32_t)random_below(pst_min(MOST_TOP, p->vocab) + 1),
+                            .value = &found[count],
+                            .values = tops[count],
+                            .ids = top_ids[count]};
+            assert_int_equal(pst_prober_ask(prober, &probes[count], &err), 0);
+        }
+    }
+    if (pst_prober_end(prober, &err) < 0)
+        fail_msg("%s", err.message);
+    for (uint32_t i = 0; i < count; i++)
+        check_probe(p, &probes[i], what);
+    pst_prober_destroy(prober);
+}
+
 /* One device's choices. */
 static void check_pass(const pass *p, pst_device *device, pst_pool *pool, const char *what)
 {
@@ -182,13 +259,16 @@ static void check_pass(const pass *p, pst_device *device, pst_pool *pool, const 
                                  .pool = pool,
                                  .max_rows = p->count ? p->count : 1,
                                  .vocab = p->vocab,
-                                 .fetched_rows = forward.fetched_rows};
+                                 .fetched_rows = forward.fetched_rows,
+                                 .keeps = true};
     pst_chooser *chooser;
     pst_error err;
     assert_int_equal(pst_chooser_create(&config, &chooser, &err), 0);
     for (int again = 0; again < 1 + forward.apart; again++) { /* the host's logits are used up */
         pst_choice *choices = pst_chooser_choices(chooser);
         memcpy(choices, p->choices, p->count * sizeof *choices);
+        for (uint32_t i = 0; i < p->count; i++)
+            choices[i].keep = random_below(2) == 0;
         if (pst_chooser_run(chooser, &forward, p->count, &err) < 0)
             fail_msg("%s", err.message);
         for (uint32_t i = 0; i < p->count; i++) {
@@ -197,6 +277,7 @@ static void check_pass(const pass *p, pst_device *device, pst_pool *pool, const 
             if (choices[i].usable && choices[i].id != p->expected[i].id)
                 fail_choice(&p->sampling[i], p->vocab, what, choices[i].id, p->expected[i].id);
         }
+        check_probes(p, &forward, choices, what);
     }
     pst_chooser_destroy(chooser);
     free_forward(&forward, p);
@@ -270,6 +351,19 @@ static void test_memory(void **state)
         assert_true(pst_chooser_create(&config, &chooser, &err) < 0);
         assert_int_equal(pst_device_fault_held(&fault), 0);
     }
+    pst_prober *prober;
+    fault.peak_bytes[PST_MEMORY_DEVICE] = fault.peak_bytes[PST_MEMORY_HOST] = 0;
+    pst_prober_measure(20, true, &host_bytes, &device_bytes);
+    assert_int_equal(pst_prober_create(device, 20, &prober, &err), 0);
+    assert_in_range(device_bytes, fault.peak_bytes[PST_MEMORY_DEVICE], 1 << 17);
+    assert_in_range(host_bytes, fault.peak_bytes[PST_MEMORY_HOST], 1 << 17);
+    pst_prober_destroy(prober);
+    for (int64_t n = 0; n < 2; n++) {
+        pst_device_fault_fail(&fault, PST_DEVICE_ALLOCATE, n, 1, -ENOMEM);
+        assert_true(pst_prober_create(device, 20, &prober, &err) < 0);
+        assert_int_equal(pst_device_fault_held(&fault), 0);
+    }
+    assert_int_equal(pst_heap_live_count(), live);
     pst_device_destroy(device);
     pst_pool_destroy(pool);
 }

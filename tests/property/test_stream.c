@@ -3,7 +3,7 @@
  * Requests from a source to a sink: whatever runs beside a request, and whenever sequences join and leave, its answer is
  * bit for bit the one that it gets alone. Random requests, some of which cannot run, go through random sessions; each is
  * answered exactly once, no more are on their way than promised, and no slot stays empty while requests wait. That holds,
- * too, where the KV cache has far fewer blocks than the slots could fill, in memory and in a file.
+ * too, where the KV cache has far fewer blocks than the slots could fill, in memory and in a file, and for log-probabilities.
  */
 #include <inttypes.h>
 #include <setjmp.h>
@@ -76,6 +76,9 @@ static void deal(work *w)
                                              .top_p = (double)random_below(4) / 3,
                                              .min_p = (double)random_below(2) / 50,
                                              .seed = random_below(1000)};
+        t->request.logprobs = random_below(2) == 0;
+        t->request.prompt_logprobs = random_below(3) == 0;
+        t->request.top_logprobs = (uint32_t)(random_below(2) * random_below(PST_MAX_TOP_LOGPROBS + 1));
         uint64_t kind = i == 0 ? 2 : random_below(12); /* the first is good: others begin with its ids */
         t->bad = kind <= 1;
         if (kind == 0)
@@ -86,10 +89,58 @@ static void deal(work *w)
     }
 }
 
+static void expect_same_logprobs(const pst_logprobs *got, const pst_logprobs *expected, size_t request)
+{
+    const size_t tops = expected->count * expected->top;
+    if (got->count != expected->count || (got->count > 0 && got->top != expected->top))
+        fail_msg("request %zu: %zu log-probabilities and %u likeliest tokens", request, got->count, got->top);
+    if (got->count == 0)
+        return;
+    assert_memory_equal(got->values, expected->values, expected->count * sizeof(double));
+    assert_memory_equal(got->top_values, expected->top_values, tops * sizeof(double));
+    assert_memory_equal(got->top_ids, expected->top_ids, tops * sizeof(uint32_t));
+}
+
+/* What is told of a prompt is what scoring gives, and of an answer what scoring the two gives. */
+static void check_logprobs(const task *t, size_t request)
+{
+    const pst_result *r = &t->alone;
+    assert_int_equal(r->prompt_logprobs.count, t->request.prompt_logprobs ? t->count - 1 : 0);
+    assert_int_equal(r->logprobs.count, t->request.logprobs ? r->ids.count : 0);
+    for (size_t i = 0; i < r->prompt_logprobs.count; i++)
+        if (r->prompt_logprobs.values[i] != t->logprobs_alone[i])
+            fail_msg("request %zu: token %zu of the prompt", request, i + 1);
+    for (size_t i = 0; i < r->logprobs.count; i++)
+        for (uint32_t n = 0; n < r->logprobs.top; n++) {
+            const size_t at = i * r->logprobs.top + n;
+            assert_true(n == 0 || r->logprobs.top_values[at] <= r->logprobs.top_values[at - 1]);
+            assert_true(r->logprobs.top_values[at] <= 0);
+            if (r->logprobs.top_ids[at] == r->ids.ids[i])
+                assert_true(r->logprobs.top_values[at] == r->logprobs.values[i]);
+        }
+}
+
+/* Nobody asks for log-probabilities: the answers are the same. */
+static void check_untold(pst_session *session, const task *t, size_t request)
+{
+    pst_request plain = t->request;
+    pst_result result;
+    pst_error err;
+    plain.logprobs = plain.prompt_logprobs = false;
+    if (pst_generate(session, &plain, 1, NULL, NULL, &result, NULL, &err) < 0)
+        fail_msg("request %zu: %s", request, err.message);
+    assert_int_equal(result.ids.count, t->alone.ids.count);
+    assert_memory_equal(result.ids.ids, t->alone.ids.ids, result.ids.count * sizeof(uint32_t));
+    assert_null(result.logprobs.values);
+    pst_result_free(&result);
+}
+
 /* The yardstick: all weights resident, one request at a time, no neighbours ever. */
 static void run_alone(work *w)
 {
-    pst_session *generate = open_session(w, (pst_session_options){.threads = 1});
+    pst_session *generate =
+        open_session(w, (pst_session_options){.threads = 1, .logprobs = true, .prompt_logprobs = true});
+    pst_session *plain = open_session(w, (pst_session_options){.threads = 1});
     pst_session *score = open_session(w, (pst_session_options){.threads = 1, .all_logits = true});
     for (size_t i = 0; i < REQUESTS; i++) {
         task *t = &w->tasks[i];
@@ -101,8 +152,11 @@ static void run_alone(work *w)
         pst_score_request request = {t->ids, t->count, t->logprobs_alone};
         if (pst_score(score, &request, 1, NULL, NULL, NULL, &err) < 0)
             fail_msg("request %zu: %s", i, err.message);
+        check_logprobs(t, i);
+        check_untold(plain, t, i);
     }
     pst_session_close(generate);
+    pst_session_close(plain);
     pst_session_close(score);
 }
 
@@ -157,6 +211,8 @@ static int on_result(void *user, size_t request, pst_result *result, const pst_e
     assert_memory_equal(result->ids.ids, alone->ids.ids, alone->ids.count * sizeof(uint32_t));
     assert_string_equal(result->text, alone->text);
     assert_int_equal(result->finish, alone->finish);
+    expect_same_logprobs(&result->logprobs, &alone->logprobs, request);
+    expect_same_logprobs(&result->prompt_logprobs, &alone->prompt_logprobs, request);
     return 0;
 }
 
@@ -172,6 +228,8 @@ static int on_scored(void *user, size_t request, const pst_error *failure, pst_e
 static void run_stream(work *w, pst_session_options options, const char *what)
 {
     options.all_logits = w->scoring;
+    options.logprobs = options.prompt_logprobs = !w->scoring;
+    options.requests_only = random_below(2) == 0; /* then logits are not looked at while scoring */
     pst_session *session = open_session(w, options);
     w->given = w->ended = 0;
     w->ahead_at_most = options.max_sequences + 1;
@@ -363,6 +421,7 @@ static void test_joining_and_leaving(void **state)
         request.ignore_end = true;
         request.stop_count = 0;
         request.max_new_tokens = MAX_NEW;
+        request.logprobs = request.prompt_logprobs = false;
         if (!w->tasks[i].bad)
             assert_int_equal(pst_generate(alone, &request, 1, NULL, NULL, &greedy[i], NULL, &err), 0);
     }

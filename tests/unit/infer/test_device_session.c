@@ -190,9 +190,28 @@ static void test_choice_of_batch(void **state)
 }
 
 /* Requests side by side, each with settings of its own. */
-enum { TOGETHER = 7 };
+enum { TOGETHER = 7, TOPS = 4 };
 
-static void generate_together(pst_model *model, const char *device, bool requests_only, uint32_t answers[TOGETHER][NEW])
+/* What is told of the tokens of one request. */
+typedef struct told {
+    double values[NEW], prompt[PROMPT], top_values[NEW * TOPS];
+    uint32_t top_ids[NEW * TOPS];
+} told;
+
+static void keep_told(const pst_result *result, told *out)
+{
+    memset(out, 0, sizeof *out);
+    assert_int_equal(result->logprobs.count, NEW);
+    assert_int_equal(result->logprobs.top, TOPS);
+    memcpy(out->values, result->logprobs.values, sizeof out->values);
+    memcpy(out->top_values, result->logprobs.top_values, sizeof out->top_values);
+    memcpy(out->top_ids, result->logprobs.top_ids, sizeof out->top_ids);
+    if (result->prompt_logprobs.count > 0)
+        memcpy(out->prompt, result->prompt_logprobs.values, result->prompt_logprobs.count * sizeof(double));
+}
+
+static void generate_together(pst_model *model, const char *device, bool requests_only, uint32_t answers[TOGETHER][NEW],
+                              told tolds[TOGETHER])
 {
     static const pst_sampling samplings[TOGETHER] = {
         {.temperature = 0},
@@ -208,7 +227,9 @@ static void generate_together(pst_model *model, const char *device, bool request
                                    .max_sequences = TOGETHER,
                                    .threads = 2,
                                    .device = device,
-                                   .requests_only = requests_only};
+                                   .requests_only = requests_only,
+                                   .logprobs = true,
+                                   .prompt_logprobs = true};
     pst_request requests[TOGETHER];
     pst_result results[TOGETHER];
     pst_session *session;
@@ -220,11 +241,15 @@ static void generate_together(pst_model *model, const char *device, bool request
                                     .prompt_count = PROMPT - i,
                                     .max_new_tokens = NEW,
                                     .sampling = samplings[i],
-                                    .ignore_end = true};
+                                    .ignore_end = true,
+                                    .logprobs = true,
+                                    .prompt_logprobs = i % 2 == 1,
+                                    .top_logprobs = TOPS};
     if (pst_generate(session, requests, TOGETHER, NULL, NULL, results, NULL, &err) < 0)
         fail_msg("%s", err.message);
     for (size_t i = 0; i < TOGETHER; i++) {
         memcpy(answers[i], results[i].ids.ids, sizeof answers[i]);
+        keep_told(&results[i], &tolds[i]);
         pst_result_free(&results[i]);
     }
     const pst_logits *logits;
@@ -237,25 +262,28 @@ static void test_choices(void **state)
 {
     (void)state;
     uint32_t answers[TOGETHER][NEW], host[TOGETHER][NEW];
+    static told tolds[TOGETHER], expected[TOGETHER];
     uint64_t pinned[2];
     pst_model *model;
     pst_error err;
     assert_int_equal(pst_model_open(TALES, NULL, &model, &err), 0);
-    generate_together(model, "host", false, host);
+    generate_together(model, "host", false, host, expected);
     for (int requests_only = 0; requests_only < 2; requests_only++) {
         fault = (pst_device_fault){.separate = true, .late = requests_only};
-        generate_together(model, "pretended", requests_only, answers);
+        generate_together(model, "pretended", requests_only, answers, tolds);
         if (fault.misuses > 0)
             fail_msg("%s", fault.misuse);
         assert_int_equal(pst_device_fault_held(&fault), 0);
         assert_memory_equal(answers, host, sizeof host);
+        assert_memory_equal(tolds, expected, sizeof expected);
         pinned[requests_only] = fault.peak_bytes[PST_MEMORY_HOST];
     }
     assert_true(pinned[1] <= pinned[0]);
     for (uint32_t i = 0; i < NEW; i++)
         assert_true(host[3][i] < 40);
-    generate_together(model, "host", true, answers);
+    generate_together(model, "host", true, answers, tolds);
     assert_memory_equal(answers, host, sizeof host);
+    assert_memory_equal(tolds, expected, sizeof expected);
     pst_model_close(model);
 }
 

@@ -61,6 +61,31 @@ static void test_options(void **state)
     pst_model_close(model);
 }
 
+/* Log-probabilities take memory, which a session has only if it was opened for them. */
+static void test_refused_logprobs(void **state)
+{
+    (void)state;
+    pst_model *model = open_model();
+    pst_session_options options = {.struct_size = sizeof options, .max_tokens = 16};
+    const pst_request requests[] = {
+        {.prompt_ids = prompt, .prompt_count = PROMPT, .max_new_tokens = 1, .logprobs = true},
+        {.prompt_ids = prompt, .prompt_count = PROMPT, .max_new_tokens = 1, .prompt_logprobs = true},
+        {.prompt_ids = prompt, .prompt_count = PROMPT, .top_logprobs = PST_MAX_TOP_LOGPROBS + 1},
+    };
+    for (size_t i = 0; i < 3; i++) {
+        pst_session *session;
+        pst_result result;
+        pst_error err;
+        options.prompt_logprobs = i != 1;
+        options.logprobs = i != 0;
+        assert_int_equal(pst_session_open(model, &options, &session, &err), 0);
+        assert_int_equal(pst_generate(session, &requests[i], 1, NULL, NULL, &result, NULL, &err), PST_E_USAGE);
+        assert_non_null(strstr(err.message, "log-probabilities"));
+        pst_session_close(session);
+    }
+    pst_model_close(model);
+}
+
 static void test_step_by_step(void **state)
 {
     (void)state;
@@ -368,8 +393,17 @@ static int run_once(uint32_t *ids, pst_error *err)
                                    .resident_set = true,
                                    .resident_share = 0.5,
                                    .threads = 1,
-                                   .io_engine = "threads"};
-    pst_request request = {.prompt_ids = prompt, .prompt_count = PROMPT, .max_new_tokens = NEW, .ignore_end = true};
+                                   .io_engine = "threads",
+                                   .logprobs = true,
+                                   .prompt_logprobs = true};
+    pst_request request = {.prompt_ids = prompt,
+                           .prompt_count = PROMPT,
+                           .max_new_tokens = NEW,
+                           .ignore_end = true,
+                           .sampling = {.temperature = 0.5},
+                           .logprobs = true,
+                           .prompt_logprobs = true,
+                           .top_logprobs = 3};
     int status = pst_model_open(CASE, NULL, &model, err);
     if (status >= 0)
         status = pst_session_open(model, &options, &session, err);
@@ -377,6 +411,8 @@ static int run_once(uint32_t *ids, pst_error *err)
         status = pst_generate(session, &request, 1, NULL, NULL, &result, NULL, err);
     if (status >= 0) {
         assert_int_equal(result.ids.count, NEW);
+        assert_int_equal(result.logprobs.count, NEW);
+        assert_int_equal(result.prompt_logprobs.count, PROMPT - 1);
         memcpy(ids, result.ids.ids, NEW * sizeof *ids);
     }
     pst_result_free(&result);
@@ -441,6 +477,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_options),
+        cmocka_unit_test(test_refused_logprobs),
         cmocka_unit_test(test_step_by_step),
         cmocka_unit_test(test_prompt_in_passes),
         cmocka_unit_test(test_cancel),

@@ -35,7 +35,35 @@ static void check_stream(const pst_tokenizer *tokenizer, const uint32_t *ids, si
     pst_text_free(text);
 }
 
-static void stream_random_ids(const pst_tokenizer *tokenizer, uint64_t *seed)
+/* Tokens one by one, put together: the decoded text where that has only whole characters, but for spaces that decoders take
+ * from the first one. name: of a tokenizer that is no mere heap of steps. */
+static void check_tokens(const pst_tokenizer *tokenizer, const uint32_t *ids, size_t count, const char *name)
+{
+    char *text, *token, *joined = calloc(1, 1 << 20);
+    size_t bytes, token_bytes, length = 0, first = 0;
+    assert_non_null(joined);
+    assert_int_equal(pst_tokenizer_decode(tokenizer, ids, count, false, &text, &bytes, NULL), 0);
+    for (size_t i = 0; i < count; i++) {
+        assert_int_equal(pst_tokenizer_token(tokenizer, ids[i], &token, &token_bytes, NULL), 0);
+        assert_int_equal(token[token_bytes], '\0');
+        assert_true(length + token_bytes < 1 << 20);
+        memcpy(joined + length, token, token_bytes);
+        length += token_bytes;
+        first = i == 0 ? length : first;
+        pst_text_free(token);
+    }
+    if (pst_utf8_valid_prefix(joined, length) == length) {
+        const size_t tail = length - first;
+        if (name != NULL && (tail > bytes || memcmp(joined + first, text + bytes - tail, tail) != 0))
+            fail_msg("%s: \"%s\" of single tokens is \"%s\" of all", name, joined, text);
+    } else {
+        assert_true(name == NULL || memmem(text, bytes, "\xEF\xBF\xBD", 3) != NULL);
+    }
+    free(joined);
+    pst_text_free(text);
+}
+
+static void stream_random_ids(const pst_tokenizer *tokenizer, const char *name, uint64_t *seed)
 {
     uint32_t known[64], count, size = pst_tokenizer_vocab_size(tokenizer);
     for (int round = 0; round < 100; round++) {
@@ -49,6 +77,7 @@ static void stream_random_ids(const pst_tokenizer *tokenizer, uint64_t *seed)
             pst_text_free(text);
         }
         check_stream(tokenizer, known, count, round % 3 == 0);
+        check_tokens(tokenizer, known, count, name);
     }
 }
 
@@ -68,7 +97,7 @@ static void test_random_ids(void **state)
         snprintf(folder, sizeof folder, "%s/%s", TOKENIZER_FOLDER, entry->d_name);
         if (parse_folder(folder, &tokenizer, &err) < 0)
             fail_msg("%s: %s", entry->d_name, err.message);
-        stream_random_ids(tokenizer, &seed);
+        stream_random_ids(tokenizer, entry->d_name, &seed);
         pst_tokenizer_close(tokenizer);
         folders++;
     }
@@ -103,7 +132,7 @@ static void test_random_decoders(void **state)
             "[]", "null", "null", "null", decoder,
             "{\"vocab\":{\"a\":0,\"_\":1,\"_a\":2,\" \":3,\"<0xC3>\":4,\"<0xA9>\":5,\"\u00c3\":6,\"\u00a9\":7,"
             "\"\u6c34\":8,\"\":9,\"a a_\":10,\"<0x\":11},\"merges\":[]}"));
-        stream_random_ids(tokenizer, &seed);
+        stream_random_ids(tokenizer, NULL, &seed);
         pst_tokenizer_close(tokenizer);
     }
 }
