@@ -285,10 +285,13 @@ static void print_figures(const bench_job *job, FILE *to)
             pst_format_seconds(stats->decode_seconds, time, sizeof time), stats->decode_tokens_per_second);
     fprintf(to, "total latency: %s\ttotal throughput: %.3f token/s\n",
             pst_format_seconds(stats->total_seconds, time, sizeof time), stats->tokens_per_second);
-    fprintf(to, "read: %s at %s/s (the drive gave %s/s beforehand)\n",
-            pst_format_bytes((double)stats->weight_bytes_read, model, sizeof model),
-            pst_format_bytes(stats->read_bytes_per_second, rate, sizeof rate),
-            pst_format_bytes(stats->disk_bytes_per_second, disk, sizeof disk));
+    if (stats->weight_bytes_read == 0)
+        fprintf(to, "read: no weights, all are in memory\n");
+    else
+        fprintf(to, "read: %s at %s/s (the drive gave %s/s beforehand)\n",
+                pst_format_bytes((double)stats->weight_bytes_read, model, sizeof model),
+                pst_format_bytes(stats->read_bytes_per_second, rate, sizeof rate),
+                pst_format_bytes(stats->disk_bytes_per_second, disk, sizeof disk));
     if (stats->device_memory_bytes > 0)
         fprintf(to, "device memory: %s of %s, weights %s of it\n",
                 pst_format_bytes((double)stats->device_memory_bytes, peak, sizeof peak),

@@ -222,6 +222,7 @@ static int fill_options(plan_job *job, const char *model, bool resident_given, p
         .compute_type = cli_compute_type(&v->runtime),
         .kv_bits = cli_kv_bits(&v->runtime),
         .kv_offload = v->runtime.kv_offload,
+        .kv_folder = v->runtime.kv_dir,
         .quant_bits = (uint32_t)v->quant_bits,
         .quant_group_size = (uint32_t)v->quant_group_size,
     };
@@ -315,6 +316,19 @@ static int print_advice(const pst_prediction *p, pst_error *err)
     return 0;
 }
 
+/* Where keys and values are, if not with whoever computes. */
+static int print_cache(const pst_prediction *p, pst_error *err)
+{
+    char disk[32], host[32], device[32], by_device[64] = "";
+    if (p->kv_offloaded)
+        snprintf(by_device, sizeof by_device, "%s through slots of %s on the device",
+                 p->kv_disk_bytes > 0 ? " and" : ",", size_text(p->device.kv, device));
+    if (p->kv_disk_bytes > 0)
+        return cli_out_printf(err, "cache   keys and values in a file of %s, through %s of host memory%s\n",
+                              size_text(p->kv_disk_bytes, disk), size_text(p->host.kv, host), by_device);
+    return p->kv_offloaded ? cli_out_printf(err, "cache   keys and values in host memory%s\n", by_device) : 0;
+}
+
 static int print_text(const plan_job *job, pst_error *err)
 {
     const pst_prediction *p = &job->prediction;
@@ -330,9 +344,7 @@ static int print_text(const plan_job *job, pst_error *err)
     PST_TRY(cli_out_printf(err, "disk    %s of weights%s; up to %u rows in a pass, %u slots of %s\n",
                            size_text(p->disk_bytes, disk), by_link, p->rows_per_pass, p->slots,
                            size_text(p->slot_bytes, slot)));
-    if (p->kv_offloaded)
-        PST_TRY(cli_out_printf(err, "cache   keys and values in host memory, through slots of %s on the device\n",
-                               size_text(p->device.kv, slot)));
+    PST_TRY(print_cache(p, err));
     PST_TRY(print_pass("prefill", &p->prefill, has_device, err));
     PST_TRY(print_pass("decode", &p->decode, has_device, err));
     if (p->experts > 0)
@@ -383,7 +395,7 @@ static json_t *prediction_json(const pst_prediction *p)
 {
     return json_pack(
         "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:I, "
-        "s:f, s:o, s:o, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:b, s:o}",
+        "s:f, s:o, s:o, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:b, s:I, s:o}",
         "model", p->model, "family", p->family, "parameters", (json_int_t)p->parameters, "active_parameters",
         (json_int_t)p->active_parameters, "weight_bytes", (json_int_t)p->weight_bytes, "kv_token_bytes",
         (json_int_t)p->kv_token_bytes, "layers", (json_int_t)p->layers, "experts", (json_int_t)p->experts,
@@ -398,7 +410,7 @@ static json_t *prediction_json(const pst_prediction *p)
         "prefill_tokens_per_second", p->prefill_tokens_per_second, "decode_tokens_per_second",
         p->decode_tokens_per_second, "tokens_per_second", p->tokens_per_second, "steady_tokens_per_second",
         p->steady_tokens_per_second, "limited_by", p->limited_by, "link_bytes", (json_int_t)p->link_bytes,
-        "kv_offloaded", p->kv_offloaded, "advice", advice_json(p));
+        "kv_offloaded", p->kv_offloaded, "kv_disk_bytes", (json_int_t)p->kv_disk_bytes, "advice", advice_json(p));
 }
 
 static int print_json(const plan_job *job, pst_error *err)
@@ -428,6 +440,8 @@ static int plan(const void *values, const pst_options_found *found, pst_error *e
     if (job.values->measure)
         PST_TRY(measure(&job, model, resident_given, err));
     assume(&job);
+    if (job.options.kv_offload && job.options.device_memory_bytes == 0)
+        cli_note(CLI_KV_OFFLOAD_IDLE);
     PST_TRY(pst_predict(&job.options, &job.prediction, err));
     return job.values->report.json ? print_json(&job, err) : print_text(&job, err);
 }

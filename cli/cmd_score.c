@@ -313,7 +313,8 @@ static int run_job(score_job *job, const pst_options_found *found, pst_error *er
     shape.max_sequences = (uint32_t)(job->window_count < most ? job->window_count : most);
     PST_TRY(cli_engine_start(
         &job->engine, &values->runtime, pst_options_given(&cli_command_score.spec, found, "resident"), &shape,
-        values->batch_size == 0, &(cli_needs){needed_bytes, job, values->batch_size ? NULL : &work, values->logits_out != NULL}, err));
+        values->batch_size == 0,
+        &(cli_needs){needed_bytes, job, values->batch_size ? NULL : &work, values->logits_out != NULL}, err));
     PST_TRY(open_logits(job, err));
     int status = run_windows(job, err);
     if (status < 0) {

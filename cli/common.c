@@ -385,6 +385,8 @@ int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool reside
     pst_session_get_plan(engine->session, &engine->plan);
     if (runtime->device_memory > 0 && engine->plan.device_budget_bytes == 0)
         cli_note("--device-memory has no effect: the host's processor computes");
+    if (runtime->kv_offload && !engine->plan.kv_offloaded)
+        cli_note(CLI_KV_OFFLOAD_IDLE);
     return 0;
 }
 

@@ -138,6 +138,11 @@ typedef struct cli_needs {
     const pst_workload *work; /* NULL: the command, or its caller, chose how many sequences run at once */
     bool logits;              /* the session's logits are looked at */
 } cli_needs;
+/* What is said of --kv-offload where no accelerator computes. */
+#define CLI_KV_OFFLOAD_IDLE                                                                                            \
+    "--kv-offload has no effect: the host's processor computes, from its own memory; --kv-dir keeps keys and values "  \
+    "in "                                                                                                              \
+    "a file"
 /* Opens the session: `shape` says sequences and lengths, the runtime options the rest. With needs->work so many sequences run
  * at once, up to the shape's, as suit that work. With `shrink`, fewer are tried while the memory budget is too small. */
 int cli_engine_start(cli_engine *engine, const cli_runtime *runtime, bool resident_given, pst_session_options *shape,

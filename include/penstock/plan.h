@@ -47,6 +47,7 @@ typedef struct pst_predict_options {
     uint32_t quant_group_size;     /* default 64 */
     uint64_t process_bytes;        /* what the process takes beside its plan; default: a usual value */
     bool kv_offload;               /* as in pst_session_options */
+    const char *kv_folder; /* as there; whatever is said, the file would be on the drive with the weights. NULL: none */
 } pst_predict_options;
 
 /* One tier's memory. Bytes. */
@@ -59,7 +60,7 @@ typedef struct pst_predicted_tier {
 /* One kind of pass. */
 typedef struct pst_predicted_pass {
     double rows;
-    double bytes; /* read from the drive */
+    double bytes; /* read from the drive, with keys and values that are read and written there */
     double disk_seconds, link_seconds, compute_seconds;
     double seconds;         /* the largest of the three */
     const char *limited_by; /* "disk", "link", "compute" */
@@ -74,7 +75,8 @@ typedef enum pst_advice_kind {
     PST_ADVICE_BATCH,   /* twice, four times ... as many sequences at once */
     PST_ADVICE_QUANT_8,
     PST_ADVICE_QUANT_4,
-    PST_ADVICE_KV_8
+    PST_ADVICE_KV_8,
+    PST_ADVICE_KV_MEMORY /* keys and values in memory, not in a file */
 } pst_advice_kind;
 
 /* One thing changed, and what that would give. */
@@ -119,8 +121,8 @@ typedef struct pst_prediction {
     pst_advice advice[PST_MAX_ADVICE]; /* best first; only what gains 2 % or more */
     uint32_t advice_count;
     uint64_t link_bytes; /* weights that the device has not got: the most that a pass copies to it */
-    bool
-        kv_offloaded; /* keys and values are in the host's memory, and cross the link in slots that device.kv is made of */
+    bool kv_offloaded; /* keys and values are not the device's, and cross the link in slots that device.kv is made of */
+    uint64_t kv_disk_bytes; /* of the file with keys and values, which host.kv are then slots and last blocks of */
 } pst_prediction;
 
 /* PST_E_BUDGET names the smallest budget that works. Any thread. */

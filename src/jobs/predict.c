@@ -129,6 +129,10 @@ static int try_all(const pst_predict_options *o, const pst_planned_model *model,
         if (o->quant_bits == 0 || o->quant_bits > bits)
             PST_TRY(try_change(model, &t, out, err));
     }
+    t = (trial){PST_ADVICE_KV_MEMORY, *o, 0, out->batch};
+    t.options.kv_folder = NULL;
+    if (o->kv_folder != NULL)
+        PST_TRY(try_change(model, &t, out, err));
     t = (trial){PST_ADVICE_KV_8, *o, 8, out->batch};
     t.options.kv_bits = 8;
     return out->kv_bits > 8 ? try_change(model, &t, out, err) : 0;
@@ -159,6 +163,7 @@ const char *pst_advice_text(pst_advice_kind kind)
     case PST_ADVICE_BATCH: return "more sequences at once";
     case PST_ADVICE_QUANT_8: return "8-bit weights";
     case PST_ADVICE_QUANT_4: return "4-bit weights";
+    case PST_ADVICE_KV_MEMORY: return "keys and values in memory";
     case PST_ADVICE_KV_8: return "an 8-bit cache of keys and values";
     default: return "?";
     }

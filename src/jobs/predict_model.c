@@ -3,6 +3,7 @@
  * The model of a prediction. Where its weights are there and stay as they are, it is opened like any other; else its
  * config.json, or that of a shape, is parsed and a table of the tensors made that follow from it.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -95,13 +96,25 @@ static int open_shape(const pst_predict_options *options, const pst_shape *shape
     return make_table(options, quant_bits, PST_BF16, m, err);
 }
 
+/* Finds the folder. A name that is neither a path nor one of a repository may have been meant for a shape. */
+static int locate(const pst_predict_options *options, pst_planned_model *m, pst_error *err)
+{
+    char shapes[512];
+    const int status = pst_store_locate(options->model, options->cache, &m->folder, err);
+    if (status != -ENOENT || strchr(options->model, '/') != NULL)
+        return status;
+    return pst_fail(err, status, options->model,
+                    "no such file or folder, nor a model in the cache, nor one of the shapes %s",
+                    pst_shape_list(shapes, sizeof shapes));
+}
+
 static int open_model(const pst_predict_options *options, uint32_t quant_bits, pst_planned_model *m, pst_error *err)
 {
     const pst_shape *shape = pst_file_exists(options->model) ? NULL : pst_shape_find(options->model);
     snprintf(m->name, sizeof m->name, "%s", options->model);
     if (shape != NULL)
         return open_shape(options, shape, quant_bits, m, err);
-    PST_TRY(pst_store_locate(options->model, options->cache, &m->folder, err));
+    PST_TRY(locate(options, m, err));
     return open_folder(options, quant_bits, m, err);
 }
 

@@ -24,7 +24,8 @@ static pst_session_options session_options(const pst_predict_options *o, uint32_
                                  .expert_cache_bytes = o->expert_cache_bytes,
                                  .device_memory_bytes = o->device_memory_bytes,
                                  .requests_only = true,
-                                 .kv_offload = o->kv_offload};
+                                 .kv_offload = o->kv_offload,
+                                 .kv_folder = o->kv_folder};
 }
 
 static double gathered_row_bytes(const pst_program *program)
@@ -100,7 +101,8 @@ int pst_predict_place(const pst_predict_options *o, const pst_planned_model *m, 
     uint64_t process = o->process_bytes ? o->process_bytes : USUAL_PROCESS_BYTES;
     PST_TRY(pst_session_plan(&options, process, &config, &request, &planned, plan, err));
     const pst_kv_memory cache = planned.memory;
-    const uint64_t whole = cache.kv_bytes > 0 ? cache.kv_bytes : cache.device_kv_bytes; /* else a window */
+    uint64_t whole = cache.kv_bytes > 0 ? cache.kv_bytes : cache.device_kv_bytes; /* else a window */
+    whole = cache.disk_bytes > 0 ? cache.disk_bytes : whole;
     *placed = (pst_placed){.options = o, .model = m, .batch = batch, .cache = planned.config};
     pst_cost_of(m->t, m->program, &placed->cost);
     *out = (pst_prediction){.family = m->t->family->name,
@@ -115,7 +117,8 @@ int pst_predict_place(const pst_predict_options *o, const pst_planned_model *m, 
                             .prompt_tokens = o->prompt_tokens,
                             .new_tokens = o->new_tokens,
                             .kv_bits = pst_kv_bits(config.kv_type),
-                            .quant_bits = o->quant_bits};
+                            .quant_bits = o->quant_bits,
+                            .kv_disk_bytes = cache.disk_bytes};
     memcpy(out->model, m->name, sizeof out->model);
     place(m, &request, &cache, plan, placed, out);
     return 0;

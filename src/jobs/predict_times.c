@@ -30,27 +30,38 @@ static double rate_of(const pst_predict_options *o, uint32_t batch, double rows)
     return few * pow(many / few, log(rows / few_rows) / log(MANY_ROWS / few_rows));
 }
 
-/* Keys and values that are not on the device cross the link for every sequence that decodes; what prompts move is little
- * beside what they compute. */
-static double cache_link_bytes(const pst_placed *p, double decoding, double positions)
+/* Keys and values that a pass moves. */
+typedef struct moved {
+    double disk, link; /* bytes */
+} moved;
+
+/* Those that are not where it is computed cross the link, or come from the file, for every sequence that decodes; every row's
+ * go to the file once. A prompt that passes cut reads what its former parts wrote: `before` positions of one. What else prompts
+ * move is little beside what they compute. */
+static moved cache_bytes(const pst_placed *p, double decoding, double positions, double joining, double before)
 {
-    if (decoding < 1)
-        return 0;
-    return decoding * (double)pst_kv_row_traffic(&p->cache, (uint32_t)(positions / decoding)).link_bytes;
+    const double mean = decoding >= 1 ? positions / decoding : 0;
+    const pst_kv_traffic row = pst_kv_row_traffic(&p->cache, (uint32_t)mean);
+    const pst_kv_traffic cut = pst_kv_row_traffic(&p->cache, (uint32_t)before);
+    moved m = {.disk = (decoding + joining) * (double)row.bytes_written + (double)cut.bytes_read};
+    if (decoding >= 1) {
+        m.disk += decoding * (double)row.bytes_read;
+        m.link = decoding * (double)row.link_bytes;
+    }
+    return m;
 }
 
-static pst_predicted_pass time_pass(const pst_placed *p, double rows, double logit_rows, double keys,
-                                    double cache_bytes)
+static pst_predicted_pass time_pass(const pst_placed *p, double rows, double logit_rows, double keys, moved cache)
 {
     const pst_predict_options *o = p->options;
     /* The session's own reckoning, with its cache of experts. */
     pst_predicted_pass pass = {.rows = rows, .bytes = pst_plan_expected_bytes(p->plan, (uint32_t)ceil(rows))};
-    pass.bytes += rows * p->gathered_row_bytes;
-    double moved = pst_plan_link_bytes(p->plan, (uint32_t)ceil(rows)) + cache_bytes;
+    pass.bytes += rows * p->gathered_row_bytes + cache.disk;
+    const double over_link = pst_plan_link_bytes(p->plan, (uint32_t)ceil(rows)) + cache.link;
     if (pass.bytes > 0)
         pass.disk_seconds = pass.bytes / o->disk_bytes_per_second;
-    if (moved > 0)
-        pass.link_seconds = moved / o->link_bytes_per_second;
+    if (over_link > 0)
+        pass.link_seconds = over_link / o->link_bytes_per_second;
     pass.compute_seconds = pst_cost_operations(&p->cost, rows, logit_rows, keys) / rate_of(o, p->batch, rows);
     const double by[LIMITS] = {pass.disk_seconds, pass.link_seconds, pass.compute_seconds};
     limit slowest = BY_DISK;
@@ -108,13 +119,14 @@ static void run_prefill(run *r, pst_prediction *out)
     for (uint64_t pass = 0; left > 0; pass++) {
         double rows = room - r->decoding;
         rows = rows < left ? rows : left;
-        double done_before = floor((prompt * r->p->batch - left) / prompt);
+        const double done = prompt * r->p->batch - left;
+        double done_before = floor(done / prompt);
         left -= rows;
         double finished = floor((prompt * r->p->batch - left) / prompt) - done_before;
         /* Rows of one prompt stand at all its positions; a piece of a long one is taken at the middle on average. */
         double keys = rows * pst_cost_keys(&r->p->cost, prompt / 2) + keys_of_decoding(r);
         pst_predicted_pass cost = time_pass(r->p, rows + r->decoding, finished + r->decoding, keys,
-                                            cache_link_bytes(r->p, r->decoding, r->positions));
+                                            cache_bytes(r->p, r->decoding, r->positions, rows, fmod(done, prompt)));
         if (cost.seconds > out->prefill.seconds)
             out->prefill = cost;
         count_pass(r, &cost, 1);
@@ -139,7 +151,7 @@ static uint64_t run_decode(run *r)
         double middle = r->positions;
         r->positions += (passes - 1) / 2 * r->decoding;
         pst_predicted_pass cost = time_pass(r->p, r->decoding, r->decoding, keys_of_decoding(r),
-                                            cache_link_bytes(r->p, r->decoding, r->positions));
+                                            cache_bytes(r->p, r->decoding, r->positions, 0, 0));
         r->positions = middle;
         if (r->decoding > 0)
             count_pass(r, &cost, passes);
@@ -161,7 +173,7 @@ static double steady_rate(const pst_placed *p)
     double decoding = x * (made - 1), joining = x * prompt;
     double keys = decoding * pst_cost_keys(&p->cost, prompt + made / 2) + joining * pst_cost_keys(&p->cost, prompt / 2);
     pst_predicted_pass pass = time_pass(p, decoding + joining, decoding + x, keys,
-                                        cache_link_bytes(p, decoding, decoding * (prompt + made / 2)));
+                                        cache_bytes(p, decoding, decoding * (prompt + made / 2), joining, 0));
     return pass.seconds > 0 ? x * made / pass.seconds : 0;
 }
 
@@ -200,8 +212,8 @@ int pst_predict_times(const pst_placed *p, pst_prediction *out, pst_error *err)
     pst_heap_free(r.joined);
     double middle = p->options->prompt_tokens + p->options->new_tokens / 2.0;
     out->decode = time_pass(p, p->batch, p->batch, p->batch * pst_cost_keys(&p->cost, middle),
-                            cache_link_bytes(p, p->batch, p->batch * middle));
-    out->kv_offloaded = p->cache.apart && p->cache.offload;
+                            cache_bytes(p, p->batch, p->batch * middle, 0, 0));
+    out->kv_offloaded = p->cache.apart && (p->cache.offload || p->cache.folder != NULL);
     out->expert_share = pst_cost_expert_share(p->model->t, p->batch);
     fill_rates(&r, prefill_seconds, out);
     /* Few rows meet few experts, so spreading prompts over all passes may touch more of them than batch after batch does; a

@@ -216,7 +216,10 @@ pst_kv_traffic pst_kv_row_traffic(const pst_kv_config *c, uint32_t position)
         blocks += b.before - b.seen;
         partial += position % PST_KV_BLOCK != 0;
     }
+    const uint64_t written =
+        pst_kv_has_window(c) ? c->layers * slot_bytes_of(c) / PST_KV_BLOCK : 0; /* in whole blocks */
     return (pst_kv_traffic){.bytes_read = c->folder != NULL ? blocks * slot_bytes_of(c) : 0,
+                            .bytes_written = c->folder != NULL ? written : 0,
                             .link_bytes = c->apart ? (blocks + partial) * pst_kv_block_bytes(&c->layout) : 0};
 }
 

@@ -148,6 +148,10 @@ static void test_device_option(void **state)
     assert_string_equal(bound.out, host.out);
     assert_non_null(strstr(bound.err, "--device-memory has no effect: the host's processor computes"));
     program_free(&bound);
+    bound = PENSTOCK("generate", MODEL, "--prompt", "Once", "-n", "4", "--kv-offload");
+    assert_string_equal(bound.out, host.out);
+    assert_non_null(strstr(bound.err, "--kv-offload has no effect: the host's processor computes"));
+    program_free(&bound);
     program_result result =
         PENSTOCK_WITH(alone(), "generate", MODEL, "--prompt", "Once", "-n", "4", "--device", "auto", "--verbose");
     assert_int_equal(result.status, 0);

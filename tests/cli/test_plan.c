@@ -97,8 +97,22 @@ static void test_refusals(void **state)
     EXPECT_ERROR(1, "context of 8192", "plan", "llama3-8b", "--prompt-len", "9000");
     EXPECT_ERROR(1, "weights of 5 bits", "plan", "llama3-8b", "--quant-bits", "5");
     EXPECT_ERROR(2, "MODEL", "plan");
-    program_result result = PENSTOCK("plan", "no-such-model");
-    assert_int_equal(result.status, 1);
+    EXPECT_ERROR(1, "nor one of the shapes tiny, ", "plan", "no-such-model");
+    /* What does nothing says so, and what does something else is told of. */
+    program_result result = PENSTOCK("plan", "llama3-8b", "--kv-offload");
+    assert_int_equal(result.status, 0);
+    assert_non_null(strstr(result.err, "--kv-offload has no effect"));
+    program_free(&result);
+    result = PENSTOCK("plan", "llama3-8b", "--batch", "64", "--prompt-len", "4000", "--host-memory", "6G", "--kv-dir",
+                      "/nowhere");
+    assert_int_equal(result.status, 0);
+    assert_non_null(strstr(result.out, "keys and values in a file of 33.8 GB, through "));
+    program_free(&result);
+    result = PENSTOCK("plan", "llama3-8b", "--batch", "16", "--prompt-len", "4000", "--host-memory", "16G", "--kv-dir",
+                      "/nowhere", "--device-memory", "8G", "--link-bandwidth", "20G", "--kv-offload");
+    assert_int_equal(result.status, 0);
+    assert_string_equal(result.err, "");
+    assert_non_null(strstr(result.out, " on the device"));
     program_free(&result);
 }
 

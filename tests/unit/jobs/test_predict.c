@@ -309,7 +309,8 @@ static void test_same_as_session(void **state)
                                  .resident_share = 0.3,
                                  .max_sequences = batch,
                                  .max_tokens = 544,
-                                 .max_prompt_tokens = 512};
+                                 .max_prompt_tokens = 512,
+                                 .kv_folder = batch == 4 || batch == 64 ? files_path(".") : NULL};
         pst_session *session;
         pst_plan_info info;
         assert_int_equal(pst_session_open(model, &s, &session, NULL), 0);
@@ -321,6 +322,7 @@ static void test_same_as_session(void **state)
         o.resident_set = true;
         o.resident_share = 0.3;
         o.process_bytes = info.process_bytes - (24u << 20); /* session.c's reserve comes on top */
+        o.kv_folder = s.kv_folder;
         pst_prediction p;
         must(&o, &p);
         check_sums(&p);
@@ -328,9 +330,64 @@ static void test_same_as_session(void **state)
         assert_int_equal(p.rows_per_pass, info.rows_per_pass);
         assert_int_equal(p.slots, info.slots);
         assert_int_equal(p.host.kv, info.kv_bytes);
+        assert_int_equal(p.kv_disk_bytes, info.kv_disk_bytes);
         assert_int_equal(p.host.process, info.process_bytes);
     }
     pst_model_close(model);
+}
+
+/* What a run with keys and values in a file reads and writes there is what was predicted. */
+static void test_cache_in_file(void **state)
+{
+    (void)state;
+    enum { BATCH = 3, PROMPT = 300, NEW = 90 };
+    char folder[4096];
+    snprintf(folder, sizeof folder, "%s", make_folder("model"));
+    static uint32_t ids[BATCH][PROMPT];
+    pst_request requests[BATCH];
+    pst_result results[BATCH];
+    pst_model *model;
+    pst_session *session;
+    pst_run_stats stats;
+    pst_prediction p;
+    pst_error err;
+    pst_predict_options o = base(folder);
+    pst_session_options s = {.struct_size = sizeof s, .max_sequences = BATCH, .max_tokens = PROMPT + NEW};
+    s.kv_folder = files_path(".");
+    s.max_prompt_tokens = PROMPT;
+    for (uint32_t i = 0; i < BATCH; i++) {
+        for (uint32_t j = 0; j < PROMPT; j++)
+            ids[i][j] = i + j % 5;
+        requests[i] =
+            (pst_request){.prompt_ids = ids[i], .prompt_count = PROMPT, .max_new_tokens = NEW, .ignore_end = true};
+    }
+    assert_int_equal(pst_model_open(folder, NULL, &model, &err), 0);
+    assert_int_equal(pst_session_open(model, &s, &session, &err), 0);
+    assert_int_equal(pst_generate(session, requests, BATCH, NULL, NULL, results, &stats, &err), 0);
+    pst_session_close(session);
+    pst_model_close(model);
+    for (uint32_t i = 0; i < BATCH; i++)
+        pst_result_free(&results[i]);
+    o.batch = BATCH;
+    o.prompt_tokens = PROMPT;
+    o.new_tokens = NEW;
+    o.kv_folder = s.kv_folder;
+    o.disk_bytes_per_second = 1000;
+    o.operations_per_second = 1e15;
+    must(&o, &p);
+    assert_string_equal(p.limited_by, "disk");
+    const double expected = p.total_seconds * o.disk_bytes_per_second;
+    const double moved = (double)(stats.kv_bytes_read + stats.kv_bytes_written);
+    if (!(fabs(moved / expected - 1) < 0.05))
+        fail_msg("%g bytes were predicted, %g were moved", expected, moved);
+    bool told = false;
+    for (uint32_t i = 0; i < p.advice_count; i++)
+        told = told || p.advice[i].kind == PST_ADVICE_KV_MEMORY;
+    assert_true(told);
+    o.kv_folder = NULL;
+    must(&o, &p);
+    assert_int_equal(p.kv_disk_bytes, 0);
+    assert_string_equal(p.limited_by, "compute");
 }
 
 /* config.json alone tells as much as the whole folder. */
@@ -429,6 +486,7 @@ int main(void)
         cmocka_unit_test(test_passes),
         cmocka_unit_test(test_huge),
         TEST(test_same_as_session),
+        TEST(test_cache_in_file),
         TEST(test_config_alone),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_allocation_failures),
