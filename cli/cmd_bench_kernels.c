@@ -200,10 +200,11 @@ static int on_result(void *user, const pst_kernels_result *result)
 static json_t *device_json(const pst_kernels_report *report)
 {
     const pst_device_info *d = &report->device;
-    return json_pack("{s:o, s:o, s:I, s:I, s:o, s:o, s:I}", "name", cli_safe_json(d->name), "model",
+    return json_pack("{s:o, s:o, s:I, s:I, s:o, s:o, s:o, s:I}", "name", cli_safe_json(d->name), "model",
                      cli_safe_json(d->model), "total_bytes", (json_int_t)d->total_bytes, "free_bytes",
-                     (json_int_t)d->free_bytes, "link", cli_safe_json(d->link), "kernels",
-                     cli_safe_json(report->kernels), "threads", (json_int_t)report->threads);
+                     (json_int_t)d->free_bytes, "link", cli_safe_json(d->link), "matrix_library",
+                     cli_safe_json(d->matrix_library), "kernels", cli_safe_json(report->kernels), "threads",
+                     (json_int_t)report->threads);
 }
 
 static int print_json(const kernels_job *job, const char *model, const pst_kernels_report *report, pst_error *err)
@@ -233,6 +234,9 @@ static int print_end(const pst_kernels_report *report, pst_error *err)
         PST_TRY(cli_out_printf(err, ", link %s/s to it and %s/s from it",
                                pst_format_bytes(report->to_device_bytes_per_second, to, sizeof to),
                                pst_format_bytes(report->from_device_bytes_per_second, from, sizeof from)));
+    /* Of large products whose rows are a prompt's; which of them it is given, the plugin alone knows. */
+    PST_TRY(cli_out_text(report->device.matrix_library[0] != '\0' ? "\nproducts of prompts: " : "", err));
+    PST_TRY(cli_out_safe(report->device.matrix_library, err));
     PST_TRY(cli_out_text("\n", err));
     return cli_out_flush(err);
 }

@@ -66,6 +66,7 @@ typedef struct pst_transformer {
     uint32_t position_offset; /* learned positions: position p is row p + offset (OPT: 2) */
     bool alibi;               /* attention's scores fall with the distance, head by head (arXiv 2108.12409) */
     bool norm_last, no_final_norm;
+    bool norms_bare;      /* layer norms have neither weight nor bias */
     bool residual_normed; /* what attention and MLP add to is the normed x */
     pst_qkv_order qkv_order;
     float attention_scale; /* 0: 1 / sqrt(head_dim) */

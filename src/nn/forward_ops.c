@@ -25,15 +25,18 @@ int pst_forward_norm(const pst_forward_run *run, const pst_nn_step *step)
 int pst_forward_layer_norm(const pst_forward_run *run, const pst_nn_step *step)
 {
     pst_forward *f = run->f;
-    PST_TRY(pst_forward_keep_bias(run, step));
-    const pst_piece *piece = pst_forward_next_piece(run, step->weight);
-    if (piece == NULL)
-        return 0;
     pst_matrix in = pst_forward_matrix(f, step->op->in), out = pst_forward_matrix(f, step->op->out);
-    pst_weight weight = pst_forward_weight(run, step, piece, in.columns), bias = {0};
+    pst_weight weight = {0}, bias = {0};
+    if (step->weight >= 0) {
+        PST_TRY(pst_forward_keep_bias(run, step));
+        const pst_piece *piece = pst_forward_next_piece(run, step->weight);
+        if (piece == NULL)
+            return 0;
+        weight = pst_forward_weight(run, step, piece, in.columns);
+        f->next_piece++;
+    }
     if (step->bias >= 0)
         bias = (pst_weight){f->bias_now, run->stage->tensors[step->bias].tensor->dtype, 1, in.columns, .format = NULL};
-    f->next_piece++;
     if (in.rows == 0)
         return 1;
     return pst_forward_checked(run, f->device->ops->layer_norm(f->device, &in, &weight, &bias, f->t->norm_eps, &out));

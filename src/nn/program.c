@@ -206,7 +206,7 @@ static int add_kept(const builder *b, pst_stage *stage, const char *name, const 
 static int bind_op(const builder *b, pst_stage *stage, pst_nn_step *step, uint32_t layer, uint32_t expert)
 {
     const pst_nn_op *op = step->op;
-    if (op->weight == NULL)
+    if (op->weight == NULL || (op->kind == PST_NN_LAYER_NORM && b->t->norms_bare))
         return 0;
     char name[256], bias[300], whole[300];
     const char *suffix = op->suffix ? op->suffix : ".weight";

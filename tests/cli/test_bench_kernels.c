@@ -138,6 +138,7 @@ static void test_plugin(void **state)
         const json_t *device = json_object_get(json_object_get(document, "stats"), "device");
         check_document(document, false);
         assert_non_null(strstr(text(device, "model"), "emulated"));
+        assert_string_equal(text(device, "matrix_library"), "own kernels");
         json_decref(document);
     }
 }

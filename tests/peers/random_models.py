@@ -112,6 +112,7 @@ def dense_config(rng: random.Random) -> dict:
         config |= {"hidden_size": hidden, "ffn_dim": inner, "num_hidden_layers": layers, "num_attention_heads": heads}
         config |= {"max_position_embeddings": context, "activation_function": rng.choice(["relu", "gelu"])}
         config |= {"do_layer_norm_before": rng.random() < 0.6, "enable_bias": rng.random() < 0.8}
+        config["layer_norm_elementwise_affine"] = rng.random() < 0.8
         config["word_embed_proj_dim"] = rng.choice([hidden, hidden, rng.randint(4, 90)])
         config["_remove_final_layer_norm"] = rng.random() < 0.2
     if family == "bloom":

@@ -317,6 +317,9 @@ def opt_cases() -> dict[str, Case]:
         "opt_odd_gelu": Case(
             opt(61, 51, 3, 35, 3, activation_function="gelu", _remove_final_layer_norm=True, tie_word_embeddings=False)
         ),
+        "opt_bare_norms": Case(
+            opt(59, 44, 4, 45, activation_function="gelu", enable_bias=False, layer_norm_elementwise_affine=False)
+        ),
         "opt_no_bias": Case(opt(53, 42, 7, 31, enable_bias=False, **last), extra="lm_head"),
     }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * OPT (arXiv 2205.01068): learned positions, layer norms with bias, a plain MLP. The 350M model has its norms after
- * attention and MLP, none at the end, and an embedding narrower than its layers, with a projection on either side.
+ * attention and MLP, none at the end, and an embedding narrower than its layers, with a projection on either side. Galactica's
+ * (arXiv 2211.09085) are of the same shape, the large ones without biases and with norms that only normalize.
  */
 #include "base/error.h"
 #include "nn/family.h"
@@ -73,9 +74,7 @@ static int read_all(const pst_config_reader *in, pst_transformer *t)
     PST_TRY(pst_json_bool(in->root, "_remove_final_layer_norm", false, &t->no_final_norm, in->path, in->err));
     PST_TRY(pst_json_bool(in->root, "enable_bias", false, &bias, in->path, in->err));
     PST_TRY(pst_json_bool(in->root, "layer_norm_elementwise_affine", false, &affine, in->path, in->err));
-    if (!affine)
-        return pst_fail(in->err, PST_E_UNSUPPORTED, in->path,
-                        "layer norms without weights (\"layer_norm_elementwise_affine\") are not supported");
+    t->norms_bare = !affine;
     t->norm_last = !norm_first;
     t->no_final_norm = t->no_final_norm || t->norm_last;
     t->qkv_bias = t->o_bias = t->mlp_bias = bias;

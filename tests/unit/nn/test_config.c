@@ -302,7 +302,6 @@ static void test_refused(void **state)
         {OPT ",\"num_attention_heads\":32}", PST_E_FORMAT, "cannot share"},
         {OPT ",\"num_attention_heads\":4,\"max_position_embeddings\":4294967296}", PST_E_FORMAT, "max_position"},
         {OPT ",\"num_attention_heads\":4,\"word_embed_proj_dim\":-1}", PST_E_FORMAT, "word_embed_proj_dim"},
-        {OPT ",\"num_attention_heads\":4,\"layer_norm_elementwise_affine\":false}", PST_E_UNSUPPORTED, "affine"},
         {OPT ",\"num_attention_heads\":4,\"activation_function\":\"tanh\"}", PST_E_UNSUPPORTED, "tanh"},
         {BLOOM ",\"hidden_size\":16777217,\"n_layer\":1,\"n_head\":1}", PST_E_FORMAT, "hidden_size"},
         {BLOOM ",\"hidden_size\":8192,\"n_layer\":1,\"n_head\":1}", PST_E_FORMAT, "cannot share"},
