@@ -297,6 +297,9 @@ static void print_figures(const bench_job *job, FILE *to)
                 pst_format_bytes((double)stats->device_memory_bytes, peak, sizeof peak),
                 pst_format_bytes((double)job->engine.plan.device_budget_bytes, budget, sizeof budget),
                 pst_format_bytes((double)stats->device_resident_bytes, model, sizeof model));
+    if (stats->device_memory_bytes > 0)
+        fprintf(to, "passes: %llu, replayed as a graph %llu\n", (unsigned long long)stats->passes,
+                (unsigned long long)stats->replayed_passes);
     if (stats->link_bytes > 0)
         fprintf(to, "copied: %s (the link gave %s/s beforehand), waited for %s\n",
                 pst_format_bytes((double)stats->link_bytes, model, sizeof model),

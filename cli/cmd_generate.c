@@ -389,6 +389,7 @@ static void add_stats(generate_job *job, const pst_run_stats *window, size_t req
     sum->prompt_tokens += before.prompt_tokens;
     sum->generated_tokens += before.generated_tokens;
     sum->passes += before.passes;
+    sum->replayed_passes += before.replayed_passes;
     sum->shared_tokens += before.shared_tokens;
     sum->expert_hits += before.expert_hits;
     sum->expert_misses += before.expert_misses;

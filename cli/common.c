@@ -95,6 +95,13 @@ const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS] = {
      .help =
          "bound of what is taken of the accelerator's memory, for weights that stay there, slots for those that cross "
          "the link in every pass, keys, values and activations; without it what is free, less a reserve"},
+    {.name = "device-graphs",
+     .type = PST_OPTION_CHOICE,
+     .offset = offsetof(cli_runtime, device_graphs),
+     .choices = "auto|off",
+     .initial = "auto",
+     .help = "passes of generated tokens as graphs that one call launches: auto where the accelerator can, has all "
+             "weights, keys and values in its memory, and the model has no experts; the results are the same"},
     {.name = "kernels",
      .type = PST_OPTION_CHOICE,
      .offset = offsetof(cli_runtime, kernels),
@@ -286,6 +293,7 @@ static void fill_options(const cli_runtime *runtime, const pst_io_options *io, b
     out->io_single_submit = io->single_submit;
     out->device = runtime->device;
     out->device_memory_bytes = runtime->device_memory;
+    out->no_device_graphs = strcmp(runtime->device_graphs, "off") == 0;
     out->kernels = strcmp(runtime->kernels, "auto") == 0 ? NULL : runtime->kernels;
     out->measure_bound = true;
 }

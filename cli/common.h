@@ -45,11 +45,12 @@ typedef struct cli_runtime {
     const char *device;
     uint64_t device_memory;
     bool kv_offload;
+    const char *device_graphs;
     cli_placement placement;     /* with cli_placement_rows, likewise */
     cli_io_options io;           /* with cli_io_rows, a group of their own */
     cli_offload_options offload; /* with cli_offload_rows, likewise */
 } cli_runtime;
-enum { CLI_RUNTIME_ROWS = 11 };
+enum { CLI_RUNTIME_ROWS = 12 };
 extern const pst_option cli_runtime_rows[CLI_RUNTIME_ROWS];
 
 /* Enters what was asked of the placement of weights. */

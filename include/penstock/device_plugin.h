@@ -366,7 +366,7 @@ typedef struct pst_device_ops {
     /* Ends it, also where it fails. out NULL: drops what was noted. The caller gives *out back before the device. */
     int (*record_end)(pst_device *device, pst_device_recording **out);
     /* As if all its calls were made now; any number of times. 1: nothing was done, the device's own memory that it works with was moved
-     * since; it has to be recorded anew. */
+     * since; it has to be recorded anew. -ENOMEM: nothing was done; the calls themselves may still work. */
     int (*replay)(pst_device *device, pst_device_recording *recording);
     void (*recording_destroy)(pst_device *device, pst_device_recording *recording); /* waits; NULL is fine */
 } pst_device_ops;

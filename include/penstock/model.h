@@ -126,6 +126,9 @@ typedef struct pst_session_options {
     /* Requests may ask for log-probabilities of what they make, and of their prompts: with the second, memory for logits of
      * every row of a pass, as all_logits takes it. */
     bool logprobs, prompt_logprobs;
+    /* Launches every pass call by call. Else passes of generated tokens are recorded and replayed, where an accelerator can do that
+     * and has all weights, keys and values in its memory, and the model has no experts. The results are the same. */
+    bool no_device_graphs;
 } pst_session_options;
 
 /* What the requests of a job need; sums over all of them. */
@@ -299,6 +302,7 @@ typedef struct pst_run_stats {
     double link_wait_seconds;     /* the copies were what was waited for */
     double link_bytes_per_second; /* measured, as disk_bytes_per_second */
     uint64_t device_resident_bytes, device_memory_bytes; /* weights kept there; its memory in use, by plan */
+    uint64_t replayed_passes; /* of `passes`, those that were handed to it as one recording */
 } pst_run_stats;
 
 /* Called on the owner's thread as text (or, without a tokenizer, just tokens) appears; returning nonzero cancels. id is

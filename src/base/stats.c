@@ -57,6 +57,7 @@ const pst_stat pst_run_stat_table[] = {
     ROW(link_bytes_per_second, "bytes/s", PST_STAT_REAL, "link bandwidth measured beforehand"),
     ROW(device_resident_bytes, "bytes", PST_STAT_COUNT, "weights kept on the accelerator"),
     ROW(device_memory_bytes, "bytes", PST_STAT_COUNT, "memory in use there"),
+    ROW(replayed_passes, "", PST_STAT_COUNT, "of the passes, those that it got as one recording"),
 };
 const size_t pst_run_stat_count = sizeof pst_run_stat_table / sizeof pst_run_stat_table[0];
 

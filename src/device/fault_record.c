@@ -90,8 +90,11 @@ static int fault_replay(pst_device *device, pst_device_recording *handle)
     int status = 0;
     if (!f->separate)
         status = fault_inner(f, f->inner->ops->replay(f->inner, recording->inner));
-    for (const fault_work *work = recording->first; work != NULL && status >= 0; work = work->next)
+    for (const fault_work *work = recording->first; work != NULL && status >= 0; work = work->next) {
         status = fault_submit(f, &f->compute, work);
+        if (status == -ENOMEM && work != recording->first) /* which would say that nothing was done */
+            status = -EIO;
+    }
     f->fault->replays += status == 0;
     return status;
 }

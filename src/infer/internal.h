@@ -41,7 +41,7 @@ typedef struct pst_rate {
 
 /* What a session did since it was opened; differences make a run's statistics. */
 typedef struct pst_session_counters {
-    uint64_t passes, pass_ns, rows;
+    uint64_t passes, replayed_passes, pass_ns, rows;
     uint64_t shared_tokens; /* whose keys and values another sequence had computed */
     double bound_seconds, disk_seconds, link_seconds, math_seconds; /* bound: sum of the largest, pass by pass */
     pst_ring_stats ring;
@@ -63,6 +63,8 @@ struct pst_session {
     pst_forward *forward;
     pst_plan plan;
     pst_ring *ring;
+    pst_recorder *recorder; /* NULL: every pass is run call by call */
+    uint32_t pass_rows;     /* of the pass under way */
     pst_plan_info info;
     pst_routing_trace *routing_trace; /* NULL: the routers choose */
     atomic_bool cancelled;

@@ -310,8 +310,8 @@ static int try_plan(pst_session_options o, uint64_t process_bytes, pst_forward_c
     return status;
 }
 
-int pst_session_plan(const pst_session_options *o, uint64_t process_bytes, pst_forward_config *config,
-                     pst_plan_request *out_request, pst_planned_cache *out_cache, pst_plan *out_plan, pst_error *err)
+static int plan_place(const pst_session_options *o, uint64_t process_bytes, pst_forward_config *config,
+                      pst_plan_request *out_request, pst_planned_cache *out_cache, pst_plan *out_plan, pst_error *err)
 {
     pst_session_options other = *o;
     pst_error cause = {.code = 0};
@@ -324,6 +324,45 @@ int pst_session_plan(const pst_session_options *o, uint64_t process_bytes, pst_f
     if (second < 0 && still_lacks && err != NULL)
         *err = cause; /* it names the smaller budget */
     return second < 0 ? status : 0;
+}
+
+/* Whether passes of generated tokens are the same calls again and again: all is where it is computed with, and the host has not
+ * to know of the experts that are chosen. */
+static bool may_repeat(const pst_session_options *o, const pst_forward_config *config, const pst_kv_config *kv,
+                       const pst_plan *plan)
+{
+    const pst_transformer *t = config->transformer;
+    for (uint32_t i = 0; t->experts > 0 && i < t->layers; i++)
+        if (t->sparse[i])
+            return false;
+    return config->apart && !o->no_device_graphs && !o->all_logits && kv->folder == NULL && !kv->offload &&
+           plan->link_bytes == 0;
+}
+
+int pst_session_plan(const pst_session_options *o, uint64_t process_bytes, pst_forward_config *config,
+                     pst_plan_request *out_request, pst_planned_cache *out_cache, pst_plan *out_plan, pst_error *err)
+{
+    pst_plan plan;
+    PST_TRY(plan_place(o, process_bytes, config, out_request, out_cache, out_plan, err));
+    config->repeats = false;
+    if (!may_repeat(o, config, &out_cache->config, out_plan))
+        return 0;
+    /* Room for recordings, unless weights would have to give way to it. */
+    pst_plan_request request = *out_request;
+    const uint64_t bytes = pst_recorder_bytes(config->transformer, config->program);
+    request.fixed_bytes += bytes;
+    request.device_fixed_bytes += bytes;
+    if (pst_plan_create(&request, &plan, NULL) < 0)
+        return 0;
+    config->repeats = plan.link_bytes == 0;
+    if (config->repeats) {
+        pst_plan_destroy(out_plan);
+        *out_plan = plan;
+        *out_request = request;
+    } else {
+        pst_plan_destroy(&plan);
+    }
+    return 0;
 }
 
 static void fill_info(pst_session *s, const pst_forward_config *config, const pst_plan_request *request,
@@ -504,6 +543,8 @@ static int open_session(pst_session *s, pst_error *err)
                             .device = s->device};
     PST_TRY(pst_ring_create(&ring, &s->ring, err));
     s->info.locked = pst_ring_is_locked(s->ring);
+    if (config.repeats && pst_ring_is_resident(s->ring))
+        PST_TRY(pst_recorder_create(s->device, &s->recorder, err));
     return o->measure_bound ? pst_session_measure(s, err) : 0;
 }
 
@@ -539,6 +580,7 @@ void pst_session_close(pst_session *s)
         return;
     if (s->device != NULL && s->device != s->host) /* a pass that failed may have left work that uses all the memory */
         s->device->ops->synchronize(s->device, NULL);
+    pst_recorder_destroy(s->recorder);
     pst_ring_destroy(s->ring);
     pst_chooser_destroy(s->chooser);
     pst_prober_destroy(s->prober);

@@ -129,6 +129,7 @@ void pst_session_fill_stats(const pst_session *s, const pst_session_counters *be
     pst_session_get_counters(s, &now);
     double seconds = (double)(now.pass_ns - before->pass_ns) / 1e9;
     stats->passes = now.passes - before->passes;
+    stats->replayed_passes = now.replayed_passes - before->replayed_passes;
     stats->shared_tokens = now.shared_tokens - before->shared_tokens;
     stats->weight_bytes_read = now.ring.weight_bytes - before->ring.weight_bytes;
     stats->read_bytes_per_second = seconds > 0 ? (double)stats->weight_bytes_read / seconds : 0;

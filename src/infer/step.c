@@ -178,6 +178,32 @@ static int tell_routing(const pst_session *s, uint32_t count, pst_error *err)
     return 0;
 }
 
+/* A pst_recorder_pass. */
+static int run_parts(void *context, pst_error *err)
+{
+    pst_session *s = context;
+    pst_forward_rewind(s->forward); /* it may be for the second time */
+    return pst_ring_pass(s->ring, s->pass_rows, !s->last_pass, err);
+}
+
+/* The stages that are not gathered. */
+static int run_stages(pst_session *s, uint32_t count, pst_error *err)
+{
+    pst_recorder_key key;
+    pst_recorder_result result;
+    s->pass_rows = count;
+    if (s->recorder == NULL || !pst_forward_repeats(s->forward, &key))
+        return pst_ring_pass(s->ring, count, !s->last_pass, err);
+    if (atomic_load_explicit(&s->cancelled, memory_order_relaxed)) /* nobody looks in a replay */
+        return pst_fail(err, PST_E_CANCELLED, NULL, "cancelled");
+    uint64_t begin = pst_clock_ns();
+    PST_TRY(pst_recorder_run(s->recorder, &key, run_parts, s, &result, err));
+    if (result == PST_RECORDER_REPLAYED)
+        pst_ring_count_pass(s->ring, begin, pst_clock_ns());
+    s->counters.replayed_passes += result != PST_RECORDER_RUN;
+    return 0;
+}
+
 static int run_pass(pst_session *s, uint32_t count, pst_error *err)
 {
     PST_TRY(pst_forward_begin(s->forward, s->rows, count, err));
@@ -188,7 +214,7 @@ static int run_pass(pst_session *s, uint32_t count, pst_error *err)
         PST_TRY(pst_ring_gather(s->ring, 1, s->row_ids, count, pst_forward_embed_position, s->forward, err));
     }
     PST_TRY(pst_forward_gathered(s->forward, err));
-    PST_TRY(pst_ring_pass(s->ring, count, !s->last_pass, err));
+    PST_TRY(run_stages(s, count, err));
     PST_TRY(pst_forward_end(s->forward, err));
     return tell_routing(s, count, err);
 }

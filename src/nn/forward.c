@@ -262,6 +262,7 @@ int pst_forward_begin(pst_forward *f, const pst_row *rows, uint32_t count, pst_e
             f->logit_row[f->logit_rows++] = i;
     }
     f->row_count = count;
+    pst_forward_round_positions(f);
     PST_TRY(pst_kv_begin_pass(f->kv, f->segments, f->segment_sequence, f->segment_count, err));
     return publish_rows(f, err);
 }

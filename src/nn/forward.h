@@ -15,6 +15,7 @@
 
 #include "nn/kv.h"
 #include "nn/program.h"
+#include "nn/recorder.h"
 #include "nn/routing_trace.h"
 
 typedef struct pst_forward_config {
@@ -33,7 +34,8 @@ typedef struct pst_forward_config {
     pst_kv *kv;                             /* the caller's, outlives the forward */
     const pst_routing_trace *routing_trace; /* replaces the routers' choice; NULL: nothing does; outlives the forward */
     bool record_routing;                    /* for pst_forward_routing */
-    bool look_ahead;                        /* keep a copy of the routers, to guess the next layer's experts with */
+    bool repeats; /* passes of generated tokens may be recorded: apart, the cache has no window, no layer has experts */
+    bool look_ahead; /* keep a copy of the routers, to guess the next layer's experts with */
 } pst_forward_config;
 
 /* Memory that pst_forward_create will take, for the planner: activations per row of a pass, more of them per row
@@ -72,6 +74,12 @@ int pst_forward_gathered(pst_forward *forward, pst_error *err);
 /* A pst_stage_compute; the context is a pst_nn_stage. The part is in the memory of the device that computes, which may not be
  * done with it when this returns. */
 int pst_forward_compute(void *context, const pst_stage *stage, const pst_part_view *part, pst_error *err);
+/* With config.repeats: whether the pass that has begun is of generated tokens only, so that its calls of the device may be recorded
+ * as far as it is up to them (weights are the caller's to know of), and what they depend on. What they say of positions is
+ * rounded, which changes no bit. */
+bool pst_forward_repeats(const pst_forward *forward, pst_recorder_key *out);
+/* The pass begins again with its first part; only of such passes. */
+void pst_forward_rewind(pst_forward *forward);
 /* After the last part: waits for the device and tells what went wrong since. Nothing that came into the pass is used any more
  * when it has succeeded. */
 int pst_forward_end(pst_forward *forward, pst_error *err);

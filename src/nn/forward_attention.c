@@ -22,6 +22,8 @@ pst_segments pst_forward_segments(const pst_forward *f, uint32_t first, uint32_t
         all.generated_max_rows = all.max_rows;
         all.generated_max_positions = all.max_positions;
     }
+    if (f->rounded_positions > 0) /* all are of generated tokens */
+        all.max_positions = all.generated_max_positions = f->rounded_positions;
     return all;
 }
 

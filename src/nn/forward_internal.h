@@ -132,6 +132,8 @@ struct pst_forward {
     pst_mirror rope_row_table, logit_row_table, segment_table; /* which these are the host's halves of */
     uint32_t *segment_sequence;
     uint32_t segment_count;
+    bool rounds_positions;      /* config.repeats */
+    uint32_t rounded_positions; /* of this pass, what calls say in place of the largest; 0: that */
 
     /* Where the running stage is. */
     const pst_stage *stage; /* NULL: none of this pass has begun */
@@ -173,6 +175,8 @@ pst_weight pst_forward_weight(const pst_forward_run *run, const pst_nn_step *ste
 size_t pst_forward_prompt_rows(const pst_forward *forward, size_t first, size_t count);
 /* Segments [first, first + count) of the pass as attention takes them. */
 pst_segments pst_forward_segments(const pst_forward *forward, uint32_t first, uint32_t count);
+/* Decides on what this pass's calls say of positions, once its rows are known. */
+void pst_forward_round_positions(pst_forward *forward);
 /* Makes the pass's error of a device's status; 1 for a good one: the step is complete. */
 int pst_forward_checked(const pst_forward_run *run, int status);
 

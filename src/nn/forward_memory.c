@@ -395,6 +395,7 @@ int pst_forward_create(const pst_forward_config *config, pst_forward **out, pst_
     f->max_tokens = config->max_tokens;
     f->kv_layout = pst_kv_layout_of(config->transformer, config->kv_type);
     f->kv = config->kv;
+    f->rounds_positions = config->repeats;
     int status;
     PST_TRY_GOTO(fail, make_activations(f, config, err));
     PST_TRY_GOTO(fail, make_small(f, err));

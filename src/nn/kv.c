@@ -222,6 +222,11 @@ int pst_kv_end_group(pst_kv *kv, pst_error *err)
     return kv->window != NULL ? pst_kv_window_end_group(kv, err) : 0;
 }
 
+void pst_kv_rewind(pst_kv *kv)
+{
+    kv->is_given = false;
+}
+
 void pst_kv_get_traffic(const pst_kv *kv, pst_kv_traffic *out)
 {
     *out = (pst_kv_traffic){0};

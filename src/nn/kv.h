@@ -104,6 +104,8 @@ int pst_kv_begin_pass(pst_kv *kv, pst_segment *segments, const uint32_t *sequenc
  * pst_kv_end_group, for what is put on the compute stream; 0: all were given. Their rows are stored between the two. */
 int pst_kv_next_group(pst_kv *kv, uint32_t layer, uint32_t *first, uint32_t *count, pst_error *err);
 int pst_kv_end_group(pst_kv *kv, pst_error *err);
+/* Without a window: the pass begins again with its first layer. */
+void pst_kv_rewind(pst_kv *kv);
 void pst_kv_get_traffic(const pst_kv *kv, pst_kv_traffic *out); /* so far */
 /* How fast blocks reach an accelerator, in bytes per second; 0: none has to. Before the first pass only. */
 int pst_kv_measure_link(pst_kv *kv, double *out, pst_error *err);

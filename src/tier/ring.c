@@ -187,6 +187,27 @@ int pst_ring_pass(pst_ring *ring, uint32_t rows, bool more, pst_error *err)
     return pst_ring_fill(ring, err);
 }
 
+bool pst_ring_is_resident(const pst_ring *ring)
+{
+    const pst_layout *layout = &ring->plan->layout;
+    for (uint32_t i = 0; i < layout->part_count; i++) {
+        const pst_stage *stage = &ring->stages[layout->parts[i].stage];
+        if (stage->gathered)
+            continue;
+        if ((pst_ring_is_chosen(stage) && !stage->chosen_early) ||
+            (ring->plan->places[i] != PST_PLACE_DEVICE && layout->parts[i].extent_count > 0))
+            return false;
+    }
+    return ring->link != NULL;
+}
+
+void pst_ring_count_pass(pst_ring *ring, uint64_t begin_ns, uint64_t end_ns)
+{
+    ring->now = (pst_ring_place){ring->now.pass + 1, ring->plan->layout.part_count};
+    ring->stats.compute_ns += end_ns - begin_ns;
+    pst_trace_span(ring->trace, PST_TRACE_COMPUTE, "all stages", begin_ns, end_ns, ring->plan->device_resident_bytes);
+}
+
 bool pst_ring_is_locked(const pst_ring *ring)
 {
     return ring->lock_memory;

@@ -52,8 +52,14 @@ int pst_ring_create(const pst_ring_config *config, pst_ring **out, pst_error *er
 void pst_ring_destroy(pst_ring *ring); /* drops what is in flight */
 
 /* One pass over the stages that are not gathered, with `rows` rows. `more`: another pass is expected, so read on across the end.
- * After a failure the ring can only be destroyed. */
+ * After a failure the ring can only be destroyed, unless pst_ring_is_resident. */
 int pst_ring_pass(pst_ring *ring, uint32_t rows, bool more, pst_error *err);
+
+/* Whether all parts stay where they are computed with, in an accelerator's memory, and no stage chooses by what another one has
+ * computed. Then the stages' functions do the same in every pass, and after a failure a pass may be run again. */
+bool pst_ring_is_resident(const pst_ring *ring);
+/* With such parts: counts a pass from when to when that was carried out otherwise than by the stages' functions. */
+void pst_ring_count_pass(pst_ring *ring, uint64_t begin_ns, uint64_t end_ns);
 
 /* Fetches rows of a gathered stage's only tensor: body(context, i, row) for i in 0..count-1, each once, any order;
  * row is valid in the call. row ids must be below the tensor's rows. */

@@ -22,6 +22,7 @@
 #include <cmocka.h>
 
 #include "device/ops.h"
+#include "infer/internal.h"
 #include "os/file.h"
 #include "penstock/jobs.h"
 #include "penstock/model.h"
@@ -645,8 +646,10 @@ static void serve(pst_session *session, served *requests, size_t vocab, bool kee
     }
 }
 
-/* The yardstick has each request alone, its prompt in one pass, and nothing shared. */
-static void check_passes(const char *shape, pst_compute_type compute, uint32_t kv_bits, bool with_block, int sessions)
+/* The yardstick has each request alone, its prompt in one pass, nothing shared, and every pass launched call by call. Passes that
+ * were replayed as recordings are counted. */
+static uint64_t check_passes(const char *shape, pst_compute_type compute, uint32_t kv_bits, bool with_block,
+                             int sessions)
 {
     char path[600], placed[400], what[500];
     served *requests = calloc(REQUESTS, sizeof *requests);
@@ -661,14 +664,19 @@ static void check_passes(const char *shape, pst_compute_type compute, uint32_t k
                                          .kv_bits = kv_bits,
                                          .device = ops_file()};
     pst_session_options alone = options;
-    alone.no_prefix_sharing = true;
+    alone.no_prefix_sharing = alone.no_device_graphs = true;
+    uint64_t replayed = 0;
     pst_session *session = open_session(model, alone, shape);
     for (size_t i = 0; i < REQUESTS; i++)
         requests[i].start = UINT32_MAX;
     serve(session, requests, info.vocab, true, shape);
     pst_session_close(session);
-    for (int i = 0; i < sessions; i++) {
+    for (int i = 0; i <= sessions; i++) {
         pst_session_options other = random_placement(model, options, placed, sizeof placed);
+        if (i == sessions) { /* all of it on the device */
+            other = options;
+            snprintf(placed, sizeof placed, "on %s", ops_name());
+        }
         other.no_prefix_sharing = !with_block && ref_between(0, 1);
         other.max_prompt_tokens +=
             other.max_prompt_tokens > 0 ? 6 : 0; /* passes of a row or two would take their time */
@@ -682,6 +690,7 @@ static void check_passes(const char *shape, pst_compute_type compute, uint32_t k
         if (with_block) /* after the one whose tokens it begins with */
             requests[REQUESTS - 1].start = UINT32_MAX;
         serve(session, requests, info.vocab, false, what);
+        replayed += session->counters.replayed_passes;
         pst_session_close(session);
     }
     for (size_t i = 0; i < REQUESTS; i++)
@@ -689,6 +698,7 @@ static void check_passes(const char *shape, pst_compute_type compute, uint32_t k
     free(requests);
     pst_model_close(model);
     remove_tree(path);
+    return replayed;
 }
 
 static void test_passes(void **state)
@@ -697,13 +707,19 @@ static void test_passes(void **state)
     if (!ops_begin("passes"))
         return;
     const int sessions = (int)ops_cases(2);
-    check_passes("tiny", PST_COMPUTE_BF16, 16, true, 1);
+    uint64_t replayed = check_passes("tiny", PST_COMPUTE_BF16, 16, true, 1);
     switch (ref_between(0, 3)) {
-    case 0: check_passes("tiny", PST_COMPUTE_F32, ref_between(0, 1) ? 32 : 8, false, sessions); break;
-    case 1: check_passes("tiny-deepseek", PST_COMPUTE_BF16, 0, false, sessions); break;
-    case 2: check_passes("tiny-mixtral", PST_COMPUTE_BF16, 8, false, sessions); break;
-    default: check_passes("tiny-bloom", PST_COMPUTE_BF16, 16, false, sessions); break;
+    case 0: replayed += check_passes("tiny", PST_COMPUTE_F32, ref_between(0, 1) ? 32 : 8, false, sessions); break;
+    case 1: replayed += check_passes("tiny-deepseek", PST_COMPUTE_BF16, 0, false, sessions); break;
+    case 2: replayed += check_passes("tiny-mixtral", PST_COMPUTE_BF16, 8, false, sessions); break;
+    default: replayed += check_passes("tiny-bloom", PST_COMPUTE_BF16, 16, false, sessions); break;
     }
+    printf("passes that were replayed: %" PRIu64 "\n", replayed);
+    pst_device *device = ops_device(OPS_DEVICE);
+    const bool records = device->ops->record_begin(device) == 0;
+    if (records)
+        device->ops->record_end(device, NULL);
+    assert_true((replayed > 0) == records);
 }
 
 static int set_up(void **state)

@@ -6,3 +6,4 @@ pst_test(unit_infer_kv_disk SOURCES ${PST_TEST_DIR}/test_kv_disk.c LABELS unit T
 pst_test(unit_infer_batch_size SOURCES ${PST_TEST_DIR}/test_batch_size.c LABELS unit)
 pst_test(unit_infer_device SOURCES ${PST_TEST_DIR}/test_device_session.c LABELS unit TIMEOUT 120)
 pst_test(unit_infer_kv_places SOURCES ${PST_TEST_DIR}/test_kv_places.c LABELS unit TIMEOUT 120)
+pst_test(unit_infer_recordings SOURCES ${PST_TEST_DIR}/test_recordings.c LABELS unit TIMEOUT 120)
