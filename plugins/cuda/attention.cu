@@ -21,7 +21,8 @@
 
 enum {
     MOST_SLOTS = 8, /* rows of a segment whose partial results are held at a time; it mostly has one */
-    COMBINE_THREADS = 128
+    COMBINE_LEAST_THREADS = 128,
+    COMBINE_MOST_THREADS = 512
 };
 
 /* Of partial results, where one segment does not need more: further segments wait for the next launch. Little in the
@@ -32,11 +33,25 @@ static const uint64_t partials_bytes = 1ull << 20;
 static const uint64_t partials_bytes = 64ull << 20;
 #endif
 
-/* Combines the chunks of one query: head blockIdx.x of slot blockIdx.y of segment blockIdx.z of the launch. With
- * one chunk the bits are those of that chunk alone. */
-static __global__ void __launch_bounds__(COMBINE_THREADS) attention_combine_kernel(const attention_args a)
+/* The largest of all threads' numbers, for each of them; whole warps. maxima: one of each warp. */
+static __device__ __forceinline__ float combine_largest(float largest, float *maxima)
 {
-    __shared__ float weights[ATTENTION_MAX_CHUNKS];
+    for (int step = 16; step > 0; step /= 2)
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
+    if (threadIdx.x % 32 == 0)
+        maxima[threadIdx.x / 32] = largest;
+    __syncthreads();
+    for (uint32_t w = 0; w < blockDim.x / 32; w++)
+        largest = fmaxf(largest, maxima[w]);
+    return largest;
+}
+
+/* Combines the chunks of one query: head blockIdx.x of slot blockIdx.y of segment blockIdx.z of the launch. With
+ * one chunk the bits are those of that chunk alone. One query after the other waits for these few blocks, and their loads depend
+ * on nothing: many are on their way at a time. */
+static __global__ void __launch_bounds__(COMBINE_MOST_THREADS) attention_combine_kernel(const attention_args a)
+{
+    __shared__ float weights[ATTENTION_MAX_CHUNKS], totals[ATTENTION_MAX_CHUNKS], maxima[COMBINE_MOST_THREADS / 32];
     const pst_segment s = a.segments[a.first_segment + blockIdx.z];
     uint32_t skipped;
     const uint32_t rows = attention_clip(a, s, &skipped), row = a.first_slot + blockIdx.y, head = blockIdx.x;
@@ -46,26 +61,35 @@ static __global__ void __launch_bounds__(COMBINE_THREADS) attention_combine_kern
     const uint32_t first = attention_chunk_of(attention_first_seen(a, position));
     const uint32_t count = attention_chunk_of(position) - first + 1, floats = attention_partial_floats(a);
     const float *partials = attention_partial(a, blockIdx.z, row, head, first);
-    float largest = partials[0];
-#pragma unroll 4
-    for (uint32_t c = 1; c < count; c++)
-        largest = fmaxf(largest, partials[(uint64_t)c * floats]);
-    for (uint32_t c = threadIdx.x; c < count; c += COMBINE_THREADS)
-        weights[c] = expf(partials[(uint64_t)c * floats] - largest);
+    float largest = -INFINITY;
+    for (uint32_t c = threadIdx.x; c < count; c += blockDim.x) {
+        weights[c] = partials[(uint64_t)c * floats];
+        totals[c] = partials[(uint64_t)c * floats + 1];
+        largest = fmaxf(largest, weights[c]);
+    }
+    largest = combine_largest(largest, maxima);
+    for (uint32_t c = threadIdx.x; c < count; c += blockDim.x) /* each its own */
+        weights[c] = expf(weights[c] - largest);
     __syncthreads();
-    float total = partials[1] * weights[0];
-#pragma unroll 4
+    float total = totals[0] * weights[0];
     for (uint32_t c = 1; c < count; c++)
-        total = fmaf(partials[(uint64_t)c * floats + 1], weights[c], total);
+        total = fmaf(totals[c], weights[c], total);
     const uint64_t out_row = s.first_row + row - a.first_row;
-    for (uint32_t d = threadIdx.x; d < a.values.dim; d += COMBINE_THREADS) {
+    for (uint32_t d = threadIdx.x; d < a.values.dim; d += blockDim.x) {
         const float *sums = partials + 2 + d;
         float sum = sums[0] * weights[0];
-#pragma unroll 4
+#pragma unroll 16
         for (uint32_t c = 1; c < count; c++)
             sum = fmaf(sums[(uint64_t)c * floats], weights[c], sum);
         attention_store_out(a, out_row, head, d, sum / total);
     }
+}
+
+/* A thread for each element of a value, within bounds. */
+static uint32_t combine_threads(const attention_args &a)
+{
+    const uint32_t whole = (a.values.dim + 31) / 32 * 32, least = COMBINE_LEAST_THREADS, most = COMBINE_MOST_THREADS;
+    return whole < least ? least : whole > most ? most : whole;
 }
 
 /* `stored`: elements of a row, of which `dim` count. */
@@ -159,7 +183,7 @@ static int attend_slots(cuda_device *device, const pst_attention *job, attention
         if (status >= 0 && a.partials != NULL)
             status = pst_cuda_check(device, "attention",
                                     PST_LAUNCH(attention_combine_kernel, dim3(a.heads, a.slots, a.segment_count),
-                                               dim3(COMBINE_THREADS), 0, device->stream, a));
+                                               dim3(combine_threads(a)), 0, device->stream, a));
         if (status < 0)
             return status;
     }

@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <string.h>
 
+static const uint64_t MOST_BYTES = UINT64_C(1) << 56; /* of an allocation */
+
 int pst_cuda_fail(cuda_device *device, int code, const char *format, ...)
 {
     va_list arguments;
@@ -70,9 +72,10 @@ static int allocate(pst_device *base, pst_device_memory kind, uint64_t bytes, vo
         return status;
     void *memory = NULL;
     const bool host = kind == PST_MEMORY_HOST;
-    if (bytes == 0 || bytes > SIZE_MAX)
-        return pst_cuda_fail(device, -EINVAL, "%s:%d: an allocation of %llu bytes", PST_VENDOR_NAME, device->number,
-                             (unsigned long long)bytes);
+    /* What no address space has is not asked for: a vendor that rounds such a size up might make it 0. */
+    if (bytes == 0 || bytes > MOST_BYTES)
+        return pst_cuda_fail(device, bytes == 0 ? -EINVAL : -ENOMEM, "%s:%d: an allocation of %llu bytes",
+                             PST_VENDOR_NAME, device->number, (unsigned long long)bytes);
     const pst_vendor_error error =
         host ? pst_vendor_allocate_host(&memory, bytes) : pst_vendor_allocate(&memory, bytes);
     char what[80];
@@ -253,13 +256,10 @@ static int event_query(pst_device *base, pst_device_event *event)
 /* What kernels found, once the compute stream has come so far. */
 static int check_flags(cuda_device *device)
 {
-    const uint32_t flags = *device->flags_host;
-    if (flags == 0)
+    volatile uint32_t *flags = device->flags;
+    if (*flags == 0)
         return 0;
-    *device->flags_host = 0;
-    if (int status = pst_cuda_check(device, "clearing the flags",
-                                    pst_vendor_fill(device->flags, 0, sizeof *device->flags, device->stream)))
-        return status;
+    *flags = 0;
     return pst_cuda_fail(device, PST_E_FORMAT, "%s:%d: an index of the weights names a group that is not there",
                          PST_VENDOR_NAME, device->number);
 }
@@ -270,15 +270,9 @@ static int synchronize(pst_device *base, pst_device_stream *stream)
     if (int status = pst_cuda_enter_outside(device))
         return status;
     const pst_vendor_stream which = stream_of(device, stream);
-    const bool compute = which == device->stream;
-    if (compute)
-        if (int status = pst_cuda_check(
-                device, "reading the flags",
-                pst_vendor_copy(device->flags_host, device->flags, sizeof *device->flags, device->stream)))
-            return status;
     if (int status = pst_cuda_check(device, "waiting for what runs", pst_vendor_stream_synchronize(which)))
         return status;
-    return compute ? check_flags(device) : 0;
+    return which == device->stream ? check_flags(device) : 0;
 }
 
 /* 0, or why a copy or fill has no place in the recording under way. */
@@ -341,8 +335,7 @@ static void destroy(pst_device *base)
         (void)pst_vendor_stream_synchronize(device->stream);
     pst_cuda_blas_close(device);
     (void)pst_vendor_free(device->scratch);
-    (void)pst_vendor_free(device->flags);
-    (void)pst_vendor_free_host(device->flags_host);
+    (void)pst_vendor_free_host(device->flags);
     if (device->stream != NULL)
         (void)pst_vendor_stream_destroy(device->stream);
     (void)pst_vendor_last_error();
@@ -363,14 +356,11 @@ static int open_parts(cuda_device *device)
     if (int status = pst_cuda_check(device, "making a stream", pst_vendor_stream_create(&device->stream)))
         return status;
     void *memory = NULL;
-    if (int status = pst_cuda_check(device, "allocating the flags", pst_vendor_allocate(&memory, 256)))
-        return status;
-    device->flags = (uint32_t *)memory;
     if (int status = pst_cuda_check(device, "allocating the flags", pst_vendor_allocate_host(&memory, 256)))
         return status;
-    device->flags_host = (uint32_t *)memory;
-    *device->flags_host = 0;
-    return pst_cuda_check(device, "clearing the flags", pst_vendor_fill(device->flags, 0, 256, device->stream));
+    device->flags = (uint32_t *)memory;
+    *device->flags = 0;
+    return 0;
 }
 
 int pst_cuda_open_device(const pst_device_ops *ops, uint32_t number, pst_device **out, pst_error *err)

@@ -20,8 +20,7 @@ typedef struct cuda_device {
     pst_device base;
     int number;
     pst_vendor_stream stream;         /* the compute stream */
-    uint32_t *flags;                  /* one word in device memory, 0: all is well */
-    uint32_t *flags_host;             /* where synchronize looks at it: pinned */
+    uint32_t *flags; /* one word, 0: all is well; in pinned memory, so that synchronize finds it without a copy */
     pst_vendor_properties properties; /* processors (132), compute_major.minor (9.0), shared_bytes (227 KiB), ... */
     void *scratch;                    /* by pst_cuda_scratch */
     size_t scratch_bytes;

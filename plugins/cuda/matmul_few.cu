@@ -67,6 +67,7 @@ static __device__ __forceinline__ void sum_range(const mm_job &job, const uint8_
                     mm_load_words<4>(to, x + 2 * ((uint64_t)k + mm_place(FORM, i, t)), 16);
             }
         }
+        __syncwarp(); /* lanes without a row of x did not load any */
 #pragma unroll
         for (int d = 0; d < depth; d++) {
             if (unit + d >= whole)
@@ -75,6 +76,8 @@ static __device__ __forceinline__ void sum_range(const mm_job &job, const uint8_
             for (int i = 0; i < tiles; i++) {
                 uint32_t pairs[8 * parts];
                 mm_raw_pairs<FORM>(job.w, units[d].raw[i], pairs);
+                if (FORM == MM_F8) /* lanes with rare codes went another way */
+                    __syncwarp();
                 multiply_unit<parts>(units[d].x, pairs, sums[i]);
             }
         }

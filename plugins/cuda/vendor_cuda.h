@@ -177,7 +177,8 @@ static inline bool pst_vendor_absent(pst_vendor_error error)
            error == cudaErrorInitializationError || error == cudaErrorStubLibrary ||
            error == cudaErrorSystemDriverMismatch || error == cudaErrorSystemNotReady ||
            error == cudaErrorNoKernelImageForDevice || error == cudaErrorCompatNotSupportedOnDevice ||
-           error == cudaErrorDevicesUnavailable;
+           error == cudaErrorDevicesUnavailable || error == cudaErrorUnsupportedPtxVersion ||
+           error == cudaErrorJitCompilerNotFound;
 }
 
 /* No driver at all: not even a device could be looked for. */

@@ -124,6 +124,34 @@ static __global__ void copies(const uint4 *x, uint4 *y, int waits)
     pst_copy_async_wait<0>();
 }
 
+/* Sums of `tiles` times 64 numbers by 64 threads, through two buffers that are filled by turns. `hasty`: a buffer is filled again
+ * before all have read it. */
+static __global__ void two_buffers(const uint4 *x, uint32_t *sums, uint32_t tiles, bool hasty)
+{
+    __shared__ uint4 buffers[2][64];
+    const uint32_t t = threadIdx.x;
+    uint32_t sum = 0;
+    pst_copy_async_16(&buffers[0][t], &x[t], true);
+    pst_copy_async_commit();
+    for (uint32_t tile = 0; tile < tiles; tile++) {
+        if (hasty && tile + 1 < tiles)
+            pst_copy_async_16(&buffers[(tile + 1) % 2][t], &x[(tile + 1) * 64 + t], true);
+        if (hasty)
+            pst_copy_async_commit(), pst_copy_async_wait<1>();
+        else
+            pst_copy_async_wait<0>();
+        __syncthreads();
+        if (!hasty && tile + 1 < tiles)
+            pst_copy_async_16(&buffers[(tile + 1) % 2][t], &x[(tile + 1) * 64 + t], true);
+        if (!hasty)
+            pst_copy_async_commit();
+        for (uint32_t i = 0; i < 64; i++)
+            sum += buffers[tile % 2][i].x * (t + 1);
+    }
+    pst_copy_async_wait<0>();
+    sums[t] = sum;
+}
+
 /* ---- Mistakes ---- */
 
 typedef enum mistake {

@@ -214,20 +214,53 @@ static void test_four_matrices(void **)
     must(pst_vendor_free(out));
 }
 
+/* What was not waited for is there in some orders only. */
 static void test_asynchronous_copies(void **)
 {
     std::vector<uint4> rows(96);
     for (unsigned i = 0; i < 96; i++)
         rows[i] = make_uint4(i, i + 1, i + 2, i + 3);
     uint4 *in = put(rows), *out = put(rows);
+    size_t early = 0, late = 0;
     for (int waits = 0; waits <= 2; waits++) {
         must(PST_LAUNCH(copies, 1, 32, 0, stream, in, out, waits));
         const std::vector<uint4> got = get(out, 96);
         for (unsigned i = 0; i < 96; i++) {
-            const bool done = waits == 2 || (waits == 1 && i < 32);
-            assert_int_equal(got[i].x, !done ? 0xffffffffu : i < 64 ? i : 0);
-            assert_int_equal(got[i].w, !done ? 0xffffffffu : i < 64 ? i + 3 : 0);
+            const bool done = waits == 2 || (waits == 1 && i < 32), is_there = got[i].x != 0xffffffffu;
+            early += !done && is_there;
+            late += !is_there;
+            assert_true(is_there || !done);
+            assert_int_equal(got[i].x, !is_there ? 0xffffffffu : i < 64 ? i : 0);
+            assert_int_equal(got[i].w, !is_there ? 0xffffffffu : i < 64 ? i + 3 : 0);
         }
+    }
+    assert_true(early > 0 && late > 0);
+    must(pst_vendor_free(in));
+    must(pst_vendor_free(out));
+}
+
+/* A copy may be done before those who read what it replaces. */
+static void test_buffers_by_turns(void **)
+{
+    enum { TILES = 5 };
+    std::vector<uint4> rows(TILES * 64);
+    uint32_t all = 0;
+    for (unsigned i = 0; i < TILES * 64; i++) {
+        rows[i] = make_uint4(i * i, 0, 0, 0);
+        all += i * i;
+    }
+    uint4 *in = put(rows);
+    uint32_t *out = put(std::vector<uint32_t>(64));
+    for (int hasty = 0; hasty < 2; hasty++) {
+        size_t wrong = 0;
+        for (uint64_t seed = 0; seed < SEEDS; seed++) {
+            pst_emulated_seed(random_below(UINT64_MAX));
+            must(PST_LAUNCH(two_buffers, 1, 64, 0, stream, in, out, (uint32_t)TILES, hasty != 0));
+            const std::vector<uint32_t> got = get(out, 64);
+            for (unsigned t = 0; t < 64; t++)
+                wrong += got[t] != all * (t + 1);
+        }
+        assert_int_equal(wrong > 0, hasty);
     }
     must(pst_vendor_free(in));
     must(pst_vendor_free(out));
@@ -675,6 +708,7 @@ extern "C" __attribute__((visibility("default"))) int run_emulator_tests(void)
         cmocka_unit_test(test_products),
         cmocka_unit_test(test_four_matrices),
         cmocka_unit_test(test_asynchronous_copies),
+        cmocka_unit_test(test_buffers_by_turns),
         cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_mistakes),
         cmocka_unit_test(test_launch_limits),

@@ -28,8 +28,8 @@ enum thread_state { THREAD_READY, THREAD_BARRIER, THREAD_WARP, THREAD_LEFT };
 
 struct async_copy {
     void *to;
-    const void *from;
-    bool there;
+    const void *from; /* NULL: zeros */
+    bool done;
 };
 
 struct emulated_thread {
@@ -193,13 +193,29 @@ bool pst_emulated_is_shared(const void *memory, size_t bytes)
            (begin >= block.dynamic && end <= block.dynamic + block.grid->shared_bytes);
 }
 
+static void carry_out(async_copy &copy)
+{
+    if (copy.done)
+        return;
+    if (copy.from != NULL)
+        memcpy(copy.to, copy.from, 16);
+    else
+        memset(copy.to, 0, 16);
+    copy.done = true;
+}
+
+/* A copy is done at any time from here to the wait for it: here as often as there, so that who reads too early finds what was
+ * there before, and who begins it while others still read what it replaces, what comes next. */
 void pst_copy_async_16(void *shared, const void *global, bool there)
 {
-    if ((uintptr_t)shared % 16 != 0 || (there && (uintptr_t)global % 16 != 0))
+    if ((uintptr_t)shared % 16 != 0 || (uintptr_t)global % 16 != 0)
         pst_emulated_fault("an asynchronous copy from %p to %p: not aligned to 16 bytes", global, shared);
     if (!pst_emulated_is_shared(shared, 16))
         pst_emulated_fault("an asynchronous copy to %p, which is not in shared memory", shared);
-    block.now->copies.push_back({shared, global, there});
+    async_copy copy = {shared, there ? global : NULL, false};
+    if (pst_emulated_random() >> 63 != 0)
+        carry_out(copy);
+    block.now->copies.push_back(copy);
 }
 
 void pst_copy_async_commit()
@@ -213,13 +229,8 @@ void pst_emulated_copy_wait(int pending)
     if (self->groups.size() <= (size_t)pending)
         return;
     const size_t groups = self->groups.size() - (size_t)pending, copies = self->groups[groups - 1];
-    for (size_t i = 0; i < copies; i++) {
-        const async_copy &copy = self->copies[i];
-        if (copy.there)
-            memcpy(copy.to, copy.from, 16);
-        else
-            memset(copy.to, 0, 16);
-    }
+    for (size_t i = 0; i < copies; i++)
+        carry_out(self->copies[i]);
     self->copies.erase(self->copies.begin(), self->copies.begin() + (ptrdiff_t)copies);
     self->groups.erase(self->groups.begin(), self->groups.begin() + (ptrdiff_t)groups);
     for (size_t &end : self->groups)

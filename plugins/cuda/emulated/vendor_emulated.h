@@ -423,7 +423,7 @@ static inline void pst_ldmatrix_x2_trans(uint32_t r[2], const void *shared_row, 
 void *pst_emulated_dynamic_shared();
 #define PST_DYNAMIC_SHARED(type, name) type *name = static_cast<type *>(pst_emulated_dynamic_shared())
 
-/* Carried out by the wait that demands it, not before: who forgets to wait finds what was there. */
+/* Carried out at once or by the wait that demands it, by chance: in either order of things a kernel has to be right. */
 void pst_copy_async_16(void *shared, const void *global, bool there);
 void pst_copy_async_commit();
 void pst_emulated_copy_wait(int pending);
