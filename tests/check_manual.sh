@@ -1,12 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Every function of the public headers of devices and the I/O library stands in a manual page of section 3, every function that a
-# page names is declared in some public header, and mandoc (where it is installed) has nothing to say about the pages.
+# Every function of the public headers of devices, chat templates and the I/O library stands in a manual page of section 3, every
+# function that a page names is declared in some public header, and mandoc (where it is installed) has nothing to say about the pages.
 # Usage: check_manual.sh [PROJECT_ROOT]
 set -eu
 cd "${1:-$(dirname "$0")/..}"
 failed=0
-headers="include/penstock/device.h include/penstock/io.h include/penstock/io_*.h include/penstock/tune.h include/penstock/bench_io.h include/penstock/bench_kernels.h"
+headers="include/penstock/chat.h include/penstock/device.h include/penstock/io.h include/penstock/io_*.h include/penstock/tune.h include/penstock/bench_io.h include/penstock/bench_kernels.h"
 # shellcheck disable=SC2086 # a list of files
 declared=$(grep -ho 'PST_API [^;]*' $headers | grep -o 'pst_[a-z_]* *(' | tr -d ' (' | sort -u)
 known=$(grep -ho 'PST_API [^;]*' include/penstock/*.h | grep -o 'pst_[a-z_]* *(' | tr -d ' (' | sort -u)

@@ -19,6 +19,7 @@
 
 #include <stdbool.h>
 
+#include "penstock/chat.h"
 #include "penstock/tokenizer.h"
 #include "penstock/types.h"
 
@@ -53,6 +54,8 @@ typedef struct pst_model_info {
 PST_API void pst_model_get_info(const pst_model *model, pst_model_info *out);
 /* The tokenizer, opened at first use (thread-safe); the model's. Fails when the folder has none or a broken one. */
 PST_API int pst_model_tokenizer(pst_model *model, const pst_tokenizer **out, pst_error *err);
+/* The chat template likewise; -ENOENT when the folder has none. */
+PST_API int pst_model_chat_template(pst_model *model, const pst_chat_template **out, pst_error *err);
 
 /* ---- session ---- */
 

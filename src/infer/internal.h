@@ -18,8 +18,9 @@ struct pst_model {
     pst_transformer transformer;
     pst_store *store;
     pst_program *program; /* for its checks and totals; sessions make their own, which they compute with */
-    pthread_mutex_t lock; /* guards the tokenizer's opening */
+    pthread_mutex_t lock; /* guards the opening of these */
     pst_tokenizer *tokenizer;
+    pst_chat_template *chat;
 };
 
 /* One sequence slot. Its ids are those given so far; the first `computed` of them are in the KV cache. */

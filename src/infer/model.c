@@ -8,6 +8,7 @@
 #include "infer/internal.h"
 #include "os/file.h"
 #include "os/memory.h"
+#include "text/chat_template.h"
 #include "text/tokenizer.h"
 
 enum { MAX_CONFIG_BYTES = 16 << 20 };
@@ -74,6 +75,7 @@ void pst_model_close(pst_model *model)
     if (model == NULL)
         return;
     pst_tokenizer_close(model->tokenizer);
+    pst_chat_template_close(model->chat);
     pst_program_destroy(model->program);
     pst_store_close(model->store);
     pst_transformer_destroy(&model->transformer);
@@ -107,11 +109,13 @@ void pst_model_get_info(const pst_model *model, pst_model_info *out)
                             .top_k = t->top_k};
 }
 
-/* The files that a tokenizer may consist of, by their place in pst_tokenizer_source. */
-static const struct {
+/* A file that a tokenizer or a chat template may consist of, by its place in a source. */
+typedef struct text_file {
     const char *name;
     size_t member;
-} tokenizer_files[] = {
+} text_file;
+
+static const text_file tokenizer_files[] = {
     {"tokenizer.json", offsetof(pst_tokenizer_source, tokenizer_json)},
     {"vocab.json", offsetof(pst_tokenizer_source, vocab_json)},
     {"merges.txt", offsetof(pst_tokenizer_source, merges_txt)},
@@ -119,32 +123,79 @@ static const struct {
     {"special_tokens_map.json", offsetof(pst_tokenizer_source, special_tokens_map_json)},
     {"added_tokens.json", offsetof(pst_tokenizer_source, added_tokens_json)},
 };
-enum { TOKENIZER_FILES = sizeof tokenizer_files / sizeof tokenizer_files[0] };
+
+static const text_file chat_files[] = {
+    {"chat_template.jinja", offsetof(pst_chat_source, chat_template_jinja)},
+    {"additional_chat_templates/tool_use.jinja", offsetof(pst_chat_source, tool_use_jinja)},
+    {"tokenizer_config.json", offsetof(pst_chat_source, tokenizer_config_json)},
+    {"chat_template.json", offsetof(pst_chat_source, chat_template_json)},
+    {"special_tokens_map.json", offsetof(pst_chat_source, special_tokens_map_json)},
+};
+enum {
+    TOKENIZER_FILES = sizeof tokenizer_files / sizeof tokenizer_files[0],
+    CHAT_FILES = sizeof chat_files / sizeof chat_files[0],
+    MOST_FILES = TOKENIZER_FILES
+};
+
+/* Paths and contents of the files that are there, which free_files frees. */
+typedef struct text_files {
+    char *paths[MOST_FILES], *texts[MOST_FILES];
+} text_files;
+
+static void free_files(text_files *files)
+{
+    for (size_t i = 0; i < MOST_FILES; i++) {
+        pst_heap_free(files->paths[i]);
+        pst_heap_free(files->texts[i]);
+    }
+    pst_memory_trim(); /* a large vocabulary's JSON is gone: its memory shall not count in a session's plan */
+}
+
+/* Reads them and notes them in the source, where their members say. */
+static int read_files(const char *folder, const text_file *list, size_t count, text_files *files, void *source,
+                      pst_error *err)
+{
+    for (size_t i = 0; i < count; i++) {
+        size_t bytes = 0;
+        PST_TRY(read_file(folder, list[i].name, false, MAX_TOKENIZER_BYTES, &files->paths[i], &files->texts[i], &bytes,
+                          err));
+        if (files->texts[i] == NULL)
+            continue;
+        pst_text_file *file = (pst_text_file *)((char *)source + list[i].member);
+        *file = (pst_text_file){.path = files->paths[i], .bytes = files->texts[i], .count = bytes};
+    }
+    return 0;
+}
 
 int pst_tokenizer_open(const char *folder, pst_tokenizer **out, pst_error *err)
 {
     pst_tokenizer_source source = {0};
-    char *paths[TOKENIZER_FILES] = {0}, *texts[TOKENIZER_FILES] = {0};
-    int status = 0;
-    for (size_t i = 0; i < TOKENIZER_FILES; i++) {
-        size_t bytes = 0;
-        PST_TRY_GOTO(done, read_file(folder, tokenizer_files[i].name, false, MAX_TOKENIZER_BYTES, &paths[i], &texts[i],
-                                     &bytes, err));
-        if (texts[i] == NULL)
-            continue;
-        pst_text_file *file = (pst_text_file *)((char *)&source + tokenizer_files[i].member);
-        *file = (pst_text_file){.path = paths[i], .bytes = texts[i], .count = bytes};
-    }
-    if (source.tokenizer_json.bytes == NULL && (source.vocab_json.bytes == NULL || source.merges_txt.bytes == NULL))
-        PST_TRY_GOTO(done, pst_fail(err, -ENOENT, folder,
-                                    "no tokenizer: neither tokenizer.json nor vocab.json with merges.txt is there"));
-    PST_TRY_GOTO(done, pst_tokenizer_parse(&source, out, err));
-done:
-    for (size_t i = 0; i < TOKENIZER_FILES; i++) {
-        pst_heap_free(paths[i]);
-        pst_heap_free(texts[i]);
-    }
-    pst_memory_trim(); /* a large vocabulary's JSON is gone: its memory shall not count in a session's plan */
+    text_files files = {0};
+    int status = read_files(folder, tokenizer_files, TOKENIZER_FILES, &files, &source, err);
+    if (status >= 0 && source.tokenizer_json.bytes == NULL &&
+        (source.vocab_json.bytes == NULL || source.merges_txt.bytes == NULL))
+        status = pst_fail(err, -ENOENT, folder,
+                          "no tokenizer: neither tokenizer.json nor vocab.json with merges.txt is there");
+    if (status >= 0)
+        status = pst_tokenizer_parse(&source, out, err);
+    free_files(&files);
+    return status;
+}
+
+int pst_chat_template_open(const char *folder, pst_chat_template **out, pst_error *err)
+{
+    pst_chat_source source = {0};
+    pst_chat_template *made = NULL;
+    text_files files = {0};
+    int status = read_files(folder, chat_files, CHAT_FILES, &files, &source, err);
+    if (status >= 0)
+        status = pst_chat_template_parse(&source, &made, err);
+    if (status >= 0 && made == NULL)
+        status = pst_fail(err, -ENOENT, folder,
+                          "no chat template: no chat_template.jinja, and none in tokenizer_config.json");
+    if (status >= 0)
+        *out = made;
+    free_files(&files);
     return status;
 }
 
@@ -154,6 +205,16 @@ int pst_model_tokenizer(pst_model *model, const pst_tokenizer **out, pst_error *
     int status = model->tokenizer ? 0 : pst_tokenizer_open(model->folder, &model->tokenizer, err);
     if (status >= 0)
         *out = model->tokenizer;
+    pthread_mutex_unlock(&model->lock);
+    return status;
+}
+
+int pst_model_chat_template(pst_model *model, const pst_chat_template **out, pst_error *err)
+{
+    pthread_mutex_lock(&model->lock);
+    int status = model->chat ? 0 : pst_chat_template_open(model->folder, &model->chat, err);
+    if (status >= 0)
+        *out = model->chat;
     pthread_mutex_unlock(&model->lock);
     return status;
 }

@@ -52,11 +52,23 @@ bool pst_unicode_is_numeric(uint32_t code_point);     /* Nd, Nl, No */
 bool pst_unicode_is_word(uint32_t code_point);        /* \w of Unicode's regular expressions (UTS 18, annex C) */
 bool pst_unicode_is_punctuation(uint32_t code_point); /* ASCII punctuation and P */
 
+/* As Python's strings have it: isprintable, isalpha, isdecimal, isdigit, islower, isupper. */
+bool pst_unicode_is_printable(uint32_t code_point);
+bool pst_unicode_is_alpha(uint32_t code_point);
+bool pst_unicode_is_decimal(uint32_t code_point);
+bool pst_unicode_is_digit(uint32_t code_point);
+bool pst_unicode_is_lower(uint32_t code_point);
+bool pst_unicode_is_upper(uint32_t code_point);
+bool pst_unicode_is_cased(uint32_t code_point);
+bool pst_unicode_is_case_ignorable(uint32_t code_point); /* passed over in looking for the end of a word */
+
 typedef enum pst_normal_form { PST_NFC, PST_NFD, PST_NFKC, PST_NFKD } pst_normal_form;
 
 /* Appends the normal form of valid UTF-8. Near linear in the length for any text. */
 int pst_unicode_normalize(pst_normal_form form, const char *text, size_t bytes, pst_bytes *out, pst_error *err);
 /* Appends each character's full lower case mapping, without regard to its neighbours. */
 int pst_unicode_lowercase(const char *text, size_t bytes, pst_bytes *out, pst_error *err);
+/* One character's upper (title: title) or lower case, which may be several characters; returns its bytes. */
+size_t pst_unicode_case(uint32_t code_point, bool upper, bool title, char out[16]);
 
 #endif

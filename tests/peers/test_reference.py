@@ -16,7 +16,7 @@ import tiny_models as tm
 from conftest import CASES
 
 
-@pytest.mark.parametrize("script", ["make_models.py", "make_quantized.py", "make_tokenizers.py", "make_torch_files.py"])
+@pytest.mark.parametrize("script", ["make_chat.py", "make_models.py", "make_quantized.py", "make_tokenizers.py", "make_torch_files.py"])
 def test_stored_values_are_current(script: str) -> None:
     command = [sys.executable, CASES.parent / script, "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
