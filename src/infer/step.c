@@ -216,6 +216,8 @@ static int run_pass(pst_session *s, uint32_t count, pst_error *err)
     PST_TRY(pst_forward_gathered(s->forward, err));
     PST_TRY(run_stages(s, count, err));
     PST_TRY(pst_forward_end(s->forward, err));
+    if (s->recorder != NULL)
+        pst_recorder_settle(s->recorder);
     return tell_routing(s, count, err);
 }
 

@@ -11,7 +11,7 @@
 #include "device/device.h"
 
 /* After so many failures nothing is recorded any more. */
-enum { MOST_FAILURES = 3 };
+enum { MOST_FAILURES = 3, MOST_DROPPED = 4 /* of one pass, and more */ };
 /* Of a launch's arguments, of which a product has up to 4 KiB and others some hundred bytes, and what a vendor adds. */
 enum { LAUNCH_BYTES = 2048, LAUNCHES_PER_STEP = 2 };
 
@@ -24,6 +24,9 @@ typedef struct known_pass {
 struct pst_recorder {
     pst_device *device;
     known_pass records[PST_RECORDINGS];
+    pst_device_recording *dropped[MOST_DROPPED]; /* until nothing is under way: giving one back waits, and would
+                                                  * hear of failures that are the pass's */
+    uint32_t dropped_count;
     uint64_t passes;
     uint32_t failures;
     bool off;
@@ -39,9 +42,19 @@ int pst_recorder_create(pst_device *device, pst_recorder **out, pst_error *err)
     return 0;
 }
 
+void pst_recorder_settle(pst_recorder *r)
+{
+    while (r->dropped_count > 0)
+        r->device->ops->recording_destroy(r->device, r->dropped[--r->dropped_count]);
+}
+
 static void drop(pst_recorder *r, known_pass *record)
 {
-    r->device->ops->recording_destroy(r->device, record->recording);
+    if (record->recording == NULL)
+        return;
+    if (r->dropped_count == MOST_DROPPED)
+        pst_recorder_settle(r);
+    r->dropped[r->dropped_count++] = record->recording;
     record->recording = NULL;
 }
 
@@ -51,6 +64,7 @@ void pst_recorder_destroy(pst_recorder *r)
         return;
     for (int i = 0; i < PST_RECORDINGS; i++)
         drop(r, &r->records[i]);
+    pst_recorder_settle(r);
     pst_heap_free(r);
 }
 

@@ -43,5 +43,7 @@ typedef enum pst_recorder_result {
 /* Has a pass carried out, one way or another. *out is set when it succeeds. After a failure the pass is lost. */
 int pst_recorder_run(pst_recorder *recorder, const pst_recorder_key *key, pst_recorder_pass *pass, void *context,
                      pst_recorder_result *out, pst_error *err);
+/* After each pass, once the device was waited for: gives back what is not kept any longer. */
+void pst_recorder_settle(pst_recorder *recorder);
 
 #endif

@@ -202,6 +202,30 @@ static void test_plugin(void **state)
     EXPECT_ERROR(1, "a device memory budget of", ON_DEVICE("--device-memory", "1M"));
 }
 
+/* Of the passes of generated tokens the first one of its kind is launched, the others are replayed, unless that is not wanted. */
+static void test_device_graphs(void **state)
+{
+    (void)state;
+#define GRAPHS(...)                                                                                                    \
+    "generate", MODEL, "--token-ids", "1,2", "--max-new-tokens", "5", "--ignore-eos", "--json", "--device", EMULATED,  \
+        __VA_ARGS__
+    json_t *with = expect_json(PENSTOCK(GRAPHS("--verbose")));
+    json_t *without = expect_json(PENSTOCK(GRAPHS("--device-graphs", "off")));
+    assert_true(json_equal(json_object_get(with, "results"), json_object_get(without, "results")));
+    assert_int_equal(stat_of(with, "passes"), 5);
+    assert_int_equal(stat_of(without, "passes"), 5);
+    assert_int_equal(stat_of(with, "replayed_passes"), 3);
+    assert_int_equal(stat_of(without, "replayed_passes"), 0);
+    json_decref(with);
+    json_decref(without);
+    program_result result = PENSTOCK("bench", "infer", MODEL, "--batch-size", "1", "--prompt-len", "3", "--gen-len",
+                                     "4", "--loops", "1", "--device", EMULATED);
+    assert_int_equal(result.status, 0);
+    assert_non_null(strstr(result.out, "passes: 4, replayed as a graph 2\n"));
+    program_free(&result);
+    EXPECT_ERROR(2, "--device-graphs", GRAPHS("--device-graphs", "on"));
+}
+
 /* Experts: the same tokens and the same bytes needed with and without a cache, fewer of them read with it. */
 static void test_expert_cache(void **state)
 {
@@ -230,7 +254,8 @@ static void test_expert_cache(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_offload_options), cmocka_unit_test(test_device_options), cmocka_unit_test(test_plugin),
+        cmocka_unit_test(test_offload_options), cmocka_unit_test(test_device_options),
+        cmocka_unit_test(test_plugin),          cmocka_unit_test(test_device_graphs),
         cmocka_unit_test(test_expert_cache),    cmocka_unit_test(test_budgets_hold),
     };
     return cmocka_run_group_tests_name("placement", tests, NULL, NULL);
