@@ -294,7 +294,7 @@ typedef struct pst_device_ops {
     /* Memory: aligned to 256 bytes; not cleared. `bytes` > 0. */
     int (*allocate)(pst_device *device, pst_device_memory kind, uint64_t bytes, void **out);
     void (*release)(pst_device *device, pst_device_memory kind, void *memory, uint64_t bytes); /* NULL is fine */
-    /* Makes the caller's memory as good as PST_MEMORY_HOST until it is unregistered. */
+    /* Makes the caller's memory as good as PST_MEMORY_HOST until it is unregistered. By pages: no two pieces share one. */
     int (*register_host)(pst_device *device, void *memory, uint64_t bytes);
     void (*unregister_host)(pst_device *device, void *memory);
     /* Of PST_MEMORY_DEVICE. */

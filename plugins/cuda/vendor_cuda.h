@@ -7,6 +7,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <mutex>
 #include <stdio.h>
 
 #define PST_VENDOR_NAME            "cuda"
@@ -44,18 +45,46 @@ template <class T> struct pst_vendor_same {
     typedef T type;
 };
 
+/* The driver wants to be asked for more than 48 KiB of shared memory of a block, of each kernel and device: asked once, and never for
+ * less than before, since launches that a graph has may need that. Tables are by file, as kernels are (all are static). */
+static inline pst_vendor_error pst_vendor_allow_shared(const void *kernel, size_t bytes)
+{
+    static struct {
+        const void *kernel;
+        int device;
+        size_t bytes;
+    } allowed[64];
+    static std::mutex lock;
+    int device = 0, at = 0;
+    if (bytes <= 48 * 1024)
+        return cudaSuccess;
+    pst_vendor_error error = cudaGetDevice(&device);
+    if (error != cudaSuccess)
+        return error;
+    const std::lock_guard<std::mutex> held(lock);
+    while (at < 63 && allowed[at].kernel != NULL && (allowed[at].kernel != kernel || allowed[at].device != device))
+        at++; /* the last one serves all for which there is no room: they ask every time */
+    const bool is_known = allowed[at].kernel == kernel && allowed[at].device == device;
+    if (is_known && allowed[at].bytes >= bytes)
+        return cudaSuccess;
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error == cudaSuccess && at < 63) {
+        allowed[at].kernel = kernel;
+        allowed[at].device = device;
+        allowed[at].bytes = bytes;
+    }
+    return error;
+}
+
 /* Arguments are converted to the kernel's parameters, as in a call. */
 template <class... Parameters>
 static inline pst_vendor_error pst_vendor_launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
                                                  size_t shared_bytes, pst_vendor_stream stream,
                                                  typename pst_vendor_same<Parameters>::type... arguments)
 {
-    if (shared_bytes > 48 * 1024) { /* the driver wants to be asked for more; cheap */
-        const pst_vendor_error error =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
-        if (error != cudaSuccess)
-            return error;
-    }
+    const pst_vendor_error error = pst_vendor_allow_shared((const void *)kernel, shared_bytes);
+    if (error != cudaSuccess)
+        return error;
     kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
     return cudaPeekAtLastError();
 }

@@ -503,9 +503,12 @@ static void test_limit_and_counts(void **)
     must(pst_vendor_memory_info(&unused, &total));
     assert_int_equal(total, 1 << 20);
     assert_int_equal(unused, (1 << 20) - (600 << 10));
-    std::vector<char> mine(5000);
-    must(pst_vendor_register_host(mine.data(), mine.size()));
+    std::vector<char> mine(5 << 16);
+    must(pst_vendor_register_host(mine.data(), 5000));
     assert_true(pst_vendor_failed(pst_vendor_register_host(mine.data() + 10, 10)));
+    assert_true(pst_vendor_failed(pst_vendor_register_host(mine.data() + 5000, 1 << 16))); /* on the same page */
+    must(pst_vendor_register_host(mine.data() + (2 << 16), 1 << 16));
+    must(pst_vendor_unregister_host(mine.data() + (2 << 16)));
     pst_emulated_count(&now);
     assert_int_equal(now.device_memory, before.device_memory + 1);
     assert_int_equal(now.host_memory, before.host_memory + 1);

@@ -347,6 +347,18 @@ pst_vendor_error pst_vendor_free_host(void *at)
     return release(KIND_HOST, at);
 }
 
+/* Memory is pinned by pages, and no page twice: whose neighbour on a page is registered cannot be. */
+static bool shares_a_page(const void *at, size_t bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)at / page,
+                    end = ((uintptr_t)at + bytes + page - 1) / page;
+    for (auto &entry : memory)
+        if (entry.second.kind == KIND_REGISTERED && entry.first / page < end &&
+            (entry.first + entry.second.bytes + page - 1) / page > begin)
+            return true;
+    return false;
+}
+
 pst_vendor_error pst_vendor_register_host(void *at, size_t bytes)
 {
     const guard held(lock);
@@ -357,7 +369,7 @@ pst_vendor_error pst_vendor_register_host(void *at, size_t bytes)
     if (injected(PST_EMULATED_REGISTER))
         return failed(EMULATED_INJECTED);
     bool partly;
-    if (at == NULL || bytes == 0 || find(at, bytes, &partly) != NULL || partly)
+    if (at == NULL || bytes == 0 || find(at, bytes, &partly) != NULL || partly || shares_a_page(at, bytes))
         return failed(pst_emulated_say(EMULATED_INVALID, "memory that is registered already, or none"));
     memory[(uintptr_t)at] = {KIND_REGISTERED, bytes, NULL, 0, current_device};
     return EMULATED_OK;
