@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "chat.h"
 #include "interrupt.h"
 #include "output.h"
 #include "progress.h"
@@ -170,6 +171,8 @@ int cli_batch_run(cli_batch_job *job, pst_error *err)
     o->host_memory_bytes = job->runtime->host_memory;
     o->on_progress = on_progress;
     o->user = &view;
+    o->has_time = true;
+    o->time_seconds = cli_wall_time();
     cli_interrupt_polled(true); /* a signal ends the job in order: what is answered stays, with nothing beside it */
     int status = pst_batch_open(job->engine->model, o, &batch, err);
     if (status >= 0)

@@ -160,7 +160,7 @@ static int fill_text_prompts(bench_job *job, pst_error *err)
     const cli_source source = {.noun = "prompt", .texts = &texts, .ids = &no_ids};
     cli_inputs inputs;
     PST_TRY(cli_inputs_gather(&source, &inputs, err));
-    int status = cli_inputs_encode(&inputs, tokenizer, err);
+    int status = cli_inputs_encode(&inputs, tokenizer, NULL, err);
     if (status >= 0)
         status = cli_inputs_check_ids(&inputs, job->engine.info.vocab, err);
     if (status >= 0) {

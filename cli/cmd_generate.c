@@ -19,11 +19,11 @@ typedef struct generate_values {
     cli_runtime runtime;
     cli_batch batch;
     pst_option_strings prompts, stops;
-    const char *prompts_file, *routing_trace_out;
+    const char *prompts_file, *routing_trace_out, *system;
     pst_option_ids token_ids;
     uint64_t max_new_tokens, batch_size, context, top_k, seed;
     double temperature, top_p, min_p;
-    bool greedy, ignore_eos;
+    bool greedy, ignore_eos, chat;
 } generate_values;
 
 #define AT(member) .offset = offsetof(generate_values, member)
@@ -46,6 +46,15 @@ static const pst_option prompt_rows[] = {
      AT(token_ids),
      .metavar = "ID,...",
      .help = "a prompt as token ids, which needs no tokenizer; may be given several times"},
+    {.name = "chat",
+     .type = PST_OPTION_FLAG,
+     AT(chat),
+     .help = "take each prompt as a user's message, and put it as the model's chat template has it"},
+    {.name = "system",
+     .type = PST_OPTION_STRING,
+     AT(system),
+     .metavar = "TEXT",
+     .help = "with --chat: a system message before it"},
     {.name = "max-new-tokens",
      .short_name = 'n',
      .type = PST_OPTION_U64,
@@ -212,7 +221,10 @@ static int open_inputs(generate_job *job, pst_error *err)
         *err = cause;
     PST_TRY(status);
     job->has_text = true;
-    return cli_inputs_encode(&job->prompts, tokenizer, err);
+    cli_chat chat = {.system = values->system};
+    if (values->chat)
+        PST_TRY(pst_model_chat_template(job->engine.model, &chat.chat_template, err));
+    return cli_inputs_encode(&job->prompts, tokenizer, values->chat ? &chat : NULL, err);
 }
 
 /* Tokens to make for a prompt that leaves room for some. */
@@ -498,6 +510,10 @@ static int run_job(generate_job *job, const char *model, const pst_options_found
     bool others = values->prompts.count > 0 || values->token_ids.count > 0 || values->prompts_file != NULL;
     int is_batch = cli_batch_wanted(&values->batch, others, err);
     PST_TRY(is_batch);
+    if (values->chat && (is_batch || values->token_ids.count > 0))
+        return cli_usage(err, "--chat is for prompts of text; a batch job's lines have \"messages\"");
+    if (values->system != NULL && !values->chat)
+        return cli_usage(err, "--system goes with --chat");
     if (!is_batch && values->context != 0)
         return cli_usage(err, "--context is for batch jobs (--input and --output)");
     if (is_batch && values->routing_trace_out != NULL)

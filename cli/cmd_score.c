@@ -104,7 +104,7 @@ static int open_texts(score_job *job, pst_error *err)
     if (values->token_ids.count == 0) {
         const pst_tokenizer *tokenizer;
         PST_TRY(pst_model_tokenizer(job->engine.model, &tokenizer, err));
-        PST_TRY(cli_inputs_encode(&job->texts, tokenizer, err));
+        PST_TRY(cli_inputs_encode(&job->texts, tokenizer, NULL, err));
     }
     return cli_inputs_check_ids(&job->texts, job->engine.info.vocab, err);
 }

@@ -16,8 +16,8 @@ typedef struct tokenize_values {
     cli_lookup lookup;
     pst_option_strings texts;
     pst_option_ids token_ids;
-    const char *file, *jsonl;
-    bool decode, skip_special, no_special;
+    const char *file, *jsonl, *chat;
+    bool decode, skip_special, no_special, render;
 } tokenize_values;
 
 #define AT(member) .offset = offsetof(tokenize_values, member)
@@ -41,6 +41,15 @@ static const pst_option rows[] = {
      .metavar = "FILE",
      .help = "a JSON string per line; a JSON array of ids per line comes out (with --decode the other way round); - is "
              "standard input"},
+    {.name = "chat",
+     .type = PST_OPTION_STRING,
+     AT(chat),
+     .metavar = "FILE",
+     .help = "a conversation as JSON, put as the model's chat template has it: an array of messages, or an object with "
+             "\"messages\", and \"tools\", \"documents\", \"chat_template_kwargs\", \"add_generation_prompt\" where "
+             "wanted; - "
+             "is standard input"},
+    {.name = "render", .type = PST_OPTION_FLAG, AT(render), .help = "with --chat: print the text instead of its ids"},
     {.name = "decode", .short_name = 'd', .type = PST_OPTION_FLAG, AT(decode), .help = "token ids to text"},
     {.name = "token-ids",
      .type = PST_OPTION_IDS,
@@ -77,10 +86,11 @@ static int open_tokenizer(tokenize_job *job, const char *name, pst_error *err)
     return pst_model_tokenizer(job->model, &job->tokenizer, err);
 }
 
-static int print_ids(const tokenize_job *job, const char *text, size_t bytes, json_t *results, pst_error *err)
+static int print_ids(const tokenize_job *job, const char *text, size_t bytes, bool special, json_t *results,
+                     pst_error *err)
 {
     pst_tokens tokens;
-    PST_TRY(pst_tokenizer_encode(job->tokenizer, text, bytes, !job->values->no_special, &tokens, err));
+    PST_TRY(pst_tokenizer_encode(job->tokenizer, text, bytes, special, &tokens, err));
     int status = 0;
     if (results != NULL) {
         json_t *entry = json_pack("{s:o, s:o}", "text", cli_json_text(text, bytes), "token_ids",
@@ -129,8 +139,27 @@ static int encode_texts(const tokenize_job *job, json_t *results, pst_error *err
     PST_TRY(cli_inputs_gather(&source, &inputs, err));
     int status = 0;
     for (size_t i = 0; status >= 0 && i < inputs.count; i++)
-        status = print_ids(job, inputs.items[i].text, inputs.items[i].text_bytes, results, err);
+        status =
+            print_ids(job, inputs.items[i].text, inputs.items[i].text_bytes, !job->values->no_special, results, err);
     cli_inputs_free(&inputs);
+    return status;
+}
+
+static int encode_chat(const tokenize_job *job, const char *folder, json_t *results, pst_error *err)
+{
+    const pst_chat_template *chat_template;
+    pst_chat_template *own = NULL;
+    pst_chat_text made = {0};
+    int status = job->model != NULL ? pst_model_chat_template(job->model, &chat_template, err)
+                                    : pst_chat_template_open(folder, &own, err);
+    if (status >= 0)
+        status = cli_chat_render_file(own != NULL ? own : chat_template, job->values->chat, &made, err);
+    if (status >= 0 && job->values->render && results == NULL)
+        status = cli_out_write(made.text, made.bytes, err);
+    else if (status >= 0)
+        status = print_ids(job, made.text, made.bytes, false, results, err);
+    pst_chat_text_free(&made);
+    pst_chat_template_close(own);
     return status;
 }
 
@@ -299,6 +328,11 @@ static int check_usage(const tokenize_values *values, pst_error *err)
         return cli_usage(err, "--jsonl excludes --text, --file and --token-ids");
     if (values->decode && values->texts.count > 0)
         return cli_usage(err, "--decode takes --token-ids, --file or standard input, not --text");
+    if (values->chat != NULL && (values->jsonl != NULL || values->texts.count > 0 || values->token_ids.count > 0 ||
+                                 values->file != NULL || values->decode))
+        return cli_usage(err, "--chat is alone: without other texts or ids, and without --decode");
+    if (values->render && values->chat == NULL)
+        return cli_usage(err, "--render goes with --chat");
     if (!values->decode && values->token_ids.count > 0)
         return cli_usage(err, "--token-ids goes with --decode");
     if (values->token_ids.count > 0 && values->file != NULL)
@@ -315,7 +349,11 @@ static int run_job(tokenize_job *job, const char *model, pst_error *err)
     json_t *results = job->values->report.json ? json_array() : NULL;
     if (job->values->report.json && results == NULL)
         return pst_fail_memory(err, "the JSON document", 0);
-    int status = job->values->decode ? decode_texts(job, results, err) : encode_texts(job, results, err);
+    int status;
+    if (job->values->chat != NULL)
+        status = encode_chat(job, model, results, err);
+    else
+        status = job->values->decode ? decode_texts(job, results, err) : encode_texts(job, results, err);
     if (status < 0 || results == NULL) {
         json_decref(results);
         return status;
@@ -344,6 +382,7 @@ const cli_command cli_command_tokenize = {
                  "ids per text. With --decode it turns ids into text, special tokens included. Without texts "
                  "or ids it takes them from standard input (a text less one newline at its end).",
              .example = "  penstock tokenize MODEL --text \"Hello world\"\n"
+                        "  penstock tokenize MODEL --chat messages.json --render\n"
                         "  penstock tokenize MODEL --decode --token-ids 9906,1917\n",
              .groups = groups,
              .group_count = CLI_COUNT(groups),

@@ -269,7 +269,19 @@ static int append_ids(cli_inputs *inputs, size_t *used, size_t *capacity, const 
     return 0;
 }
 
-int cli_inputs_encode(cli_inputs *inputs, const pst_tokenizer *tokenizer, pst_error *err)
+static int encode_item(const cli_input *item, const pst_tokenizer *tokenizer, const cli_chat *chat, pst_tokens *out,
+                       pst_error *err)
+{
+    if (chat == NULL)
+        return pst_tokenizer_encode(tokenizer, item->text, item->text_bytes, true, out, err);
+    pst_chat_text made;
+    PST_TRY(cli_chat_render_text(chat, item->text, item->text_bytes, &made, err));
+    int status = pst_tokenizer_encode(tokenizer, made.text, made.bytes, false, out, err);
+    pst_chat_text_free(&made);
+    return status;
+}
+
+int cli_inputs_encode(cli_inputs *inputs, const pst_tokenizer *tokenizer, const cli_chat *chat, pst_error *err)
 {
     size_t used = 0, capacity = 0;
     char name[CLI_INPUT_NAME_BYTES];
@@ -281,7 +293,7 @@ int cli_inputs_encode(cli_inputs *inputs, const pst_tokenizer *tokenizer, pst_er
             return pst_fail(err, PST_E_FORMAT, cli_input_name(inputs, i, name), "it is empty");
         pst_tokens tokens;
         pst_error cause = {.offset = PST_NO_OFFSET};
-        int status = pst_tokenizer_encode(tokenizer, item->text, item->text_bytes, true, &tokens, &cause);
+        int status = encode_item(item, tokenizer, chat, &tokens, &cause);
         if (status < 0)
             return pst_fail_at(err, status, cli_input_name(inputs, i, name), cause.offset, "%s", cause.message);
         item->id_count = tokens.count;

@@ -6,6 +6,7 @@
 #ifndef PENSTOCK_CLI_INPUT_H
 #define PENSTOCK_CLI_INPUT_H
 
+#include "chat.h"
 #include "cli.h"
 #include "penstock/model.h"
 
@@ -46,9 +47,9 @@ typedef struct cli_source {
 /* Fills *out, whose ids given on the command line stay the source's; texts are checked to be UTF-8. An input without
  * any text is an error. */
 int cli_inputs_gather(const cli_source *source, cli_inputs *out, pst_error *err);
-/* Encodes all that came as text. An empty text is an error, even where the tokenizer begins one with a token of its
+/* Encodes all that came as text; chat: as messages of a user, else NULL. An empty text is an error, even where the tokenizer begins one with a token of its
  * own. */
-int cli_inputs_encode(cli_inputs *inputs, const pst_tokenizer *tokenizer, pst_error *err);
+int cli_inputs_encode(cli_inputs *inputs, const pst_tokenizer *tokenizer, const cli_chat *chat, pst_error *err);
 /* Fails, naming the input, when an id is none of the model's vocabulary. */
 int cli_inputs_check_ids(const cli_inputs *inputs, uint32_t vocab, pst_error *err);
 

@@ -64,6 +64,10 @@ typedef struct pst_batch_options {
     void *user;
     uint64_t host_memory_bytes; /* of the session to come: PST_E_BUDGET for a line that takes too much of it; 0: none */
     double sync_seconds;        /* answers are made durable this often; 0: 5; below zero: after every answer */
+    /* For chat templates that ask for the time, which the journal keeps: a job that goes on later still has the time of its
+     * first start. Seconds since 1970 of a clock on the wall, the time zone's distance in them. */
+    bool has_time;
+    int64_t time_seconds;
 } pst_batch_options;
 
 /* PST_E_USAGE: options that make no sense, or an output that exists and is none of this job. -EBUSY: another process is

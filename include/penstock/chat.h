@@ -23,6 +23,7 @@ typedef struct pst_chat_template pst_chat_template;
 PST_API int pst_chat_template_open(const char *folder, pst_chat_template **out, pst_error *err);
 PST_API void pst_chat_template_close(pst_chat_template *chat_template);
 
+enum { PST_CHAT_MOST_MEMORY_BYTES = 256 << 20 };
 /* JSON texts, borrowed for the call; NULL: not given. */
 typedef struct pst_chat_request {
     const char *messages; /* an array of {"role": "user", "content": "..."} */
@@ -36,7 +37,7 @@ typedef struct pst_chat_request {
     bool is_whole;        /* without the beginning of an answer after the last message */
     bool has_time;        /* else a template that asks for the time fails */
     int64_t time_seconds; /* since 1970, of a clock on the wall: with the time zone's distance in it */
-    size_t memory_bytes;  /* what rendering may take; 0: 256 MiB, which is also the most */
+    size_t memory_bytes;  /* what rendering may take; 0: the most, PST_CHAT_MOST_MEMORY_BYTES */
 } pst_chat_request;
 
 /* A text that the library allocated; freed with pst_chat_text_free. */
@@ -47,7 +48,8 @@ typedef struct pst_chat_text {
 } pst_chat_text;
 
 /* Renders a conversation. Encode the text with pst_tokenizer_encode without its add_special: what belongs before and
- * after is in it. PST_E_FORMAT: JSON that is none, a conversation that the template refuses, a template that fails. */
+ * after is in it. PST_E_FORMAT: JSON that is none, a conversation that the template refuses, a template that fails.
+ * PST_E_BUDGET: it takes more than memory_bytes. */
 PST_API int pst_chat_render(const pst_chat_template *chat_template, const pst_chat_request *request, pst_chat_text *out,
                             pst_error *err);
 PST_API void pst_chat_text_free(pst_chat_text *text);

@@ -82,7 +82,7 @@ static int digest_model(pst_batch *b, pst_error *err)
     uint64_t digest = PST_HASH_START;
     for (size_t i = 0; i < count && status >= 0; i++) {
         if (!ends_in(names[i], ".safetensors") && !ends_in(names[i], ".bin") && !ends_in(names[i], ".json") &&
-            !ends_in(names[i], ".txt"))
+            !ends_in(names[i], ".txt") && !ends_in(names[i], ".jinja"))
             continue;
         char *path = pst_heap_printf("%s/%s", b->rules.info.path, names[i]);
         struct statx about;
@@ -127,6 +127,11 @@ char *pst_batch_header(const pst_batch *b, const char *types)
         (json_int_t)i->memory_bytes, "fixed_bytes", (json_int_t)i->fixed_bytes, "kv_tokens", (json_int_t)i->kv_tokens,
         "prompt_tokens", (json_int_t)i->prompt_tokens, "new_tokens", (json_int_t)i->new_tokens, "logprobs",
         (int)i->logprobs, "prompt_logprobs", (int)i->prompt_logprobs);
+    if (header != NULL && b->rules.has_time &&
+        json_object_set_new(header, "time", json_integer((json_int_t)b->rules.time_seconds)) < 0) {
+        json_decref(header);
+        return NULL;
+    }
     char *dumped = header != NULL ? json_dumps(header, JSON_COMPACT) : NULL;
     char *text = dumped != NULL ? pst_heap_strdup(dumped) : NULL;
     free(dumped);
@@ -141,6 +146,14 @@ static bool is_same(const json_t *header, const char *key, uint64_t now)
     char text[17];
     snprintf(text, sizeof text, "%016" PRIx64, now);
     return then != NULL && strcmp(then, text) == 0;
+}
+
+/* The job's first start: what is left is answered as if it were still that time. */
+static void take_time(pst_batch *b, const json_t *header)
+{
+    const json_t *then = json_object_get(header, "time");
+    b->rules.has_time = json_is_integer(then);
+    b->rules.time_seconds = json_integer_value(then);
 }
 
 static int check_parsed(pst_batch *b, const json_t *header, pst_error *err)
@@ -182,6 +195,7 @@ static int check_parsed(pst_batch *b, const json_t *header, pst_error *err)
                         lines, i->lines);
     i->max_tokens = (uint32_t)tokens;
     i->max_prompt_tokens = (uint32_t)prompt_tokens;
+    take_time(b, header);
     return 0;
 }
 
@@ -296,7 +310,7 @@ static int measure(pst_batch *b, pst_error *err)
         status = pst_batch_line_read(&b->rules, &raw, &line, err);
         if (status >= 0)
             measure_line(b, &line, raw.bytes);
-        most = pst_max(most, reading + PST_BATCH_TEXT_COST * (uint64_t)line.longest_text_bytes);
+        most = pst_max(most, reading + line.chat_bytes + PST_BATCH_TEXT_COST * (uint64_t)line.longest_text_bytes);
         pst_batch_line_free(&line);
         PST_TRY(status);
         b->progress.done = pst_batch_input_at(b->input);
@@ -433,6 +447,8 @@ static int take_options(pst_batch *b, const pst_batch_options *given, pst_error 
     if (b->rules.limit < 2)
         return pst_fail(err, PST_E_USAGE, NULL, "sequences of %u tokens are too short", b->rules.limit);
     b->rules.options = o;
+    b->rules.has_time = o->has_time;
+    b->rules.time_seconds = o->time_seconds;
     b->rules.key = job_key(b);
     PST_TRY(pst_batch_weights_key(b->model, &b->rules.key, err));
     const char *slash = strrchr(b->rules.info.path, '/');
@@ -455,11 +471,31 @@ static int open_tokenizer(pst_batch *b, pst_error *err)
     return cause.code;
 }
 
+/* Without one, or with one that is wrong, lines with conversations are answered with an error. */
+static int open_chat(pst_batch *b, pst_error *err)
+{
+    pst_error cause = {.offset = PST_NO_OFFSET};
+    int status = b->options.kind == PST_BATCH_GENERATE ? pst_model_chat_template(b->model, &b->rules.chat, &cause) : 0;
+    if (status >= 0)
+        return 0;
+    b->rules.chat = NULL;
+    if (status == -ENOENT)
+        snprintf(b->rules.no_chat, sizeof b->rules.no_chat, "this model has none");
+    else
+        snprintf(b->rules.no_chat, sizeof b->rules.no_chat, "this model's cannot be used: %.150s", cause.message);
+    if (status == -ENOENT || status == PST_E_FORMAT || status == PST_E_UNSUPPORTED)
+        return 0;
+    if (err != NULL)
+        *err = cause;
+    return status;
+}
+
 static int open_batch(pst_batch *b, const pst_batch_options *options, pst_error *err)
 {
     PST_TRY(take_options(b, options, err));
     PST_TRY(digest_model(b, err));
     PST_TRY(open_tokenizer(b, err));
+    PST_TRY(open_chat(b, err));
     PST_TRY(pst_batch_input_open(b->options.input, b->options.output, &b->input, err));
     PST_TRY(digest_input(b, err));
     return find_what_is_done(b, err);

@@ -51,12 +51,14 @@ static int add_choice(const pst_batch *b, const pst_batch_line *line, size_t cho
                       pst_json_text *out, pst_error *err)
 {
     const pst_batch_prompt *prompt = &line->prompts[choice / line->copies];
-    pst_json_text_add(out, "\"text\": ");
+    pst_json_text_add(out, line->is_chat ? "\"message\": {\"role\": \"assistant\", \"content\": " : "\"text\": ");
     if (result->text == NULL && !line->is_openai)
         pst_json_text_add(out, "null");
     else
         PST_TRY(add_text(b, line, prompt, result, out, err));
-    if (prompt->text.text == NULL) {
+    if (line->is_chat) {
+        pst_json_text_add(out, "}");
+    } else if (prompt->text.text == NULL) {
         pst_json_text_add(out, ", \"token_ids\": [");
         for (size_t i = 0; i < result->ids.count; i++)
             pst_json_text_add(out, i > 0 ? ", %u" : "%u", result->ids.ids[i]);
@@ -64,7 +66,9 @@ static int add_choice(const pst_batch *b, const pst_batch_line *line, size_t cho
     }
     if (line->is_openai || line->wants_logprobs)
         pst_json_text_add(out, ", \"logprobs\": ");
-    if (line->wants_logprobs)
+    if (line->wants_logprobs && line->is_chat)
+        PST_TRY(pst_batch_add_chat_logprobs(b, result, out, err));
+    else if (line->wants_logprobs)
         PST_TRY(pst_batch_add_logprobs(b, line, prompt, result, out, err));
     else if (line->is_openai)
         pst_json_text_add(out, "null");
@@ -118,8 +122,9 @@ static int answer_openai(const pst_batch *b, const pst_batch_line *line, const p
         pst_json_text_add(out, "}}\n");
         return 0;
     }
-    pst_json_text_add(out,
-                      "\"id\": \"cmpl-%s\", \"object\": \"text_completion\", \"created\": 0, \"model\": ", line->key);
+    pst_json_text_add(
+        out, "\"id\": \"%s-%s\", \"object\": \"%s\", \"created\": 0, \"model\": ", line->is_chat ? "chatcmpl" : "cmpl",
+        line->key, line->is_chat ? "chat.completion" : "text_completion");
     if (line->model.text != NULL)
         add_slice(out, line->model, "null");
     else

@@ -40,6 +40,10 @@ static const char *const names[PST_FIELD_COUNT] = {
     [PST_FIELD_TEXT] = "text",
     [PST_FIELD_TOKEN_IDS] = "token_ids",
     [PST_FIELD_COMPLETION] = "completion",
+    [PST_FIELD_TOOL_CHOICE] = "tool_choice",
+    [PST_FIELD_DOCUMENTS] = "documents",
+    [PST_FIELD_CHAT_TEMPLATE_KWARGS] = "chat_template_kwargs",
+    [PST_FIELD_ADD_GENERATION_PROMPT] = "add_generation_prompt",
     [PST_FIELD_STREAM] = "stream",
     [PST_FIELD_STREAM_OPTIONS] = "stream_options",
     [PST_FIELD_BEST_OF] = "best_of",
@@ -53,6 +57,7 @@ static const char *const names[PST_FIELD_COUNT] = {
     [PST_FIELD_USE_BEAM_SEARCH] = "use_beam_search",
     [PST_FIELD_RESPONSE_FORMAT] = "response_format",
     [PST_FIELD_TOOLS] = "tools",
+    [PST_FIELD_PARALLEL_TOOL_CALLS] = "parallel_tool_calls",
     [PST_FIELD_USER] = "user",
     [PST_FIELD_METADATA] = "metadata",
     [PST_FIELD_STORE] = "store",
@@ -287,6 +292,8 @@ void pst_batch_refuse_unsupported(pst_batch_reader *r, const pst_batch_slice *fi
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         pst_batch_slice value = fields[rows[i].field];
         double number;
+        if (r->line->is_chat && (rows[i].field == PST_FIELD_TOP_LOGPROBS || rows[i].field == PST_FIELD_TOOLS))
+            continue;
         if (value.text == NULL || value.text[0] == 'f' || (value.bytes == 2 && strchr("\"{[", value.text[0]) != NULL))
             continue;
         if (to_number(value, &number) && number == rows[i].nothing)

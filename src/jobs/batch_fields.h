@@ -32,6 +32,11 @@ typedef enum pst_batch_field {
     PST_FIELD_TEXT,
     PST_FIELD_TOKEN_IDS,
     PST_FIELD_COMPLETION,
+    /* of conversations */
+    PST_FIELD_TOOL_CHOICE,
+    PST_FIELD_DOCUMENTS,
+    PST_FIELD_CHAT_TEMPLATE_KWARGS,
+    PST_FIELD_ADD_GENERATION_PROMPT,
     /* known, and refused unless they ask for nothing */
     PST_FIELD_STREAM,
     PST_FIELD_STREAM_OPTIONS,
@@ -47,6 +52,7 @@ typedef enum pst_batch_field {
     PST_FIELD_RESPONSE_FORMAT,
     PST_FIELD_TOOLS,
     /* of no consequence here */
+    PST_FIELD_PARALLEL_TOOL_CALLS,
     PST_FIELD_USER,
     PST_FIELD_METADATA,
     PST_FIELD_STORE,
@@ -88,6 +94,16 @@ void pst_batch_read_whole(pst_batch_reader *reader, const char *name, pst_batch_
                           double *out);
 void pst_batch_read_seed(pst_batch_reader *reader, pst_batch_slice slice, uint64_t *out);
 void pst_batch_read_bool(pst_batch_reader *reader, const char *name, pst_batch_slice slice, bool *out);
+/* What batch_line.c gives batch_chat.c: text to ids (special: with the tokens that begin a text; extra: bytes of memory that
+ * are taken beside it), and ids to a prompt, which takes them unless it fails. */
+int pst_batch_encode(pst_batch_reader *reader, const char *text, size_t bytes, bool special, uint64_t extra,
+                     pst_tokens *out);
+int pst_batch_add_prompt(pst_batch_reader *reader, pst_tokens *ids, pst_batch_slice text);
+/* That reading the line takes so many bytes more than its own, beyond the budget: fails the run. */
+int pst_batch_refuse_memory(const pst_batch_reader *reader, uint64_t more_bytes);
+/* The line's conversation to its prompt, by the model's chat template. */
+int pst_batch_read_chat(pst_batch_reader *reader, const pst_batch_slice *fields);
+
 /* Refuses fields that ask for what is not there. */
 void pst_batch_refuse_unsupported(pst_batch_reader *reader, const pst_batch_slice *fields, uint32_t copies);
 

@@ -59,6 +59,8 @@ int pst_batch_answer(const pst_batch *batch, const pst_batch_line *line, const p
 /* The log-probabilities of a choice, with `echo` its prompt's before them: OpenAI's object "logprobs" of completions. */
 int pst_batch_add_logprobs(const pst_batch *batch, const pst_batch_line *line, const pst_batch_prompt *prompt,
                            const pst_result *result, pst_json_text *out, pst_error *err);
+/* The same in a conversation's answer, which has another shape. */
+int pst_batch_add_chat_logprobs(const pst_batch *batch, const pst_result *result, pst_json_text *out, pst_error *err);
 
 /* Takes it off the list and frees it. */
 void pst_batch_drop_group(pst_batch *batch, pst_batch_group *group);

@@ -72,7 +72,7 @@ void pst_batch_line_key(const pst_batch_rules *rules, const pst_batch_raw *raw, 
 
 /* ---- prompts ---- */
 
-static int add_prompt(pst_batch_reader *r, const pst_tokens *ids, pst_batch_slice text)
+int pst_batch_add_prompt(pst_batch_reader *r, pst_tokens *ids, pst_batch_slice text)
 {
     pst_batch_line *line = r->line;
     if (line->prompt_count == PST_BATCH_MAX_CHOICES)
@@ -85,14 +85,15 @@ static int add_prompt(pst_batch_reader *r, const pst_tokens *ids, pst_batch_slic
         line->prompts = grown;
     }
     line->prompts[line->prompt_count++] = (pst_batch_prompt){*ids, text};
+    *ids = (pst_tokens){0};
     return 0;
 }
 
-/* That a text is longer than memory allows, with the budget that would do. */
-static int refuse_memory(const pst_batch_reader *r, uint64_t text_bytes)
+/* With the budget that would do. */
+int pst_batch_refuse_memory(const pst_batch_reader *r, uint64_t more_bytes)
 {
     const pst_batch_options *o = r->rules->options;
-    uint64_t bytes = PST_BATCH_LINE_COST * (uint64_t)r->line->bytes + PST_BATCH_TEXT_COST * text_bytes;
+    uint64_t bytes = PST_BATCH_LINE_COST * (uint64_t)r->line->bytes + more_bytes;
     return pst_fail(r->err, PST_E_BUDGET, o->input,
                     "reading line %llu takes up to %.1f MiB, which is more than half of the host memory budget of %.1f "
                     "MiB; %llu MiB are enough",
@@ -100,21 +101,15 @@ static int refuse_memory(const pst_batch_reader *r, uint64_t text_bytes)
                     (unsigned long long)((2 * bytes >> 20) + 1));
 }
 
-/* Text to ids. `special`: with the tokens that begin a text. */
-static int encode(pst_batch_reader *r, pst_batch_slice text, bool special, pst_tokens *out)
+int pst_batch_encode(pst_batch_reader *r, const char *text, size_t bytes, bool special, uint64_t extra, pst_tokens *out)
 {
-    size_t bytes;
-    if (r->rules->tokenizer == NULL)
-        return pst_batch_refuse(r, INVALID, "this model has no tokenizer: give token ids");
-    if (r->rules->most_text_bytes != 0 && text.bytes > r->rules->most_text_bytes)
-        return refuse_memory(r, text.bytes);
-    if (text.bytes > r->line->longest_text_bytes)
-        r->line->longest_text_bytes = text.bytes;
-    PST_TRY(pst_batch_read_string(r, text, &bytes));
-    if (r->line->error_code != NULL)
-        return 0;
+    const uint64_t most = r->rules->most_text_bytes;
+    if (most != 0 && bytes + extra / PST_BATCH_TEXT_COST > most)
+        return pst_batch_refuse_memory(r, PST_BATCH_TEXT_COST * (uint64_t)bytes + extra);
+    if (bytes > r->line->longest_text_bytes)
+        r->line->longest_text_bytes = bytes;
     pst_error cause = {.offset = PST_NO_OFFSET};
-    int status = pst_tokenizer_encode(r->rules->tokenizer, r->scratch, bytes, special, out, &cause);
+    int status = pst_tokenizer_encode(r->rules->tokenizer, text, bytes, special, out, &cause);
     if (status == -ENOMEM) {
         if (r->err != NULL)
             *r->err = cause;
@@ -123,6 +118,20 @@ static int encode(pst_batch_reader *r, pst_batch_slice text, bool special, pst_t
     if (status < 0)
         return pst_batch_refuse(r, INVALID, "the tokenizer: %s", cause.message);
     return 0;
+}
+
+/* A text of the line to ids. `special`: with the tokens that begin a text. */
+static int encode(pst_batch_reader *r, pst_batch_slice text, bool special, pst_tokens *out)
+{
+    size_t bytes;
+    if (r->rules->tokenizer == NULL)
+        return pst_batch_refuse(r, INVALID, "this model has no tokenizer: give token ids");
+    if (r->rules->most_text_bytes != 0 && text.bytes > r->rules->most_text_bytes)
+        return pst_batch_refuse_memory(r, PST_BATCH_TEXT_COST * (uint64_t)text.bytes);
+    if (text.bytes > r->line->longest_text_bytes)
+        r->line->longest_text_bytes = text.bytes;
+    PST_TRY(pst_batch_read_string(r, text, &bytes));
+    return r->line->error_code == NULL ? pst_batch_encode(r, r->scratch, bytes, special, 0, out) : 0;
 }
 
 static int add_text(pst_batch_reader *r, pst_batch_slice text, const char *what)
@@ -135,9 +144,8 @@ static int add_text(pst_batch_reader *r, pst_batch_slice text, const char *what)
         pst_tokens_free(&ids);
         return pst_batch_refuse(r, INVALID, "\"%s\" is empty", what);
     }
-    int status = add_prompt(r, &ids, text);
-    if (status < 0 || r->line->error_code != NULL)
-        pst_tokens_free(&ids);
+    int status = pst_batch_add_prompt(r, &ids, text);
+    pst_tokens_free(&ids);
     return status;
 }
 
@@ -145,9 +153,8 @@ static int add_ids(pst_batch_reader *r, pst_batch_slice list, const char *what)
 {
     pst_tokens ids = {0};
     PST_TRY(pst_batch_read_ids(r, list, what, &ids));
-    int status = r->line->error_code == NULL ? add_prompt(r, &ids, (pst_batch_slice){0}) : 0;
-    if (status < 0 || r->line->error_code != NULL)
-        pst_tokens_free(&ids);
+    int status = r->line->error_code == NULL ? pst_batch_add_prompt(r, &ids, (pst_batch_slice){0}) : 0;
+    pst_tokens_free(&ids);
     return status;
 }
 
@@ -249,9 +256,19 @@ static int check_lengths(pst_batch_reader *r)
     return 0;
 }
 
-static void read_logprobs(pst_batch_reader *r, pst_batch_slice most)
+/* A number of likeliest tokens; in conversations true or false, and the number apart. */
+static void read_logprobs(pst_batch_reader *r, const pst_batch_slice *fields)
 {
     double top = 0;
+    pst_batch_slice most = fields[PST_FIELD_LOGPROBS], apart = fields[PST_FIELD_TOP_LOGPROBS];
+    if (r->line->is_chat) {
+        pst_batch_read_bool(r, "logprobs", most, &r->line->wants_logprobs);
+        pst_batch_read_whole(r, "top_logprobs", apart, 0, PST_MAX_TOP_LOGPROBS, &top);
+        if (top > 0 && !r->line->wants_logprobs)
+            pst_batch_refuse(r, INVALID, "\"top_logprobs\" needs \"logprobs\": true");
+        r->line->top_logprobs = (uint32_t)top;
+        return;
+    }
     if (most.text == NULL || most.text[0] == 'f')
         return;
     pst_batch_read_whole(r, "logprobs", most, 0, PST_MAX_TOP_LOGPROBS, &top);
@@ -259,23 +276,45 @@ static void read_logprobs(pst_batch_reader *r, pst_batch_slice most)
     r->line->top_logprobs = (uint32_t)top;
 }
 
+/* One of "prompt", "prompt_token_ids" and "messages"; in the envelope as the url says. */
+static int check_prompt_fields(pst_batch_reader *r, const pst_batch_slice *fields)
+{
+    pst_batch_line *line = r->line;
+    const bool prompt = fields[PST_FIELD_PROMPT].text != NULL, ids = fields[PST_FIELD_PROMPT_TOKEN_IDS].text != NULL,
+               messages = fields[PST_FIELD_MESSAGES].text != NULL;
+    if (line->is_openai && line->is_chat != messages)
+        return pst_batch_refuse(
+            r, INVALID, line->is_chat ? "\"messages\" are missing" : "\"messages\" belong to /v1/chat/completions");
+    if (prompt + ids + messages != 1)
+        return pst_batch_refuse(r, INVALID, "one of \"prompt\", \"prompt_token_ids\" and \"messages\" must be there");
+    line->is_chat = messages;
+    return 0;
+}
+
+static int read_prompts(pst_batch_reader *r, const pst_batch_slice *fields)
+{
+    if (r->line->is_chat)
+        return pst_batch_read_chat(r, fields);
+    if (fields[PST_FIELD_PROMPT].text != NULL)
+        return read_prompt(r, fields[PST_FIELD_PROMPT], "prompt");
+    return read_prompt(r, fields[PST_FIELD_PROMPT_TOKEN_IDS], "prompt_token_ids");
+}
+
 static int read_generation(pst_batch_reader *r, const pst_batch_slice *fields)
 {
     pst_batch_line *line = r->line;
     const pst_batch_options *o = r->rules->options;
-    pst_batch_slice prompt = fields[PST_FIELD_PROMPT], ids = fields[PST_FIELD_PROMPT_TOKEN_IDS];
     double tokens = o->max_new_tokens, copies = 1;
-    if (fields[PST_FIELD_MESSAGES].text != NULL)
-        return pst_batch_refuse(r, "unsupported", "\"messages\" need a chat template, which is not supported yet");
-    if ((prompt.text != NULL) == (ids.text != NULL))
-        return pst_batch_refuse(r, INVALID, "either \"prompt\" or \"prompt_token_ids\" must be there");
+    PST_TRY(check_prompt_fields(r, fields));
+    if (line->error_code != NULL)
+        return 0;
     pst_batch_slice most = fields[PST_FIELD_MAX_TOKENS];
     most = fields[PST_FIELD_MAX_COMPLETION_TOKENS].text != NULL ? fields[PST_FIELD_MAX_COMPLETION_TOKENS] : most;
     most = fields[PST_FIELD_MAX_NEW_TOKENS].text != NULL ? fields[PST_FIELD_MAX_NEW_TOKENS] : most;
     pst_batch_read_whole(r, "max_tokens", most, 0, 1e9, &tokens);
     pst_batch_read_whole(r, "n", fields[PST_FIELD_N], 1, 128, &copies);
     pst_batch_read_bool(r, "echo", fields[PST_FIELD_ECHO], &line->echo);
-    read_logprobs(r, fields[PST_FIELD_LOGPROBS]);
+    read_logprobs(r, fields);
     line->ignore_end = o->ignore_end;
     pst_batch_read_bool(r, "ignore_eos", fields[PST_FIELD_IGNORE_EOS], &line->ignore_end);
     read_sampling(r, fields);
@@ -286,7 +325,7 @@ static int read_generation(pst_batch_reader *r, const pst_batch_slice *fields)
     line->copies = (uint32_t)copies;
     PST_TRY(read_stops(r, fields[PST_FIELD_STOP]));
     if (line->error_code == NULL)
-        PST_TRY(prompt.text != NULL ? read_prompt(r, prompt, "prompt") : read_prompt(r, ids, "prompt_token_ids"));
+        PST_TRY(read_prompts(r, fields));
     if (line->error_code != NULL)
         return 0;
     line->choices = line->prompt_count * line->copies;
@@ -325,12 +364,9 @@ static int read_completion(pst_batch_reader *r, pst_batch_slice completion)
         PST_TRY(pst_batch_read_ids(r, completion, "completion", &ids));
     if (r->line->error_code == NULL && ids.count == 0)
         pst_batch_refuse(r, INVALID, "\"completion\" is empty");
-    int status = r->line->error_code == NULL ? add_prompt(r, &ids, (pst_batch_slice){0}) : 0;
-    if (status < 0 || r->line->error_code != NULL)
-        pst_tokens_free(&ids);
-    else
-        status = join_prompts(r);
-    return status;
+    int status = r->line->error_code == NULL ? pst_batch_add_prompt(r, &ids, (pst_batch_slice){0}) : 0;
+    pst_tokens_free(&ids);
+    return status >= 0 && r->line->error_code == NULL ? join_prompts(r) : status;
 }
 
 static int read_scoring(pst_batch_reader *r, const pst_batch_slice *fields)
@@ -376,10 +412,11 @@ static int read_url(pst_batch_reader *r, pst_batch_slice url)
     PST_TRY(pst_batch_read_string(r, url, &bytes)); /* some writers of JSON put a backslash before each slash */
     if (strcmp(r->scratch, "/v1/completions") == 0)
         return 0;
-    if (strcmp(r->scratch, "/v1/chat/completions") == 0)
-        return pst_batch_refuse(r, "unsupported",
-                                "/v1/chat/completions needs a chat template, which is not supported yet");
-    return pst_batch_refuse(r, "invalid_url", "the url %.*s is none of \"/v1/completions\"",
+    r->line->is_chat = strcmp(r->scratch, "/v1/chat/completions") == 0;
+    if (r->line->is_chat)
+        return 0;
+    return pst_batch_refuse(r, "invalid_url",
+                            "the url %.*s is neither \"/v1/chat/completions\" nor \"/v1/completions\"",
                             (int)(url.bytes < 100 ? url.bytes : 100), url.text);
 }
 

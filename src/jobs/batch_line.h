@@ -29,6 +29,10 @@ typedef struct pst_batch_prompt {
 typedef struct pst_batch_rules {
     const pst_batch_options *options;
     const pst_tokenizer *tokenizer; /* NULL: the model has none; then ids alone */
+    const pst_chat_template *chat;  /* NULL: none, and why: */
+    char no_chat[200];
+    bool has_time; /* of day, for chat templates */
+    int64_t time_seconds;
     pst_model_info info;
     uint32_t limit; /* tokens of a sequence; of a window when scoring */
     uint64_t key;   /* of the job: the model's shape and all that decides answers */
@@ -47,12 +51,14 @@ typedef struct pst_batch_line {
     uint64_t index, number;
     char key[17];              /* hexadecimal; what ids in the answer are made of */
     bool is_openai;            /* the envelope {custom_id, method, url, body} */
+    bool is_chat;              /* a conversation: its one prompt is what the chat template made of it */
     pst_batch_slice custom_id; /* or "id" of a plain line */
     pst_batch_slice model;
     pst_batch_prompt *prompts; /* by generation the prompts, by scoring one text */
     size_t prompt_count;
     size_t choices;            /* how many requests; scoring a single token takes none */
     size_t longest_text_bytes; /* of the texts that were encoded, as they stand in the line */
+    uint64_t chat_bytes;       /* of memory that making a conversation's text takes */
 
     uint32_t copies; /* n: choices per prompt */
     uint32_t max_new_tokens;

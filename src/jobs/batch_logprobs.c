@@ -231,3 +231,42 @@ int pst_batch_add_logprobs(const pst_batch *b, const pst_batch_line *line, const
         PST_TRY(add_list(b, runs, 2, (list)what, out, err));
     return add_offsets(b, prompt, runs, out, err);
 }
+
+/* ---- conversations ---- */
+
+/* A token: its text, its bytes, its log-probability; not closed. */
+static int add_chat_token(const pst_batch *b, uint32_t id, double value, pst_json_text *out, pst_error *err)
+{
+    spelled token;
+    PST_TRY(spell(b, id, &token, err));
+    pst_json_text_add(out, "{\"token\": ");
+    add_spelled(out, id, &token);
+    pst_json_text_add(out, ", \"logprob\": ");
+    add_value(out, value);
+    pst_json_text_add(out, token.bytes != NULL ? ", \"bytes\": [" : ", \"bytes\": null");
+    for (size_t i = 0; i < token.count; i++)
+        pst_json_text_add(out, i > 0 ? ", %u" : "%u", (unsigned char)token.bytes[i]);
+    if (token.bytes != NULL)
+        pst_json_text_add(out, "]");
+    pst_text_free(token.bytes);
+    return 0;
+}
+
+int pst_batch_add_chat_logprobs(const pst_batch *b, const pst_result *result, pst_json_text *out, pst_error *err)
+{
+    const pst_logprobs *l = &result->logprobs;
+    pst_json_text_add(out, "{\"content\": [");
+    for (size_t i = 0; i < result->ids.count; i++) {
+        pst_json_text_add(out, i > 0 ? ", " : "");
+        PST_TRY(add_chat_token(b, result->ids.ids[i], l->values[i], out, err));
+        pst_json_text_add(out, ", \"top_logprobs\": [");
+        for (uint32_t n = 0; n < l->top; n++) {
+            pst_json_text_add(out, n > 0 ? ", " : "");
+            PST_TRY(add_chat_token(b, l->top_ids[i * l->top + n], l->top_values[i * l->top + n], out, err));
+            pst_json_text_add(out, "}");
+        }
+        pst_json_text_add(out, "]}");
+    }
+    pst_json_text_add(out, "], \"refusal\": null}");
+    return 0;
+}

@@ -311,14 +311,20 @@ static int parse_input(const char *text, size_t bytes, const char *name, json_ty
 {
     if (text == NULL)
         return 0;
-    PST_TRY(pst_json_parse(text, bytes, name, out, err));
-    if (json_typeof(*out) != type)
+    size_t first = 0;
+    while (first < bytes && strchr(" \t\r\n", text[first]) != NULL && text[first] != '\0')
+        first++;
+    if (first == bytes || text[first] != (type == JSON_ARRAY ? '[' : '{'))
         return pst_fail(err, PST_E_FORMAT, NULL, "\"%s\" is not %s", name, type == JSON_ARRAY ? "a list" : "an object");
-    return 0;
+    pst_error cause = {.offset = PST_NO_OFFSET};
+    int status = pst_json_parse(text, bytes, NULL, out, &cause);
+    return status < 0 ? pst_fail(err, status, NULL, "\"%s\": %s", name, cause.message) : 0;
 }
 
 static int parse_inputs(const pst_chat_request *r, inputs *in, pst_error *err)
 {
+    if (r->messages == NULL)
+        return pst_fail(err, PST_E_FORMAT, NULL, "there are no messages");
     PST_TRY(parse_input(r->messages, r->messages_bytes, "messages", JSON_ARRAY, &in->messages, err));
     PST_TRY(parse_input(r->tools, r->tools_bytes, "tools", JSON_ARRAY, &in->tools, err));
     PST_TRY(parse_input(r->documents, r->documents_bytes, "documents", JSON_ARRAY, &in->documents, err));
@@ -351,7 +357,7 @@ static int render(jinja_run *run, pst_chat_text *out)
 int pst_chat_render(const pst_chat_template *t, const pst_chat_request *request, pst_chat_text *out, pst_error *err)
 {
     size_t memory = request->memory_bytes;
-    memory = memory == 0 || memory > PST_CHAT_MEMORY_BYTES ? PST_CHAT_MEMORY_BYTES : memory;
+    memory = memory == 0 || memory > PST_CHAT_MOST_MEMORY_BYTES ? PST_CHAT_MOST_MEMORY_BYTES : memory;
     const jinja_limits limits = {
         .steps = PST_CHAT_STEPS, .memory_bytes = memory, .output_bytes = PST_CHAT_OUTPUT_BYTES};
     inputs in = {0};

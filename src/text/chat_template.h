@@ -11,7 +11,6 @@
 
 /* What one rendering may take. */
 #define PST_CHAT_STEPS        (UINT64_C(1) << 26)
-#define PST_CHAT_MEMORY_BYTES ((size_t)256 << 20)
 #define PST_CHAT_OUTPUT_BYTES ((size_t)64 << 20)
 
 /* Borrowed for the call; any may be absent. */

@@ -147,6 +147,7 @@ typedef struct jinja_arena {
     char *at, *end;
     size_t *used_bytes; /* counted there, up to max_bytes */
     size_t max_bytes;
+    bool over; /* the limit was met */
 } jinja_arena;
 
 /* A text that is being put together. */
@@ -203,6 +204,8 @@ void pst_jinja_finish(jinja_run *run);
 
 /* Fails with the line that is being run: PST_E_FORMAT. */
 int pst_jinja_fail(jinja_run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Fails because of the memory limit: PST_E_BUDGET. */
+int pst_jinja_too_large(jinja_run *run);
 /* Counts work: one step, and one for each 64 bytes or values that are gone through. */
 int pst_jinja_charge(jinja_run *run, size_t size);
 /* One level deeper; the caller takes it back with run->depth--, on failure it need not. */

@@ -115,7 +115,7 @@ static int repeat(jinja_run *run, jinja_value v, int64_t count, jinja_value *out
 {
     size_t item = v.kind == JINJA_STRING ? v.as.string->bytes : v.as.list->count * sizeof(jinja_value);
     if (count > 0 && item > 0 && (uint64_t)count > run->limits.memory_bytes / item)
-        return pst_jinja_fail(run, "it takes more than %zu MiB of memory", run->limits.memory_bytes >> 20);
+        return pst_jinja_too_large(run);
     if (v.kind == JINJA_STRING) {
         jinja_buffer *buffer;
         PST_TRY(pst_jinja_buffer(run, &buffer));

@@ -27,12 +27,14 @@ static int grow_arena(jinja_arena *arena, size_t bytes, pst_error *err)
 {
     size_t size = *arena->used_bytes / 2;
     size = size < FIRST_CHUNK ? FIRST_CHUNK : size > LARGEST_CHUNK ? LARGEST_CHUNK : size;
-    size_t left = arena->max_bytes - *arena->used_bytes;
-    if (bytes > SIZE_MAX / 2 || bytes > left)
-        return pst_fail(err, PST_E_FORMAT, NULL, "the chat template takes more than %zu MiB of memory",
+    size_t left = arena->max_bytes - (*arena->used_bytes < arena->max_bytes ? *arena->used_bytes : arena->max_bytes);
+    arena->over = bytes > SIZE_MAX / 2 || bytes > left;
+    if (arena->over)
+        return pst_fail(err, PST_E_BUDGET, NULL, "the chat template takes more than %zu MiB of memory",
                         arena->max_bytes >> 20);
     if (size < bytes)
         size = bytes < LARGEST_CHUNK && 2 * bytes <= left ? 2 * bytes : bytes;
+    size = size < left ? size : left;
     struct jinja_chunk *chunk = pst_heap_alloc(sizeof *chunk + size);
     if (chunk == NULL)
         return pst_fail_memory(err, "a chat template", size);
@@ -71,7 +73,7 @@ void pst_jinja_arena_free(jinja_arena *arena)
 /* An allocation failed, or the limit is reached: which one stands in the record. */
 int pst_jinja_no_memory(jinja_run *run)
 {
-    return run->used_bytes + LARGEST_CHUNK > run->limits.memory_bytes ? PST_E_FORMAT : -ENOMEM;
+    return run->values.over || run->texts.over ? PST_E_BUDGET : -ENOMEM;
 }
 
 static void *make(jinja_run *run, size_t count, size_t bytes)
@@ -96,6 +98,13 @@ int pst_jinja_fail(jinja_run *run, const char *format, ...)
         *at = (unsigned char)*at < 0x20 || *at == 0x7F ? ' ' : *at;
     return pst_fail(run->err, PST_E_FORMAT, pst_jinja_path(run->template), "line %u of the chat template: %s",
                     run->line, text);
+}
+
+int pst_jinja_too_large(jinja_run *run)
+{
+    return pst_fail(run->err, PST_E_BUDGET, pst_jinja_path(run->template),
+                    "line %u of the chat template: it takes more than %zu MiB of memory", run->line,
+                    run->limits.memory_bytes >> 20);
 }
 
 int pst_jinja_charge(jinja_run *run, size_t size)
@@ -141,7 +150,7 @@ int pst_jinja_write(jinja_run *run, jinja_buffer *buffer, const char *text, size
     PST_TRY(pst_bytes_append(&buffer->bytes, text, bytes, run->err));
     run->used_bytes += buffer->bytes.capacity - before;
     if (run->used_bytes > run->limits.memory_bytes)
-        return pst_jinja_fail(run, "it takes more than %zu MiB of memory", run->limits.memory_bytes >> 20);
+        return pst_jinja_too_large(run);
     return 0;
 }
 

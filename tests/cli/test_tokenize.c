@@ -46,6 +46,42 @@ static void test_special_tokens(void **state)
     json_decref(without);
 }
 
+/* A conversation by the model's chat template; what `generate --chat` goes on from is that. */
+static void test_chat(void **state)
+{
+    (void)state;
+    char model[600], file[600], template[700];
+    snprintf(model, sizeof model, "%s", copy_model(MODEL, "chat-model"));
+    snprintf(file, sizeof file, "%s", scratch_path("chat.json"));
+    snprintf(template, sizeof template, "%s/chat_template.jinja", model);
+    write_text(template,
+               "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{{ tools }}");
+    write_text(file, "[{\"role\": \"system\", \"content\": \"Be\"}, {\"role\": \"user\", \"content\": \"h\u00e9\"}]");
+    program_result shown = PENSTOCK("tokenize", model, "--chat", file, "--render");
+    assert_int_equal(shown.status, 0);
+    assert_string_equal(shown.out, "<|begin_of_text|><system>Be\n<user>h\u00e9\nNone");
+    program_result ids = PENSTOCK("tokenize", model, "--chat", file);
+    program_result plain = PENSTOCK("tokenize", model, "--text", shown.out, "--no-special");
+    assert_int_equal(ids.status, 0);
+    assert_string_equal(ids.out, plain.out);
+    program_result made = PENSTOCK("generate", model, "--chat", "--system", "Be", "-p", "h\u00e9", "-n", "3");
+    ids.out[strcspn(ids.out, "\n")] = '\0';
+    for (char *at = ids.out; *at != '\0'; at++)
+        *at = *at == ' ' ? ',' : *at;
+    program_result same = PENSTOCK("generate", model, "--token-ids", ids.out, "-n", "3");
+    assert_int_equal(made.status, 0);
+    assert_string_equal(made.out, same.out);
+    expect_error(PENSTOCK("tokenize", MODEL, "--chat", file), 1, "no chat template");
+    expect_error(PENSTOCK("generate", MODEL, "--system", "x", "-p", "y"), 2, "--chat");
+    write_text(file, "{\"messages\": 3}");
+    expect_error(PENSTOCK("tokenize", model, "--chat", file), 1, "chat.json");
+    program_free(&shown);
+    program_free(&ids);
+    program_free(&plain);
+    program_free(&made);
+    program_free(&same);
+}
+
 static void test_lines(void **state)
 {
     (void)state;
@@ -129,8 +165,13 @@ static void test_empty(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_there_and_back),    cmocka_unit_test(test_special_tokens), cmocka_unit_test(test_lines),
-        cmocka_unit_test(test_mistakes_in_lines), cmocka_unit_test(test_bare_tokenizer), cmocka_unit_test(test_empty),
+        cmocka_unit_test(test_there_and_back),
+        cmocka_unit_test(test_special_tokens),
+        cmocka_unit_test(test_chat),
+        cmocka_unit_test(test_lines),
+        cmocka_unit_test(test_mistakes_in_lines),
+        cmocka_unit_test(test_bare_tokenizer),
+        cmocka_unit_test(test_empty),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,3 +9,4 @@ pst_test(test_batch_line SOURCES ${PST_TEST_DIR}/test_batch_line.c LABELS unit)
 pst_test(test_batch_resume SOURCES ${PST_TEST_DIR}/test_batch_resume.c LABELS unit)
 pst_test(test_verify SOURCES ${PST_TEST_DIR}/test_verify.c ${PROJECT_SOURCE_DIR}/tests/support/ckpt_scene.c
     ${PROJECT_SOURCE_DIR}/tests/unit/io/io_test.c LABELS unit TIMEOUT 300)
+pst_test(test_batch_chat SOURCES ${PST_TEST_DIR}/test_batch_chat.c LABELS unit)
