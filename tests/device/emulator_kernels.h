@@ -152,6 +152,12 @@ static __global__ void two_buffers(const uint4 *x, uint32_t *sums, uint32_t tile
     sums[t] = sum;
 }
 
+/* Every block adds one to what the block before it left, as if there was an order of blocks. */
+static __global__ void follow(unsigned *x)
+{
+    x[blockIdx.x + 1] = x[blockIdx.x] + 1;
+}
+
 /* ---- Mistakes ---- */
 
 typedef enum mistake {

@@ -86,6 +86,22 @@ static void test_places(void **)
         }
 }
 
+/* Blocks have no order: what counts on one is right in some runs and wrong in others. */
+static void test_order_of_blocks(void **)
+{
+    enum { BLOCKS = 3 };
+    size_t right = 0, wrong = 0;
+    unsigned *x = put(std::vector<unsigned>(BLOCKS + 1));
+    for (uint64_t seed = 0; seed < 10 * SEEDS; seed++) {
+        pst_emulated_seed(random_below(UINT64_MAX));
+        must(pst_vendor_fill(x, 0, (BLOCKS + 1) * sizeof *x, stream));
+        must(PST_LAUNCH(follow, BLOCKS, 1, 0, stream, x));
+        (get(x, BLOCKS + 1)[BLOCKS] == BLOCKS ? right : wrong)++;
+    }
+    assert_true(right > 0 && wrong > 0);
+    must(pst_vendor_free(x));
+}
+
 /* Right with a barrier in every order; without it wrong in some. */
 static void test_barrier(void **)
 {
@@ -706,6 +722,7 @@ extern "C" __attribute__((visibility("default"))) int run_emulator_tests(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_barrier),
+        cmocka_unit_test(test_order_of_blocks),
         cmocka_unit_test(test_shared_memory_is_poisoned),
         cmocka_unit_test(test_collectives),
         cmocka_unit_test(test_products),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Kernels, block after block. Every thread of a block is a fiber; it runs until it has to wait for others (at a barrier, in a
+ * Kernels, block after block in any order. Every thread of a block is a fiber; it runs until it has to wait for others (at a barrier, in a
  * warp) or leaves, and then hands on to the next one of the queue. Whoever comes last sets all that waited free, in an order
  * drawn anew each time: a kernel that lacks a barrier meets an order that shows it. A queue that is empty before all have
  * left means that some wait for what never comes.
@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <link.h>
 #include <map>
+#include <numeric>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -391,6 +392,16 @@ static void abandon_threads(void)
     }
 }
 
+/* By which all of so many blocks are met in an order drawn anew: forwards, backwards, or by leaps. */
+static uint64_t step_over(uint64_t blocks)
+{
+    const uint64_t kind = pst_emulated_random_below(4);
+    if (kind < 2 || blocks < 3)
+        return kind == 0 ? 1 : blocks > 1 ? blocks - 1 : 1;
+    const uint64_t step = 1 + pst_emulated_random_below(blocks - 1);
+    return std::gcd(step, blocks) == 1 ? step : 1;
+}
+
 int pst_emulated_run_grid(const pst_emulated_grid &grid)
 {
     block.grid = &grid;
@@ -405,16 +416,16 @@ int pst_emulated_run_grid(const pst_emulated_grid &grid)
     pst_emulated_poison(block.static_begin, (size_t)(block.static_end - block.static_begin));
     pieces_of_kernel &pieces = written_pieces[grid.kernel];
     int error = EMULATED_OK;
-    bool first = true;
-    for (uint32_t z = 0; z < grid.grid.z && error == EMULATED_OK; z++)
-        for (uint32_t y = 0; y < grid.grid.y && error == EMULATED_OK; y++)
-            for (uint32_t x = 0; x < grid.grid.x && error == EMULATED_OK; x++) {
-                here.block = {x, y, z};
-                error = run_block(pieces);
-                if (first)
-                    look_for_written_pieces(pieces);
-                first = false;
-            }
+    const uint64_t blocks = (uint64_t)grid.grid.x * grid.grid.y * grid.grid.z, step = step_over(blocks);
+    uint64_t block_number = pst_emulated_random_below(blocks);
+    for (uint64_t n = 0; n < blocks && error == EMULATED_OK; n++, block_number = (block_number + step) % blocks) {
+        const uint64_t row = block_number / grid.grid.x;
+        here.block = {(uint32_t)(block_number % grid.grid.x), (uint32_t)(row % grid.grid.y),
+                      (uint32_t)(row / grid.grid.y)};
+        error = run_block(pieces);
+        if (n == 0)
+            look_for_written_pieces(pieces);
+    }
     look_for_written_pieces(pieces);
     if (error != EMULATED_OK)
         abandon_threads();
