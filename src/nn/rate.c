@@ -91,7 +91,9 @@ static int shorten(pst_forward *f, pst_matmul *job, pst_error *err)
         return 0;
     uint64_t ns;
     job->w.rows = FIRST_ROWS;
-    PST_TRY(run_job(f, job, &ns, err));
+    /* An accelerator's first product of a kind loads kernels, looks for a vendor's library and tries it out: that says nothing. */
+    for (int turn = 0; turn <= f->apart; turn++)
+        PST_TRY(run_job(f, job, &ns, err));
     uint64_t fit = pst_max(FIRST_ROWS, PRODUCT_NS * FIRST_ROWS / ns / ROW_UNIT * ROW_UNIT);
     job->w.rows = pst_min(rows, fit);
     return 0;
