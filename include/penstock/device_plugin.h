@@ -151,10 +151,12 @@ typedef struct pst_weight {
  * x.columns == w.columns. bias (1 x w.rows, or absent) is already cut to these rows. Order: sum, then bias, then old y.
  *
  * With a transposed format the rows at hand are inputs first_row.. (times 32/bits for GPTQ) of all w.columns outputs, and a
- * product is a run of calls with rising rows: the first one (w.first_row 0) begins with y = (old y if `accumulate`) + bias,
- * and each adds its inputs one after the other, so that the bits do not depend on the cut. w.columns and bias are the
- * outputs, also where a word of the tensor holds several (AWQ); x.columns are all inputs. An index that names a group
- * which is not there is PST_E_FORMAT, of this call or of the next `synchronize`.
+ * product is a run of calls, each with the rows that follow those of the call before, from row 0 to the last; y has the sums
+ * after the last one. Between the calls nothing reads or writes y, and no other product of a transposed format is computed, so that
+ * a device may keep what it needs of one: sums of fixed chunks of inputs that a cut went through, for the bits do not depend on the
+ * cut. A run may be given up; the next one begins with row 0. w.columns and bias are the outputs, also where a word of the
+ * tensor holds several (AWQ); x.columns are all inputs. Order: (old y if `accumulate`) + bias, then the inputs' sums. An
+ * index that names a group which is not there is PST_E_FORMAT, of a call of the run or of the next `synchronize`.
  *
  * The last prompt_rows rows of x are of prompts: they may have other bits than the same rows would have before them. Zero, and
  * so one way of computing for all rows, where rows of both kinds have to agree, or are not told apart: with the rows that an

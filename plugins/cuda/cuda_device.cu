@@ -134,30 +134,48 @@ int pst_cuda_may_wait(cuda_device *device, const char *what)
                          device->number, what);
 }
 
+/* Replaces *memory by a larger piece. */
+static int grow(cuda_device *device, size_t bytes, void **memory, size_t *memory_bytes)
+{
+    if (int status = pst_cuda_may_wait(device, "more scratch memory than there is"))
+        return status;
+    /* What runs may still use the old piece; giving it back first keeps the peak low. */
+    if (int status = pst_cuda_check(device, "waiting", pst_vendor_stream_synchronize(device->stream)))
+        return status;
+    void *old = *memory;
+    *memory = NULL;
+    *memory_bytes = 0;
+    device->scratch_moves++;
+    if (old != NULL)
+        if (int status = pst_cuda_check(device, "releasing scratch memory", pst_vendor_free(old)))
+            return status;
+    void *larger = NULL;
+    const size_t rounded = (bytes + 0xffff) & ~(size_t)0xffff;
+    if (int status = pst_cuda_check(device, "allocating scratch memory", pst_vendor_allocate(&larger, rounded)))
+        return status;
+    *memory = larger;
+    *memory_bytes = rounded;
+    return 0;
+}
+
 int pst_cuda_scratch(cuda_device *device, size_t bytes, void **out)
 {
-    if (bytes > device->scratch_bytes) {
-        if (int status = pst_cuda_may_wait(device, "more scratch memory than there is"))
+    if (bytes > device->scratch_bytes)
+        if (int status = grow(device, bytes, &device->scratch, &device->scratch_bytes))
             return status;
-        /* What runs may still use the old piece; giving it back first keeps the peak low. */
-        if (int status = pst_cuda_check(device, "waiting", pst_vendor_stream_synchronize(device->stream)))
-            return status;
-        void *old = device->scratch;
-        device->scratch = NULL;
-        device->scratch_bytes = 0;
-        device->scratch_moves++;
-        if (old != NULL)
-            if (int status = pst_cuda_check(device, "releasing scratch memory", pst_vendor_free(old)))
-                return status;
-        void *memory = NULL;
-        const size_t rounded = (bytes + 0xffff) & ~(size_t)0xffff;
-        if (int status = pst_cuda_check(device, "allocating scratch memory", pst_vendor_allocate(&memory, rounded)))
-            return status;
-        device->scratch = memory;
-        device->scratch_bytes = rounded;
-    }
     device->recorded_scratch = true;
     *out = device->scratch;
+    return 0;
+}
+
+int pst_cuda_carry(cuda_device *device, size_t bytes, bool holds)
+{
+    if (bytes > device->carry_bytes && holds)
+        return pst_cuda_fail(device, PST_E_USAGE, "rows of a matrix without those before them");
+    if (bytes > device->carry_bytes)
+        if (int status = grow(device, bytes, &device->carry, &device->carry_bytes))
+            return status;
+    device->recorded_scratch = true;
     return 0;
 }
 
@@ -336,6 +354,7 @@ static void destroy(pst_device *base)
     pst_cuda_blas_close(device);
     (void)pst_vendor_free(device->scratch);
     (void)pst_vendor_free_host(device->flags);
+    (void)pst_vendor_free(device->carry);
     if (device->stream != NULL)
         (void)pst_vendor_stream_destroy(device->stream);
     (void)pst_vendor_last_error();

@@ -24,7 +24,9 @@ typedef struct cuda_device {
     pst_vendor_properties properties; /* processors (132), compute_major.minor (9.0), shared_bytes (227 KiB), ... */
     void *scratch;                    /* by pst_cuda_scratch */
     size_t scratch_bytes;
-    uint64_t scratch_moves; /* how often it has been replaced */
+    void *carry;                      /* by pst_cuda_carry */
+    size_t carry_bytes;
+    uint64_t scratch_moves; /* how often either has been replaced */
     bool recording;         /* record.cu: what is launched now is noted */
     bool recorded_scratch;  /* with its place in scratch memory */
     struct cuda_blas *blas; /* blas.h; NULL: not looked for so far */
@@ -46,6 +48,10 @@ int pst_cuda_check(cuda_device *device, const char *what, pst_vendor_error error
  * stream's order). One piece per operator: a second call may move it. -ENOMEM. While the device records it does not grow:
  * PST_E_UNSUPPORTED. */
 int pst_cuda_scratch(cuda_device *device, size_t bytes, void **out);
+
+/* Makes `carry` such memory that stays as it is from one operator to the next: rows of a product's matrix that wait for more
+ * (matmul_transposed.cu). holds: it has some of them, so that it cannot grow now: PST_E_USAGE where it would have to. */
+int pst_cuda_carry(cuda_device *device, size_t bytes, bool holds);
 
 /* An operator that has to wait, or to take memory, before it can launch anything: 0, or while the device records
  * PST_E_UNSUPPORTED. */

@@ -1,13 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Products with matrices whose rows are inputs: PLAIN and GROUPED transposed, GPTQ, AWQ. A matrix may come in any cuts of
- * its rows, a call each, so that a sum is one chain of fused multiply-adds in the order of the inputs, which y carries from
- * call to call: no other order would give the same bits for every cut.
+ * Products with matrices whose rows are inputs: PLAIN and GROUPED transposed, GPTQ, AWQ.
+ *
+ * Order of a sum. Inputs are cut into chunks of CHUNK, counted from the tensor's first. A chunk's sum begins with zero and is one
+ * chain of fused multiply-adds in the order of the inputs; the chunks' sums are added in rising order to what a product begins
+ * with (old y, bias). So chunks may be summed at the same time, by blocks of their own, whose sums a second kernel adds; or
+ * by one block, one after the other, when there are enough rows of x.
+ *
+ * A matrix may come in any cuts of its rows, a call each. Kernels get whole chunks (and the tensor's end) alone: rows of a
+ * chunk that has not all come wait in device->carry, as they are, for the call that brings the rest. y carries the rest of
+ * the sum from call to call.
  *
  * A block has 32 outputs, one for each lane of a warp, and 8 or 64 rows of x, one or eight for each of 8 warps. Panels of 64
  * inputs by 32 outputs pass by: their words are loaded AHEAD panels before 8 warps turn them into f32, in shared memory. With
- * few rows a chain is slower than all else (each of its additions waits for the one before): then 8 warps do nothing but
- * multiply, a panel behind the others.
+ * few rows 8 more warps do nothing but multiply, a panel behind the others.
  */
 #include "matmul_job.h"
 
@@ -16,7 +22,10 @@ enum {
     OUTPUTS = 32, /* of a block */
     WARPS = MM_THREADS / 32,
     RUN = PANEL / WARPS, /* consecutive inputs that a thread makes for its output */
-    AHEAD = 2
+    AHEAD = 2,
+    CHUNK = 256, /* inputs, of all formats */
+    CHUNK_PANELS = CHUNK / PANEL,
+    PARTIAL_BYTES = 16 << 20 /* of chunks' sums of many rows, at most */
 };
 
 static_assert(RUN == 8, "a word of 4-bit GPTQ is a thread's run");
@@ -43,6 +52,7 @@ struct transposed_job {
     uint32_t group, groups, zero_offset;
     const uint8_t *scales, *zeros, *index;
     uint32_t *flags;
+    float *partial; /* [chunk at hand][row][output]: each chunk's sum; NULL: sums go to y */
 };
 
 /* What a thread has loaded of a panel for its run: the words that hold its weights. */
@@ -259,38 +269,31 @@ static __device__ __forceinline__ constexpr bool is_apart(int rows)
     return rows == 1;
 }
 
-/* grid: blocks of outputs; of rows. Rows of a warp: ROWS consecutive ones. */
+/* The panels of inputs [begin, job.inputs) for rows from first_row on. totals: NULL, or to which each chunk's sum is added. */
 template <int ROWS>
-static __global__ void __launch_bounds__(is_apart(ROWS) ? 2 * MM_THREADS : MM_THREADS, is_apart(ROWS) ? 1 : 2)
-    transposed_kernel(const transposed_job job)
+static __device__ __forceinline__ void sum_panels(const transposed_job &job, uint32_t first_row, uint32_t begin,
+                                                  float (*panels)[PANEL * OUTPUTS],
+                                                  float (*inputs)[WARPS * ROWS * PANEL], float *totals)
 {
-    __shared__ __align__(16) float panels[2][PANEL * OUTPUTS];
-    __shared__ __align__(16) float inputs[2][WARPS * ROWS * PANEL];
     constexpr int x_count = WARPS * ROWS * PANEL / MM_THREADS; /* that a thread stores */
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, mine = warp * RUN, warp_row = warp % WARPS * ROWS;
+    const uint32_t read = min(blockIdx.x * OUTPUTS + lane, job.outputs - 1);
     const bool makes = warp < WARPS, multiplies = !is_apart(ROWS) || warp >= WARPS;
-    const uint32_t output = blockIdx.x * OUTPUTS + lane, read = min(output, job.outputs - 1);
-    const uint32_t first_row = blockIdx.y * WARPS * ROWS, warp_row = warp % WARPS * ROWS, row = first_row + warp_row;
-    const uint32_t mine = warp * RUN, panel_count = (job.inputs + PANEL - 1) / PANEL;
-    const bool is_there = multiplies && output < job.outputs;
     run_words runs[AHEAD];
-    float x[is_apart(ROWS) ? AHEAD : 1][x_count], sums[ROWS];
-#pragma unroll
-    for (uint32_t r = 0; r < ROWS; r++)
-        sums[r] = is_there && row + r < job.rows ? chain_begin(job, row + r, output) : 0.0f;
+    float x[is_apart(ROWS) ? AHEAD : 1][x_count], sums[ROWS] = {};
 #pragma unroll
     for (uint32_t i = 0; i < AHEAD; i++) {
         if (makes)
-            load_run(job, i * PANEL + mine, read, &runs[i]);
+            load_run(job, begin + i * PANEL + mine, read, &runs[i]);
         if (makes && is_apart(ROWS))
-            load_x<x_count>(job, first_row, i * PANEL, x[is_apart(ROWS) ? i : 0]);
+            load_x<x_count>(job, first_row, begin + i * PANEL, x[is_apart(ROWS) ? i : 0]);
     }
     /* Panel p is made from runs[p % AHEAD] into half p % 2 and multiplied after the barrier; by the next barrier all have
      * done so, and the half is free. */
-    for (uint32_t p = 0; p < panel_count; p += AHEAD) {
+    for (uint32_t p = 0; begin + p * PANEL < job.inputs; p += AHEAD) {
 #pragma unroll
         for (uint32_t i = 0; i < AHEAD; i++) {
-            const uint32_t first = (p + i) * PANEL, next = first + AHEAD * PANEL;
+            const uint32_t first = begin + (p + i) * PANEL, next = first + AHEAD * PANEL;
             if (first >= job.inputs)
                 break;
             if (makes) {
@@ -304,14 +307,68 @@ static __global__ void __launch_bounds__(is_apart(ROWS) ? 2 * MM_THREADS : MM_TH
                     load_x<x_count>(job, first_row, next, ready);
             }
             __syncthreads();
-            if (multiplies && row < job.rows)
+            if (multiplies && first_row + warp_row < job.rows)
                 multiply_panel<ROWS>(panels[i % 2], inputs[i % 2] + warp_row * PANEL, job.inputs - first, sums);
+            if ((p + i) % CHUNK_PANELS != CHUNK_PANELS - 1 && first + PANEL < job.inputs)
+                continue;
+#pragma unroll
+            for (uint32_t r = 0; r < ROWS; r++) {
+                totals[r] = __fadd_rn(totals[r], sums[r]);
+                sums[r] = 0;
+            }
         }
     }
+    __syncthreads(); /* the panels may be filled again */
+}
+
+static_assert(CHUNK_PANELS % AHEAD == 0, "chunks end with the inner loop");
+
+/* grid: blocks of outputs; of rows; chunks, if they are apart. Rows of a warp: ROWS consecutive ones. */
+template <int ROWS>
+static __global__ void __launch_bounds__(is_apart(ROWS) ? 2 * MM_THREADS : MM_THREADS, is_apart(ROWS) ? 1 : 2)
+    transposed_kernel(const transposed_job given)
+{
+    __shared__ __align__(16) float panels[2][PANEL * OUTPUTS];
+    __shared__ __align__(16) float inputs[2][WARPS * ROWS * PANEL];
+    const uint32_t warp = threadIdx.x / 32, output = blockIdx.x * OUTPUTS + threadIdx.x % 32;
+    const bool apart = given.partial != NULL;
+    const bool is_there = (!is_apart(ROWS) || warp >= WARPS) && output < given.outputs;
+    const uint32_t begin = apart ? blockIdx.z * CHUNK : 0;
+    transposed_job job = given;
+    job.inputs = apart ? min(job.inputs, begin + CHUNK) : job.inputs;
+    for (uint32_t first_row = blockIdx.y * WARPS * ROWS; first_row < job.rows; first_row += gridDim.y * WARPS * ROWS) {
+        const uint32_t row = first_row + warp % WARPS * ROWS;
+        float totals[ROWS];
 #pragma unroll
-    for (uint32_t r = 0; r < ROWS; r++) {
-        if (is_there && row + r < job.rows)
-            job.y[(row + r) * job.y_stride + output] = sums[r];
+        for (uint32_t r = 0; r < ROWS; r++)
+            totals[r] = is_there && row + r < job.rows && !apart ? chain_begin(job, row + r, output) : 0.0f;
+        sum_panels<ROWS>(job, first_row, begin, panels, inputs, totals);
+#pragma unroll
+        for (uint32_t r = 0; r < ROWS; r++) {
+            if (!is_there || row + r >= job.rows)
+                continue;
+            if (apart)
+                job.partial[((size_t)blockIdx.z * job.rows + row + r) * job.outputs + output] = totals[r];
+            else
+                job.y[(row + r) * job.y_stride + output] = totals[r];
+        }
+    }
+}
+
+/* y from the chunks' sums; grid: outputs; rows. */
+static __global__ void __launch_bounds__(MM_THREADS) add_chunks(const transposed_job job, uint32_t chunks)
+{
+    const uint32_t output = blockIdx.x * MM_THREADS + threadIdx.x;
+    if (output >= job.outputs)
+        return;
+    const size_t step = (size_t)job.rows * job.outputs;
+    for (uint32_t row = blockIdx.y; row < job.rows; row += gridDim.y) {
+        const float *sums = job.partial + (size_t)row * job.outputs + output;
+        float total = chain_begin(job, row, output);
+#pragma unroll 8
+        for (uint32_t i = 0; i < chunks; i++)
+            total = __fadd_rn(total, sums[i * step]);
+        job.y[row * job.y_stride + output] = total;
     }
 }
 
@@ -355,6 +412,80 @@ static bool describe(const pst_weight *w, transposed_job *out)
     }
 }
 
+/* Whole chunks, or those at the tensor's end. */
+static int run_chunks(cuda_device *device, const transposed_job *given)
+{
+    transposed_job job = *given;
+    const uint32_t blocks = mm_ceil(job.outputs, OUTPUTS), chunks = mm_ceil(job.inputs, CHUNK);
+    const bool few = job.rows <= WARPS;
+    const uint32_t row_blocks = mm_ceil(job.rows, few ? WARPS : 8 * WARPS);
+    const uint64_t partial_bytes = (uint64_t)chunks * job.rows * job.outputs * sizeof(float);
+    const bool fills = (uint64_t)blocks * row_blocks >= 2 * (uint64_t)device->properties.processors;
+    const bool apart = chunks > 1 && chunks < 65536 && (few || (!fills && partial_bytes <= PARTIAL_BYTES));
+    job.begin = job.first_input == 0;
+    if (apart) {
+        void *memory;
+        if (int status = pst_cuda_scratch(device, partial_bytes, &memory))
+            return status;
+        job.partial = (float *)memory;
+    }
+    const dim3 grid(blocks, row_blocks < 1024 ? row_blocks : 1024,
+                    apart ? chunks : 1); /* a block takes every so manieth */
+    if (few)
+        PST_LAUNCH((transposed_kernel<1>), grid, dim3(2 * MM_THREADS), 0, device->stream, job);
+    else
+        PST_LAUNCH((transposed_kernel<8>), grid, dim3(MM_THREADS), 0, device->stream, job);
+    if (apart)
+        PST_LAUNCH(add_chunks, dim3(mm_ceil(job.outputs, MM_THREADS), job.rows < 1024 ? job.rows : 1024),
+                   dim3(MM_THREADS), 0, device->stream, job, chunks);
+    return 0;
+}
+
+/* Puts rows at hand behind those of their chunk that wait already. */
+static int keep_rows(cuda_device *device, const transposed_job *job, uint32_t place, const uint8_t *rows,
+                     uint32_t count, uint32_t chunk_rows)
+{
+    if (int status = pst_cuda_carry(device, chunk_rows * job->row_bytes, place > 0))
+        return status;
+    return pst_cuda_check(device, "keeping rows of a matrix",
+                          pst_vendor_copy((uint8_t *)device->carry + place * job->row_bytes, rows,
+                                          count * job->row_bytes, device->stream));
+}
+
+/* The rows at hand as whole chunks. per_row: inputs of a row. */
+static int run_rows(cuda_device *device, const pst_weight *w, size_t all_inputs, uint32_t per_row, transposed_job *job)
+{
+    const uint32_t chunk_rows = CHUNK / per_row, end = (uint32_t)(w->first_row + w->rows);
+    const bool ends = end * (uint64_t)per_row >= all_inputs;
+    const uint8_t *data = (const uint8_t *)w->data;
+    uint32_t row = (uint32_t)w->first_row;
+    const uint32_t place = row % chunk_rows;
+    if (place > 0) {
+        const uint32_t count = end - row < chunk_rows - place ? end - row : chunk_rows - place;
+        if (int status = keep_rows(device, job, place, data, count, chunk_rows))
+            return status;
+        if (place + count == chunk_rows || (ends && row + count == end)) {
+            job->w = (const uint8_t *)device->carry;
+            job->first_input = (row - place) * per_row;
+            job->inputs = (place + count) * per_row;
+            if (int status = run_chunks(device, job))
+                return status;
+        }
+        row += count;
+        data += count * job->row_bytes;
+    }
+    const uint32_t whole = ends ? end - row : (end - row) / chunk_rows * chunk_rows;
+    if (whole > 0) {
+        job->w = data;
+        job->first_input = row * per_row;
+        job->inputs = whole * per_row;
+        if (int status = run_chunks(device, job))
+            return status;
+    }
+    row += whole;
+    return row == end ? 0 : keep_rows(device, job, 0, data + whole * job->row_bytes, end - row, chunk_rows);
+}
+
 int mm_transposed(cuda_device *device, const pst_matmul *job)
 {
     const pst_weight *w = &job->w;
@@ -366,13 +497,12 @@ int mm_transposed(cuda_device *device, const pst_matmul *job)
         w->first_row > limit || (job->x.type != PST_F32 && job->x.type != PST_BF16) || job->y.type != PST_F32 ||
         !describe(w, &own))
         return pst_cuda_fail(device, PST_E_UNSUPPORTED, "a transposed product of a format or size that is not known");
-    const size_t per_row = own.kind == KIND_GPTQ4 ? 8 : own.kind == KIND_GPTQ8 ? 4 : 1; /* inputs of a tensor's row */
+    const uint32_t per_row = own.kind == KIND_GPTQ4 ? 8 : own.kind == KIND_GPTQ8 ? 4 : 1; /* inputs of a tensor's row */
     if ((w->first_row + w->rows) * per_row > job->x.columns)
         return pst_cuda_fail(device, PST_E_USAGE, "a transposed product of more rows than there are inputs");
     own.x = (const uint8_t *)job->x.data;
     own.x_stride = job->x.stride;
     own.x_bf16 = job->x.type == PST_BF16;
-    own.begin = w->first_row == 0;
     own.accumulate = job->accumulate;
     own.y = (float *)job->y.data + job->first_column;
     own.y_stride = job->y.stride;
@@ -380,16 +510,7 @@ int mm_transposed(cuda_device *device, const pst_matmul *job)
     own.bias_type = job->bias.type;
     own.rows = (uint32_t)job->x.rows;
     own.outputs = (uint32_t)w->columns;
-    own.first_input = (uint32_t)(w->first_row * per_row);
-    own.inputs = (uint32_t)(w->rows * per_row);
     own.groups = own.group == 0 ? 0 : mm_ceil(job->x.columns, own.group);
-    own.w = (const uint8_t *)w->data;
     own.flags = device->flags;
-    const uint32_t blocks = mm_ceil(own.outputs, OUTPUTS);
-    if (own.rows <= WARPS)
-        PST_LAUNCH((transposed_kernel<1>), dim3(blocks), dim3(2 * MM_THREADS), 0, device->stream, own);
-    else
-        PST_LAUNCH((transposed_kernel<8>), dim3(blocks, mm_ceil(own.rows, 8 * WARPS)), dim3(MM_THREADS), 0,
-                   device->stream, own);
-    return 0;
+    return run_rows(device, w, job->x.columns, per_row, &own);
 }

@@ -82,6 +82,20 @@ static int check_segments(fault_device *f, fault_kind kind, const pst_segments *
     return check_memory(f, kind, "the segments", s->items, s->count * sizeof *s->items);
 }
 
+/* A call with a transposed format goes on where the one before ended, or is a run's first. */
+static int check_run(fault_device *f, const pst_matmul *job)
+{
+    if (job->w.format == NULL || !job->w.format->transposed || job->x.rows == 0 || job->w.rows == 0)
+        return 0;
+    const void *y = (const float *)job->y.data + job->first_column;
+    if (job->w.first_row != 0 && (job->w.first_row != f->run_rows || y != f->run_y))
+        return fault_misuse(f, "matmul: row %zu of a transposed matrix does not follow those before it",
+                            job->w.first_row);
+    f->run_y = y;
+    f->run_rows = job->w.first_row + job->w.rows;
+    return 0;
+}
+
 static int check_matmul(fault_device *f, const pst_matmul *job)
 {
     PST_TRY(check_matrix(f, FAULT_MATMUL, "x", &job->x));
@@ -89,6 +103,7 @@ static int check_matmul(fault_device *f, const pst_matmul *job)
     PST_TRY(check_vector(f, FAULT_MATMUL, &job->bias));
     if (job->prompt_rows > job->x.rows)
         return fault_misuse(f, "matmul: more rows of prompts than rows");
+    PST_TRY(check_run(f, job));
     return check_weight(f, FAULT_MATMUL, &job->w);
 }
 

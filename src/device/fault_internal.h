@@ -106,6 +106,8 @@ typedef struct fault_device {
     fault_recording *recording; /* under way; NULL: none */
     fault_stream **streams;     /* the others */
     size_t stream_count, stream_capacity;
+    const void *run_y;          /* of a product with a transposed format: what it goes to, and */
+    size_t run_rows;            /* how many of the matrix's rows have been seen */
     int deferred;               /* what the next wait reports */
     uint64_t numbers, in_doubt; /* of works; those below were asked for before a failure was reported */
     char message[256];

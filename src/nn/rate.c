@@ -58,6 +58,8 @@ static void add_piece(pst_forward *f, const pst_stage_part *at, const pst_piece 
     job->prompt_rows = prompt && step->op->in < PST_NN_EH ? job->x.rows : 0;
     job->first_column = is_transposed ? 0 : piece->first_row;
     job->w = pst_forward_weight(&run, step, piece, is_transposed ? job->y.columns : job->x.columns);
+    if (is_transposed) /* a run of calls has to begin with its first */
+        job->w.first_row = 0;
 }
 
 static int fail(pst_forward *f, int status, pst_error *err)
