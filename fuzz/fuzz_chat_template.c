@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A chat template from hostile bytes, over a conversation with tools; what follows a NUL byte is the conversation. The memory
- * that a rendering takes stays below the limit that it was given.
+ * A chat template from hostile bytes, over a conversation with tools; what follows a NUL byte is the conversation.
+ * The memory that a rendering takes stays below the limit that it was given.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Conversations to text, as a model was trained to see them: the chat template of a Hugging Face folder. It is a small
- * program in the Jinja language, from a file that nobody vouches for: it can compute a text and nothing else, within
- * bounds of depth, steps and memory (docs/chat.md).
+ * Conversations to text, as a model was trained to see them: the chat template of a Hugging Face folder. It is a
+ * small program in the Jinja language, from a file that nobody vouches for: it can compute a text and nothing else,
+ * within bounds of depth, steps and memory (docs/chat.md).
  * A template is immutable after it is made: any number of threads may render it at once.
  */
 #ifndef PENSTOCK_CHAT_H

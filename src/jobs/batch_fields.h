@@ -76,8 +76,8 @@ int pst_batch_refuse(pst_batch_reader *reader, const char *code, const char *for
 pst_scan pst_batch_scan(pst_batch_reader *reader, pst_batch_slice slice);
 /* Whether the whole line is one object in well-formed JSON; leaves scan at its beginning. */
 int pst_batch_check_json(pst_batch_reader *reader, pst_scan *scan);
-/* Notes where the known keys of the object have their values; null is as if it were not there. strict: unknown keys are
- * refused, else passed over. The object's JSON was checked. */
+/* Notes where the known keys of the object have their values; null is as if it were not there. strict: unknown keys
+ * are refused, else passed over. The object's JSON was checked. */
 int pst_batch_collect(pst_batch_reader *reader, pst_scan *scan, bool strict, pst_batch_slice *fields);
 /* The next value as it stands there. */
 int pst_batch_take_value(pst_batch_reader *reader, pst_scan *scan, pst_batch_slice *out);
@@ -94,8 +94,8 @@ void pst_batch_read_whole(pst_batch_reader *reader, const char *name, pst_batch_
                           double *out);
 void pst_batch_read_seed(pst_batch_reader *reader, pst_batch_slice slice, uint64_t *out);
 void pst_batch_read_bool(pst_batch_reader *reader, const char *name, pst_batch_slice slice, bool *out);
-/* What batch_line.c gives batch_chat.c: text to ids (special: with the tokens that begin a text; extra: bytes of memory that
- * are taken beside it), and ids to a prompt, which takes them unless it fails. */
+/* What batch_line.c gives batch_chat.c: text to ids (special: with the tokens that begin a text; extra: bytes of
+ * memory that are taken beside it), and ids to a prompt, which takes them unless it fails. */
 int pst_batch_encode(pst_batch_reader *reader, const char *text, size_t bytes, bool special, uint64_t extra,
                      pst_tokens *out);
 int pst_batch_add_prompt(pst_batch_reader *reader, pst_tokens *ids, pst_batch_slice text);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Chat templates: where a model has its template, and what a template sees. As in transformers' apply_chat_template: the
- * special tokens by their names, messages, tools, documents, add_generation_prompt, and what a request adds; a message's
- * reasoning under each of the names that templates know.
+ * Chat templates: where a model has its template, and what a template sees. As in transformers' apply_chat_template:
+ * the special tokens by their names, messages, tools, documents, add_generation_prompt, and what a request adds; a
+ * message's reasoning under each of the names that templates know.
  */
 #include "text/chat_template.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Making a chat template from the bytes of its files: src/text reads no files itself. Everything else about them is in
- * include/penstock/chat.h.
+ * Making a chat template from the bytes of its files: src/text reads no files itself. Everything else about them is
+ * in include/penstock/chat.h.
  */
 #ifndef PST_TEXT_CHAT_TEMPLATE_H
 #define PST_TEXT_CHAT_TEMPLATE_H

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The template language of chat templates: the part of Jinja that published templates use, as `transformers` sets it up
- * (trim_blocks, lstrip_blocks, no escaping, a sandbox in which nothing that was given can be changed).
+ * The template language of chat templates: the part of Jinja that published templates use, as `transformers` sets it
+ * up (trim_blocks, lstrip_blocks, no escaping, a sandbox in which nothing that was given can be changed).
  *
  * A template is a file that nobody vouches for. So: no template can do anything but compute a text; its nesting, its
  * steps, its memory and its output are bounded; each failure is one line that names the file and the template's line.
@@ -104,8 +104,9 @@ typedef struct jinja_args {
 struct jinja_run;
 
 enum { JINJA_MAX_PARAMETERS = 8 };
-/* A filter, a test, a method or a function. parameters: names with commas between, '!' before those that must be given;
- * a '*' at the end: any further positional arguments. call gets one value per name, MISSING where none was given. */
+/* A filter, a test, a method or a function. parameters: names with commas between, '!' before those that must be
+ * given; a '*' at the end: any further positional arguments. call gets one value per name, MISSING where none was
+ * given. */
 typedef struct jinja_builtin {
     const char *name, *parameters;
     int (*call)(struct jinja_run *run, jinja_value self, const jinja_value *given, const jinja_args *all,

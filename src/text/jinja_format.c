@@ -233,9 +233,10 @@ int pst_jinja_percent(jinja_run *run, const jinja_string *s, jinja_value values,
         if (next != NULL)
             PST_TRY(one_percent(run, buffer, s, &at, &p));
     }
-    bool all_taken = values.kind == JINJA_TUPLE ? p.taken == values.as.list->count
-                                                : p.taken > 0 || values.kind == JINJA_DICT ||
-                                                      values.kind == JINJA_LIST || values.kind == JINJA_UNDEFINED;
+    bool all_taken = values.kind == JINJA_TUPLE
+                         ? p.taken == values.as.list->count
+                         : p.taken > 0 || values.kind == JINJA_DICT || values.kind == JINJA_LIST ||
+                               values.kind == JINJA_UNDEFINED || values.kind == JINJA_RANGE;
     if (!all_taken)
         return pst_jinja_fail(run, "not all values were used by the format");
     return pst_jinja_take(run, buffer, out);

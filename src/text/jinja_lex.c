@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Template source to tokens, with what Jinja does about white space: "-" inside a tag takes all of it on that side; a
- * newline after a statement or comment goes (trim_blocks); blanks between a line's beginning and a statement or comment go
- * (lstrip_blocks); "+" inside a tag keeps them.
+ * newline after a statement or comment goes (trim_blocks); blanks between a line's beginning and a statement or
+ * comment go (lstrip_blocks); "+" inside a tag keeps them.
  */
 #include <errno.h>
 #include <string.h>

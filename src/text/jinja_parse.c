@@ -170,7 +170,8 @@ int pst_jinja_add_item(jinja_parser *p, jinja_node *node, const jinja_node *item
 
 static int parse_statement(jinja_parser *p, const jinja_node **out);
 
-/* Up to a statement whose name is one of `ends` (separated by spaces), which is not taken; NULL: to the template's end. */
+/* Up to a statement whose name is one of `ends` (separated by spaces), which is not taken; NULL: to the template's
+ * end. */
 static int parse_sequence(jinja_parser *p, const char *const *ends, const jinja_node **out);
 
 /* After a statement's tag: its body up to one of `ends`, whose name is taken. Which one: the index returned. */

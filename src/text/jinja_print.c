@@ -11,7 +11,8 @@
 
 /* ---- numbers ---- */
 
-/* The shortest digits that give the same number again, as repr() has them. Text of the C locale whatever the process has. */
+/* The shortest digits that give the same number again, as repr() has them. Text of the C locale whatever the process
+ * has. */
 void pst_jinja_print_float(double number, char out[32])
 {
     char text[40];

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Running statements. Scopes are those of Jinja: a loop's pass, a macro, a captured block have one of their own, "if" has
- * none; what is set in a scope ends with it. A macro sees the scope in which it was defined, as it is when it is called.
+ * Running statements. Scopes are those of Jinja: a loop's pass, a macro, a captured block have one of their own,
+ * "if" has none; what is set in a scope ends with it. A macro sees the scope in which it was defined, as it is when
+ * it is called.
  */
 #include <errno.h>
 #include <string.h>

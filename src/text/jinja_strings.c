@@ -210,7 +210,8 @@ int pst_jinja_pad(jinja_run *run, const jinja_string *s, int64_t width, char how
 
 /* ---- numbers ---- */
 
-/* Copies a number's text without white space around it and '_' between digits; its length, or 0 when it cannot be one. */
+/* Copies a number's text without white space around it and '_' between digits; its length, or 0 when it cannot be
+ * one. */
 static size_t number_text(const jinja_string *s, char *out, size_t size)
 {
     size_t start = 0, end = s->bytes, count = 0, width;

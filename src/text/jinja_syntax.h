@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tokens and trees of templates: what the lexer gives the parser and the parser the interpreter. Private to src/text. */
+/* Tokens and trees of templates: what the lexer gives the parser and the parser the interpreter. Private to
+ * src/text. */
 #ifndef PST_TEXT_JINJA_SYNTAX_H
 #define PST_TEXT_JINJA_SYNTAX_H
 
@@ -138,8 +139,8 @@ int pst_jinja_node(jinja_parser *parser, jinja_node_kind kind, jinja_node **out)
 int pst_jinja_add_item(jinja_parser *parser, jinja_node *node, const jinja_node *item);
 int pst_jinja_intern(jinja_parser *parser, const char *text, size_t bytes, const jinja_string **out);
 
-/* Expressions: jinja_parse_expression.c. tuple: commas make one; choice: "a if b else c" allowed; stop: a name that ends
- * it, or NULL. */
+/* Expressions: jinja_parse_expression.c. tuple: commas make one; choice: "a if b else c" allowed; stop: a name that
+ * ends it, or NULL. */
 int pst_jinja_parse_expression(jinja_parser *parser, bool choice, const jinja_node **out);
 int pst_jinja_parse_tuple(jinja_parser *parser, bool choice, const char *stop, const jinja_node **out);
 int pst_jinja_parse_target(jinja_parser *parser, bool members, const jinja_node **out);

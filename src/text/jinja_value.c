@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The memory of a run and the making of values. Texts lie in an arena of their own without gaps: a text that was made last
- * and grows at its end grows in place, so that a template which adds to a text in a loop stays linear.
+ * The memory of a run and the making of values. Texts lie in an arena of their own without gaps: a text that was
+ * made last and grows at its end grows in place, so that a template which adds to a text in a loop stays linear.
  */
 #include <errno.h>
 #include <stdarg.h>

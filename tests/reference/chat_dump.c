@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * For tests/peers: renders conversations. One JSON object per line in: {"template": "...", "messages": [...]}, with "config"
- * (of the tokenizer), "tools", "documents", "variables", "is_whole", "time" where wanted; {"text": "..."} or
+ * For tests/peers: renders conversations. One JSON object per line in: {"template": "...", "messages": [...]}, with
+ * "config" (of the tokenizer), "tools", "documents", "variables", "is_whole", "time" where wanted; {"text": "..."} or
  * {"error": "..."} per line out.
  */
 #include <jansson.h>

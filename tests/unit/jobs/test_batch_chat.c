@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Lines with conversations: the model's chat template makes their prompts, what it refuses is an error of the line, and a
- * job that goes on another day answers as if it were still the day of its first start.
+ * Lines with conversations: the model's chat template makes their prompts, what it refuses is an error of the line,
+ * and a job that goes on another day answers as if it were still the day of its first start.
  */
 #include "unit/store/files.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Chat templates: the stored cases of tests/reference/chat, whose texts transformers made; where a model's template lies;
- * what is refused, with its line; the bounds; every allocation failing.
+ * Chat templates: the stored cases of tests/reference/chat, whose texts transformers made; where a model's template
+ * lies; what is refused, with its line; the bounds; every allocation failing.
  */
 #include <errno.h>
 #include <jansson.h>
