@@ -20,7 +20,7 @@ import torch, torch.distributed as dist
 torch.set_num_threads(1)
 folder = sys.argv[1]
 rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=180))
 """
 # ... and ends with. The interpreter is not taken down: a thread of gloo may still hold the last message's tensor, and dropping
 # it in an interpreter that is being taken down ends the process ("terminate called without an active exception").
@@ -59,7 +59,7 @@ def start_ranks(count: int, code: str, *arguments: str, **environment: str) -> l
     return [start(code + END, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **world) for rank in range(count)]
 
 
-def finish(processes: list[subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str]]:
+def finish(processes: list[subprocess.Popen[str]], seconds: float = 300) -> list[tuple[int, str]]:
     """Each one's status and all that it said. What hangs is killed, and its status is that of a signal."""
     until = time.monotonic() + seconds
     ended = []
