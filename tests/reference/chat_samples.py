@@ -51,9 +51,9 @@ def is_peculiar(case: dict, made: dict, error: str = "") -> bool:
     own = ("a slice of", "64 bits", "cannot be iterated over", "is printed", "is no text", "cannot be a key", "too wide")
     if OBJECTS.search(made.get("text", "")) or any(text in error for text in own):
         return True
-    # Ranges with a step are not printed. A name that is set further down hides one further up from a macro.
+    # Ranges with a step are not printed. A name that is set further down hides one further up from blocks within.
     template = case["template"]
-    hidden = re.search(r"set (x|y|i|s|xs|a|b|ns) ", template) and re.search(r"generation|macro|call", template)
+    hidden = re.search(r"set (x|y|i|s|xs|a|b|ns) ", template) and re.search(r"generation|macro|call|filter|with|set x|for", template)
     escaped = re.search(r"\| *(e|safe)\b", template)  # a text that is escaped is not marked as such here
     return bool("range(" in template and "text" not in made or hidden or escaped)
 
