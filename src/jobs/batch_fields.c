@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/heap.h"
+#include "store/safetensors.h"
 
 static const char INVALID[] = "invalid_request";
 
@@ -133,6 +134,7 @@ static size_t find_name(const char *key)
 int pst_batch_collect(pst_batch_reader *r, pst_scan *scan, bool strict, pst_batch_slice *fields)
 {
     bool seen[PST_FIELD_COUNT] = {false};
+    char quoted[PST_QUOTE_BYTES];
     pst_error cause = {.offset = 0};
     pst_scan_take(scan, '{');
     if (pst_scan_take(scan, '}'))
@@ -145,7 +147,7 @@ int pst_batch_collect(pst_batch_reader *r, pst_scan *scan, bool strict, pst_batc
             return refuse_json(r, &cause);
         size_t field = find_name(r->scratch);
         if (field == PST_FIELD_COUNT && strict)
-            return pst_batch_refuse(r, INVALID, "unknown field \"%.100s\"", r->scratch);
+            return pst_batch_refuse(r, INVALID, "unknown field \"%.100s\"", pst_quote(r->scratch, quoted));
         pst_scan_take(scan, ':');
         PST_TRY(pst_batch_take_value(r, scan, &value));
         if (r->line->error_code != NULL)
