@@ -275,6 +275,12 @@ static int top(pst_device *base, const pst_matrix *x, uint32_t count, float *val
     return refuse(base, "top");
 }
 
+static int matmul_heads(pst_device *base, const pst_heads_matmul *job)
+{
+    (void)job;
+    return refuse(base, "matmul_heads");
+}
+
 /* ---- Recordings ---- */
 
 /* Of use where launching work costs the host more than it costs the device. Who does not record says so here, once; the other three
@@ -352,6 +358,7 @@ static const pst_device_ops operators = {
     .record_end = record_end,
     .replay = replay,
     .recording_destroy = recording_destroy,
+    .matmul_heads = matmul_heads,
 };
 
 /* ---- The plugin ---- */

@@ -170,6 +170,25 @@ typedef struct pst_matmul {
     size_t prompt_rows;
 } pst_matmul;
 
+/* Products of every head with a matrix of its own, all of them rows of one: head h's are `head_rows` rows from first + h * step
+ * on of w, which is whole and not transposed (PLAIN, GROUPED or FP8_BLOCKS).
+ *
+ *   y[r][h * y_step + n] = sum over k of x[r][h * x_step + k] * w_h[n][k]             or, if `rows_are_inputs`,
+ *   y[r][h * y_step + k] = sum over n of x[r][h * x_step + n] * w_h[n][k]             n < head_rows, k < w.columns
+ *
+ * x is F32 and counts as that in any product: inputs are not rounded. y is F32, or BF16 (to nearest even). Their columns reach
+ * from head 0's first element to the last head's last one; what lies between heads is not touched. prompt_rows: as in
+ * pst_matmul. */
+typedef struct pst_heads_matmul {
+    pst_matrix x, y;
+    size_t x_step, y_step; /* elements from head to head */
+    pst_weight w;
+    size_t first, step, head_rows;
+    uint32_t heads;
+    bool rows_are_inputs;
+    size_t prompt_rows;
+} pst_heads_matmul;
+
 typedef enum pst_activation {
     PST_ACT_SILU,
     PST_ACT_GELU,
@@ -371,6 +390,9 @@ typedef struct pst_device_ops {
      * since; it has to be recorded anew. -ENOMEM: nothing was done; the calls themselves may still work. */
     int (*replay)(pst_device *device, pst_device_recording *recording);
     void (*recording_destroy)(pst_device *device, pst_device_recording *recording); /* waits; NULL is fine */
+
+    /* An operator as those above. */
+    int (*matmul_heads)(pst_device *device, const pst_heads_matmul *job);
 } pst_device_ops;
 
 /* Every device begins with its table. */

@@ -87,6 +87,7 @@ int pst_cuda_layer_norm(cuda_device *device, const pst_matrix *x, const pst_weig
                         const pst_matrix *y);
 int pst_cuda_matmul(cuda_device *device, const pst_matmul *job);
 int pst_cuda_matmul_grouped(cuda_device *device, const pst_grouped_matmul *job);
+int pst_cuda_matmul_heads(cuda_device *device, const pst_heads_matmul *job);
 int pst_cuda_activate(cuda_device *device, pst_activation activation, const pst_matrix *x, const pst_matrix *y);
 int pst_cuda_gated(cuda_device *device, pst_activation activation, const pst_matrix *gate, const pst_matrix *up,
                    const pst_matrix *y);

@@ -66,8 +66,7 @@ static int describe_blocks(const pst_weight_format *format, mm_weights *out)
     return 0;
 }
 
-/* addresses: all matrices', combined by "or", and their scales'. */
-static int describe(const pst_weight *w, uint64_t addresses, uint64_t scale_addresses, mm_weights *out)
+int mm_describe(const pst_weight *w, uint64_t addresses, uint64_t scale_addresses, mm_weights *out)
 {
     *out = {};
     out->outputs = (uint32_t)w->rows;
@@ -153,7 +152,7 @@ int pst_cuda_matmul(cuda_device *device, const pst_matmul *job)
                              job->x.columns, job->w.rows, job->w.columns);
     mm_table table = {};
     mm_job own = {};
-    if (describe(&job->w, (uintptr_t)job->w.data, (uintptr_t)job->w.scales, &own.w) < 0)
+    if (mm_describe(&job->w, (uintptr_t)job->w.data, (uintptr_t)job->w.scales, &own.w) < 0)
         return pst_cuda_fail(device, PST_E_UNSUPPORTED, "a product with weights of a format that is not known");
     table.data[0] = (const uint8_t *)job->w.data;
     table.scales[0] = (const uint8_t *)job->w.scales;
@@ -187,7 +186,7 @@ static int run_groups(cuda_device *device, const pst_grouped_matmul *job, uint32
     if (shape == NULL || shape->rows == 0)
         return 0;
     if (!fits(&job->x, &job->y, shape) || (shape->format != NULL && shape->format->transposed) ||
-        describe(shape, addresses, scale_addresses, &own.w) < 0)
+        mm_describe(shape, addresses, scale_addresses, &own.w) < 0)
         return pst_cuda_fail(device, PST_E_UNSUPPORTED, "grouped products of %zu x %zu by %zu x %zu", job->x.rows,
                              job->x.columns, shape->rows, shape->columns);
     set_operands(&own, &job->x, &job->y, 0);

@@ -3,157 +3,20 @@
  * Products of f32 inputs, by fused multiply-adds. A sum is MM_CHAINS chains, chain c of the granules (8 columns) c, c +
  * MM_CHAINS, ..., added as a tree over the bits of c from the highest on.
  *
- * Few rows: half a warp has an output, a lane a chain; DEPTH granules of weights are on their way. Many rows: blocks of 8
+ * Few rows: half a warp has an output, a lane a chain; MM_DEPTH granules of weights are on their way. Many rows: blocks of 8
  * warps have 32 rows by 32 outputs, and warp i all of them for chains i and i + 8, from f32 tiles in shared memory.
  */
-#include "matmul_job.h"
+#include "matmul_granule.h"
 
 enum {
-    GRANULE = 8,
-    STEP = GRANULE * MM_CHAINS, /* columns that all chains take at once */
-    DEPTH = 4,
     HALF_WARPS = MM_THREADS / MM_CHAINS,
-    TILE = 32,            /* rows and outputs */
-    TILE_STEP = STEP + 4, /* floats from row to row of a tile: neighbouring rows begin in different banks */
+    TILE = 32,               /* rows and outputs */
+    TILE_STEP = MM_STEP + 4, /* floats from row to row of a tile: neighbouring rows begin in different banks */
     WARPS = MM_THREADS / 32
 };
 
 static_assert(WARPS * 2 == MM_CHAINS, "a warp has two chains of a tile");
 static_assert(WARPS * TILE * TILE <= 2 * TILE * TILE_STEP, "the warps' sums lie where the tiles were");
-
-/* Words of a granule. */
-static __device__ __forceinline__ constexpr int granule_words(int form)
-{
-    return form == MM_F32 ? 8 : form == MM_BF16 || form == MM_F16 ? 4 : form == MM_G4 ? 1 : 2;
-}
-
-template <int FORM> struct granule {
-    uint32_t words[granule_words(FORM)];
-    uint32_t scale;
-};
-
-/* Of a fast row; k + GRANULE <= w.k. */
-template <int FORM>
-static __device__ __forceinline__ void load_granule(const mm_weights &w, const mm_row &row, uint32_t k,
-                                                    granule<FORM> *out)
-{
-    if (FORM == MM_F32) {
-        mm_load_words<4>(out->words, row.codes + 4 * (uint64_t)k, 16);
-        mm_load_words<4>(out->words + granule_words(FORM) / 2, row.codes + 4 * (uint64_t)k + 16, 16);
-        return;
-    }
-    if (FORM == MM_BF16 || FORM == MM_F16) {
-        mm_load_words<granule_words(FORM)>(out->words, row.codes + 2 * (uint64_t)k, 16);
-        return;
-    }
-    mm_load_words<granule_words(FORM)>(out->words, row.codes + (FORM == MM_G4 ? k / 2 : k), w.align);
-    out->scale = mm_load_scale_fast(w, FORM, row, k);
-}
-
-template <int FORM>
-static __device__ __forceinline__ void granule_values(const mm_weights &w, const granule<FORM> &in, float *values)
-{
-    constexpr int words = granule_words(FORM);
-    float scale = 0, minimum = 0;
-    if (FORM == MM_F8) {
-        scale = __uint_as_float(in.scale);
-    } else if (FORM >= MM_G8) {
-        scale = mm_scale_of(in.scale);
-        minimum = mm_minimum_of(w, FORM, in.scale);
-    }
-#pragma unroll
-    for (int i = 0; i < GRANULE; i++) {
-        if (FORM == MM_F32)
-            values[i] = __uint_as_float(in.words[i % words]);
-        else if (FORM == MM_BF16)
-            values[i] = pst_bf16_to_f32((uint16_t)(in.words[i / 2 % words] >> (i % 2 * 16)));
-        else if (FORM == MM_F16)
-            values[i] = pst_f16_to_f32((uint16_t)(in.words[i / 2 % words] >> (i % 2 * 16)));
-        else if (FORM == MM_G4)
-            values[i] = __fmaf_rn(mm_code_4(in.words[0], i), scale, minimum);
-        else if (FORM == MM_G8)
-            values[i] = __fmaf_rn(mm_code_8(in.words[i / 4 % words], i % 4), scale, minimum);
-        else
-            values[i] = pst_e4m3_to_f32((uint8_t)(in.words[i / 4 % words] >> (i % 4 * 8))) * scale;
-    }
-}
-
-/* Any granule of any row; zeros from column w.k on. */
-static __device__ __forceinline__ void slow_values(const mm_weights &w, int form, const mm_row &row, uint32_t k,
-                                                   float *values)
-{
-#pragma unroll
-    for (uint32_t i = 0; i < GRANULE; i++)
-        values[i] = k + i < w.k ? mm_element(w, form, row, k + i) : 0.0f;
-}
-
-/* A granule of x; zeros from column k_end on. */
-static __device__ __forceinline__ void x_values(const mm_job &job, const float *x, uint32_t k, float *values)
-{
-    if (job.x_fast && k + GRANULE <= job.w.k) {
-        const float4 a = *(const float4 *)(x + k), b = *(const float4 *)(x + k + 4);
-        values[0] = a.x;
-        values[1] = a.y;
-        values[2] = a.z;
-        values[3] = a.w;
-        values[4] = b.x;
-        values[5] = b.y;
-        values[6] = b.z;
-        values[7] = b.w;
-        return;
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < GRANULE; i++)
-        values[i] = k + i < job.w.k ? x[k + i] : 0.0f;
-}
-
-/* One granule of weights with ROWS rows of x, of which `there` are there. */
-template <int ROWS>
-static __device__ __forceinline__ void add_products(const mm_job &job, const float *x, uint32_t there, uint32_t k,
-                                                    const float *weights, float *sums)
-{
-#pragma unroll
-    for (uint32_t r = 0; r < ROWS; r++) {
-        if (r >= there)
-            break;
-        float inputs[GRANULE];
-        x_values(job, x + r * job.x_stride, k, inputs);
-#pragma unroll
-        for (int i = 0; i < GRANULE; i++)
-            sums[r] = __fmaf_rn(inputs[i], weights[i], sums[r]);
-    }
-}
-
-/* One lane's chain. */
-template <int FORM, int ROWS>
-static __device__ __forceinline__ void sum_chain(const mm_job &job, const float *x, uint32_t there, const mm_row &row,
-                                                 float *sums)
-{
-    uint32_t k = threadIdx.x % MM_CHAINS * GRANULE;
-    while (job.w.fast && k + GRANULE <= job.w.k) {
-        granule<FORM> granules[DEPTH];
-#pragma unroll
-        for (uint32_t d = 0; d < DEPTH; d++) {
-            if (k + d * STEP + GRANULE <= job.w.k)
-                load_granule<FORM>(job.w, row, k + d * STEP, &granules[d]);
-        }
-#pragma unroll
-        for (uint32_t d = 0; d < DEPTH; d++) {
-            if (k + GRANULE <= job.w.k) {
-                float weights[GRANULE];
-                granule_values<FORM>(job.w, granules[d], weights);
-                add_products<ROWS>(job, x, there, k, weights, sums);
-                k += STEP;
-            }
-        }
-    }
-#pragma unroll 1
-    for (; k < job.w.k; k += STEP) {
-        float weights[GRANULE];
-        slow_values(job.w, FORM, row, k, weights);
-        add_products<ROWS>(job, x, there, k, weights, sums);
-    }
-}
 
 /* grid: HALF_WARPS outputs each; slots of groups. */
 template <int FORM, int ROWS>
@@ -167,7 +30,7 @@ static __global__ void __launch_bounds__(MM_THREADS, 2) few_kernel(const mm_job 
     for (uint32_t first = group.begin; first < group.end; first += ROWS) {
         float sums[ROWS] = {};
         const uint32_t there = group.end - first;
-        sum_chain<FORM, ROWS>(job, (const float *)job.x + first * job.x_stride, there, row, sums);
+        mm_sum_chain<FORM, ROWS>(job, (const float *)job.x + first * job.x_stride, there, row, sums);
 #pragma unroll
         for (uint32_t r = 0; r < ROWS; r++) {
 #pragma unroll
@@ -179,50 +42,25 @@ static __global__ void __launch_bounds__(MM_THREADS, 2) few_kernel(const mm_job 
     }
 }
 
-template <int FORM>
-static __device__ __forceinline__ void weights_as(const mm_weights &w, const mm_row &row, uint32_t k, float *values)
-{
-    granule<FORM> raw;
-    load_granule<FORM>(w, row, k, &raw);
-    granule_values<FORM>(w, raw, values);
-}
-
-/* A granule of the job's form. */
-static __device__ __forceinline__ void any_values(const mm_weights &w, const mm_row &row, uint32_t k, float *values)
-{
-    if (!w.fast || k + GRANULE > w.k) {
-        slow_values(w, (int)w.form, row, k, values);
-        return;
-    }
-    switch (w.form) {
-    case MM_BF16: weights_as<MM_BF16>(w, row, k, values); break;
-    case MM_F16: weights_as<MM_F16>(w, row, k, values); break;
-    case MM_F32: weights_as<MM_F32>(w, row, k, values); break;
-    case MM_G8: weights_as<MM_G8>(w, row, k, values); break;
-    case MM_F8: weights_as<MM_F8>(w, row, k, values); break;
-    default: weights_as<MM_G4>(w, row, k, values); break;
-    }
-}
-
 static __device__ __forceinline__ void store_granule(float *to, const float *values)
 {
     ((float4 *)to)[0] = make_float4(values[0], values[1], values[2], values[3]);
     ((float4 *)to)[1] = make_float4(values[4], values[5], values[6], values[7]);
 }
 
-/* Tiles of STEP columns from k on. there: rows from `first` on. */
+/* Tiles of MM_STEP columns from k on. there: rows from `first` on. */
 static __device__ __forceinline__ void fill_tiles(const mm_job &job, const mm_group &group, uint32_t first,
                                                   uint32_t first_output, uint32_t k, float *x, float *weights)
 {
 #pragma unroll 1
     for (uint32_t n = threadIdx.x; n < TILE * MM_CHAINS; n += MM_THREADS) {
-        const uint32_t row = n / MM_CHAINS, column = n % MM_CHAINS * GRANULE;
+        const uint32_t row = n / MM_CHAINS, column = n % MM_CHAINS * MM_GRANULE;
         const uint32_t output = min(first_output + row, job.w.outputs - 1); /* past the last one: any */
-        float values[GRANULE] = {};
+        float values[MM_GRANULE] = {};
         if (first + row < group.end)
-            x_values(job, (const float *)job.x + (first + row) * job.x_stride, k + column, values);
+            mm_x_values(job, (const float *)job.x + (first + row) * job.x_stride, k + column, values);
         store_granule(x + row * TILE_STEP + column, values);
-        any_values(job.w, mm_row_of(job.w, group.data, group.scales, output), k + column, values);
+        mm_any_values(job.w, mm_row_of(job.w, group.data, group.scales, output), k + column, values);
         store_granule(weights + row * TILE_STEP + column, values);
     }
 }
@@ -234,8 +72,8 @@ static __device__ __forceinline__ void multiply_tiles(const float *x, const floa
 #pragma unroll
     for (uint32_t c = 0; c < 2; c++) {
 #pragma unroll
-        for (uint32_t half = 0; half < GRANULE; half += 4) {
-            const uint32_t column = (warp + c * WARPS) * GRANULE + half;
+        for (uint32_t half = 0; half < MM_GRANULE; half += 4) {
+            const uint32_t column = (warp + c * WARPS) * MM_GRANULE + half;
             float4 a[4];
 #pragma unroll
             for (uint32_t i = 0; i < 4; i++)
@@ -297,7 +135,7 @@ static __global__ void __launch_bounds__(MM_THREADS, 2) tile_kernel(const mm_job
     for (uint32_t row = group.begin + blockIdx.z * TILE; row < group.end; row += gridDim.z * TILE) {
         float sums[2][4][8] = {};
 #pragma unroll 1
-        for (uint32_t k = 0; k < job.w.k; k += STEP) {
+        for (uint32_t k = 0; k < job.w.k; k += MM_STEP) {
             fill_tiles(job, group, row, output, k, shared, shared + TILE * TILE_STEP);
             __syncthreads();
             multiply_tiles(shared, shared + TILE * TILE_STEP, sums);

@@ -112,6 +112,10 @@ static __device__ __forceinline__ void mm_load_x(const mm_job &job, const uint8_
     }
 }
 
+/* What kernels know of weights that are not transposed; negative: a format that is not known. addresses: all matrices',
+ * combined by "or", and their scales'. */
+int mm_describe(const pst_weight *w, uint64_t addresses, uint64_t scale_addresses, mm_weights *out);
+
 /* The kernels. Launches; the caller asks the vendor whether one failed. */
 int mm_few(cuda_device *device, const mm_job *job, const mm_table *table);
 int mm_tiles(cuda_device *device, const mm_job *job, const mm_table *table);

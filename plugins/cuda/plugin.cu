@@ -41,6 +41,11 @@ static int matmul_grouped(pst_device *device, const pst_grouped_matmul *job)
     return call("matmul_grouped", pst_cuda_matmul_grouped, device, job);
 }
 
+static int matmul_heads(pst_device *device, const pst_heads_matmul *job)
+{
+    return call("matmul_heads", pst_cuda_matmul_heads, device, job);
+}
+
 static int activate(pst_device *device, pst_activation activation, const pst_matrix *x, const pst_matrix *y)
 {
     return call("activate", pst_cuda_activate, device, activation, x, y);
@@ -123,6 +128,7 @@ static pst_device_ops make_ops(void)
     ops.route = route;
     ops.log_sum_exp = log_sum_exp;
     ops.top = top;
+    ops.matmul_heads = matmul_heads;
     return ops;
 }
 

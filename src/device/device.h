@@ -20,10 +20,11 @@ int pst_device_open(const char *name, pst_pool *pool, const char *kernels, pst_d
 /* The host's processor. `kernels` names a kernel set ("avx512bf16", "avx512", "avx2", "portable") or is NULL for the
  * best that runs here. The pool stays the caller's and must outlive the device. The caller owns *out. */
 int pst_device_host_create(pst_pool *pool, const char *kernels, pst_device **out, pst_error *err);
-/* Memory that attention over such a cache, or the choice of experts, takes beside its operands, from its first call on. The
- * two share it: together they take the larger. */
+/* Memory that attention over such a cache, the choice of experts, or products of heads with such matrices take beside their
+ * operands, from the first call on. They share it: together they take the largest. */
 uint64_t pst_device_host_attention_bytes(const pst_kv_layout *layout, uint32_t threads);
 uint64_t pst_device_host_route_bytes(uint32_t experts, uint32_t threads);
+uint64_t pst_device_host_heads_bytes(uint32_t head_rows, uint32_t columns, uint32_t threads);
 /* Stacks of so many threads that compute, once they have run every kernel. */
 uint64_t pst_device_host_stack_bytes(uint32_t threads);
 /* The kernel set in use. Static storage. */

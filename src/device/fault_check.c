@@ -28,7 +28,8 @@ static const char *const names[] = {[FAULT_CONVERT] = "convert",
                                     [FAULT_ATTENTION] = "attention",
                                     [FAULT_ROUTE] = "route",
                                     [FAULT_LOG_SUM_EXP] = "log_sum_exp",
-                                    [FAULT_TOP] = "top"};
+                                    [FAULT_TOP] = "top",
+                                    [FAULT_MATMUL_HEADS] = "matmul_heads"};
 
 static int check_memory(fault_device *f, fault_kind kind, const char *what, const void *memory, uint64_t bytes)
 {
@@ -118,6 +119,24 @@ static int check_grouped(fault_device *f, const pst_grouped_matmul *job)
     return 0;
 }
 
+static int check_heads(fault_device *f, const pst_heads_matmul *job)
+{
+    const fault_kind kind = FAULT_MATMUL_HEADS;
+    if (job->heads == 0)
+        return 0;
+    const size_t inputs = job->rows_are_inputs ? job->head_rows : job->w.columns;
+    const size_t outputs = job->rows_are_inputs ? job->w.columns : job->head_rows, last = job->heads - 1;
+    PST_TRY(check_matrix(f, kind, "x", &job->x));
+    PST_TRY(check_matrix(f, kind, "y", &job->y));
+    if (job->x.columns != last * job->x_step + inputs || job->y.columns != last * job->y_step + outputs)
+        return fault_misuse(f, "matmul_heads: columns do not reach from the first head to the last");
+    if (job->first + last * job->step + job->head_rows > job->w.rows)
+        return fault_misuse(f, "matmul_heads: the last head's matrix is outside the whole");
+    if (job->prompt_rows > job->x.rows)
+        return fault_misuse(f, "matmul_heads: more rows of prompts than rows");
+    return check_weight(f, kind, &job->w);
+}
+
 static int check_block_copy(fault_device *f, const pst_block_copy *job)
 {
     if (job->rows == 0 || job->blocks == 0 || job->columns == 0)
@@ -147,6 +166,7 @@ int fault_check_operands(fault_device *f, const fault_work *work)
     switch (work->kind) {
     case FAULT_MATMUL: return check_matmul(f, &work->job.matmul);
     case FAULT_MATMUL_GROUPED: return check_grouped(f, &work->job.grouped);
+    case FAULT_MATMUL_HEADS: return check_heads(f, &work->job.heads);
     case FAULT_COPY_BLOCKS: return check_block_copy(f, &work->job.copy_blocks);
     case FAULT_ROUTE: return check_route(f, &work->job.route);
     case FAULT_KV_STORE:

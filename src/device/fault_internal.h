@@ -33,7 +33,8 @@ typedef enum fault_kind {
     FAULT_ATTENTION,
     FAULT_ROUTE,
     FAULT_LOG_SUM_EXP,
-    FAULT_TOP
+    FAULT_TOP,
+    FAULT_MATMUL_HEADS
 } fault_kind;
 
 typedef struct fault_stream fault_stream;
@@ -59,6 +60,7 @@ typedef struct fault_work {
         pst_kv_store store;
         pst_attention attention;
         pst_route_job route;
+        pst_heads_matmul heads;
     } job;
     pst_activation activation;
     float eps;

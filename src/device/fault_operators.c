@@ -26,6 +26,7 @@ int fault_carry_out(fault_device *f, const fault_work *work)
     case FAULT_ROUTE: return ops->route(inner, &w->job.route);
     case FAULT_LOG_SUM_EXP: return ops->log_sum_exp(inner, &w->x, w->doubles, w->results[0]);
     case FAULT_TOP: return ops->top(inner, &w->x, w->count, w->results[0], w->results[1]);
+    case FAULT_MATMUL_HEADS: return ops->matmul_heads(inner, &w->job.heads);
     default: return PST_E_UNSUPPORTED;
     }
 }
@@ -149,6 +150,12 @@ static int fault_top(pst_device *device, const pst_matrix *x, uint32_t count, fl
     return submit(device, &work);
 }
 
+static int fault_matmul_heads(pst_device *device, const pst_heads_matmul *job)
+{
+    const fault_work work = {.kind = FAULT_MATMUL_HEADS, .job.heads = *job};
+    return submit(device, &work);
+}
+
 void fault_set_operators(pst_device_ops *ops)
 {
     ops->convert = fault_convert;
@@ -167,4 +174,5 @@ void fault_set_operators(pst_device_ops *ops)
     ops->route = fault_route;
     ops->log_sum_exp = fault_log_sum_exp;
     ops->top = fault_top;
+    ops->matmul_heads = fault_matmul_heads;
 }

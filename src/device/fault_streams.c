@@ -111,6 +111,10 @@ int fault_copy_work(fault_device *f, const fault_work *work, fault_work **out)
         own->w_format = *own->job.matmul.w.format;
         own->job.matmul.w.format = &own->w_format;
     }
+    if (own->kind == FAULT_MATMUL_HEADS && own->job.heads.w.format != NULL) {
+        own->w_format = *own->job.heads.w.format;
+        own->job.heads.w.format = &own->w_format;
+    }
     own->b.format = NULL; /* of vectors: plain ones */
     *out = own;
     return 0;

@@ -84,25 +84,28 @@ typedef struct convert_job {
     const pst_matrix *y;
 } convert_job;
 
-static void convert_block(const row_cut *cut, size_t row, size_t column, size_t columns)
+void host_convert_row(const host_device *host, const pst_weight *w, size_t row, size_t column, size_t columns, float *y)
 {
-    const convert_job *job = cut->job;
-    const pst_weight *w = job->w;
     const pst_weight_format *format = w->format;
-    float *y = element(job->y, row, column);
     if (format == NULL || format->layout == PST_WEIGHT_PLAIN) {
-        cut->host->kernels->convert(weight_element(w, row, column), w->type, y, columns);
+        host->kernels->convert(weight_element(w, row, column), w->type, y, columns);
         return;
     }
     const char *codes = (const char *)w->data + row * pst_weight_row_bytes(format, w->columns);
     if (format->layout == PST_WEIGHT_GROUPED) {
-        cut->host->kernels->dequantize(codes, format, w->columns, column, columns, y);
+        host->kernels->dequantize(codes, format, w->columns, column, columns, y);
         return;
     }
     size_t scales_per_row = host_ceil(w->columns, format->block_columns);
     size_t first_scale = (w->first_row + row) / format->block_rows * scales_per_row;
     const char *scales = (const char *)w->scales + first_scale * (pst_dtype_bits(format->scale_type) / 8);
-    cut->host->kernels->dequantize_blocks(codes, format, scales, column, columns, y);
+    host->kernels->dequantize_blocks(codes, format, scales, column, columns, y);
+}
+
+static void convert_block(const row_cut *cut, size_t row, size_t column, size_t columns)
+{
+    const convert_job *job = cut->job;
+    host_convert_row(cut->host, job->w, row, column, columns, element(job->y, row, column));
 }
 
 static int host_convert(pst_device *device, const pst_weight *w, const pst_matrix *y)
@@ -339,6 +342,7 @@ static const pst_device_ops host_ops = {
     .recording_destroy = host_recording_destroy,
     .activate = host_activate,
     .log_sum_exp = host_log_sum_exp,
+    .matmul_heads = host_matmul_heads,
     .destroy = host_destroy,
 };
 

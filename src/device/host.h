@@ -42,6 +42,9 @@ int host_reserve_scratch(host_device *host, size_t floats);
 int host_matmul(pst_device *device, const pst_matmul *job);
 int host_matmul_grouped(pst_device *device, const pst_grouped_matmul *job);
 int host_matmul_transposed(host_device *host, const pst_matmul *job);
+int host_matmul_heads(pst_device *device, const pst_heads_matmul *job);
+/* Numbers of a row of a matrix that is not transposed: `columns` of them from `column` on. */
+void host_convert_row(const host_device *host, const pst_weight *w, size_t row, size_t column, size_t columns, float *y);
 int host_take_rows(pst_device *device, const pst_matrix *x, const uint32_t *rows, const pst_matrix *y);
 int host_add_rows(pst_device *device, const pst_matrix *x, const uint32_t *rows, const float *weights,
                   const pst_matrix *y);
@@ -72,5 +75,7 @@ int host_record_begin(pst_device *device);
 int host_record_end(pst_device *device, pst_device_recording **out);
 int host_replay(pst_device *device, pst_device_recording *recording);
 void host_recording_destroy(pst_device *device, pst_device_recording *recording);
+/* f32 to bf16, to nearest even. */
+void host_round_row(const float *x, uint16_t *y, size_t count);
 
 #endif

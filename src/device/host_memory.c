@@ -149,7 +149,6 @@ void host_recording_destroy(pst_device *device, pst_device_recording *recording)
     (void)recording;
 }
 
-/* f32 to bf16, to nearest even. */
 static uint16_t to_bf16(float x)
 {
     uint32_t bits;
@@ -158,17 +157,20 @@ static uint16_t to_bf16(float x)
     return is_nan ? (uint16_t)(bits >> 16 | 0x40) : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+void host_round_row(const float *x, uint16_t *y, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        y[i] = to_bf16(x[i]);
+}
+
 static void copy_block(const pst_block_copy *job, size_t row, size_t block)
 {
     const float *x = job->x + row * job->x_row_stride + block * job->x_block_stride;
     const size_t to = row * job->y_row_stride + block * job->y_block_stride;
-    if (job->y_type == PST_F32) {
+    if (job->y_type == PST_F32)
         memcpy((float *)job->y + to, x, job->columns * sizeof *x);
-        return;
-    }
-    uint16_t *y = (uint16_t *)job->y + to;
-    for (size_t c = 0; c < job->columns; c++)
-        y[c] = to_bf16(x[c]);
+    else
+        host_round_row(x, (uint16_t *)job->y + to, job->columns);
 }
 
 int host_copy_blocks(pst_device *device, const pst_block_copy *job)

@@ -216,9 +216,12 @@ static int add_fixed(const pst_session_options *o, const pst_forward_config *con
     uint64_t probes = 0, device_probes = 0;
     if (has_probes(o))
         pst_prober_measure(most_probed(o), config->apart, &probes, &device_probes);
+    const pst_latent *latent = &config->transformer->latent;
     uint64_t scratch = pst_max(pst_device_host_attention_bytes(&planned->config.layout, threads),
-                               pst_device_host_route_bytes(config->transformer->experts, threads)) +
-                       pst_device_host_stack_bytes(threads);
+                               pst_device_host_route_bytes(config->transformer->experts, threads));
+    scratch = pst_max(scratch, pst_device_host_heads_bytes(pst_max(latent->nope_dim, latent->value_dim),
+                                                           latent->kv_lora_rank, threads));
+    scratch += pst_device_host_stack_bytes(threads);
     uint64_t others = memory->fixed_bytes + logits + choices + probes + scratch +
                       pst_ring_gather_bytes(config->program->stages, config->program->stage_count) +
                       (uint64_t)o->max_sequences *

@@ -44,13 +44,9 @@ typedef struct pst_traced_row {
 typedef struct pst_latent_memory {
     unsigned char *memory; /* all of it; NULL: the model has none */
     uint64_t bytes;
-    unsigned char *kept; /* the layer's kv_b_proj: plain rows of kept_type */
-    unsigned char
-        *spread; /* the same with each head's matrices where an accelerator wants them; NULL: they are there */
-    pst_dtype kept_type;
-    const unsigned char *heads;     /* where products find head 0's matrices, */
-    uint64_t head_bytes, key_bytes; /* from one head's to the next one's, and from its K to its V */
-    float *q, *a, *v;               /* block_rows rows: [heads][key_dim], [heads][kv_lora_rank], [heads][value_dim] */
+    unsigned char *kept; /* room for a kv_b_proj that comes in pieces */
+    pst_weight heads;    /* the layer's, there or where it came */
+    float *q, *a;        /* block_rows rows: [heads][key_dim], [heads][kv_lora_rank] */
     uint32_t block_rows;
 } pst_latent_memory;
 

@@ -17,7 +17,7 @@
 #include "nn/forward_internal.h"
 
 /* Rows of a block, at most, and bytes of their vectors, as far as more than one row goes. An accelerator has no cache that they
- * should stay in, and each block takes it two launches for every head. */
+ * should stay in, and many processors that each launch should give work to. */
 typedef struct block_limits {
     uint64_t rows, bytes;
 } block_limits;
@@ -26,69 +26,38 @@ static const float NORM_EPS = 1e-6f; /* of the norms inside, which config.json's
 
 /* Element counts of one row's vectors. */
 typedef struct row_sizes {
-    uint64_t q, a, v;
+    uint64_t q, a;
 } row_sizes;
 
 static row_sizes sizes_of(const pst_transformer *t)
 {
     const pst_latent *l = &t->latent;
-    return (row_sizes){(uint64_t)t->heads * (l->kv_lora_rank + l->rope_dim), (uint64_t)t->heads * l->kv_lora_rank,
-                       (uint64_t)t->heads * l->value_dim};
+    return (row_sizes){(uint64_t)t->heads * (l->kv_lora_rank + l->rope_dim), (uint64_t)t->heads * l->kv_lora_rank};
 }
 
 static uint32_t block_rows(const pst_forward_config *config)
 {
     const block_limits *most = config->apart ? &APART_BLOCK : &HOST_BLOCK;
     const row_sizes sizes = sizes_of(config->transformer);
-    uint64_t rows = most->bytes / ((sizes.q + sizes.a + sizes.v) * sizeof(float));
+    uint64_t rows = most->bytes / ((sizes.q + sizes.a) * sizeof(float));
     return (uint32_t)pst_min(pst_max(rows, 1), most->rows);
 }
 
-/* Bytes of an element as it is kept: plain matrices as they are, others as numbers. */
-static uint32_t kept_bytes(const pst_nn_step *step)
+/* Bytes of the largest kv_b_proj. */
+static uint64_t most_kept(const pst_forward_config *config)
 {
-    return step->format->layout == PST_WEIGHT_PLAIN ? pst_dtype_bits(step->format->type) / 8 : sizeof(float);
-}
-
-/* A head's matrices as they are kept, and where an accelerator wants them: at multiples of 256 bytes. */
-typedef struct head_layout {
-    uint64_t key_bytes, value_bytes, spread_key_bytes, spread_value_bytes;
-} head_layout;
-
-static head_layout layout_of(const pst_latent *l, uint32_t element_bytes)
-{
-    const uint64_t row = (uint64_t)l->kv_lora_rank * element_bytes, key = l->nope_dim * row, value = l->value_dim * row;
-    return (head_layout){key, value, pst_round_up(key, PST_APART_ALIGNMENT), pst_round_up(value, PST_APART_ALIGNMENT)};
-}
-
-static bool must_spread(const head_layout *h)
-{
-    return h->key_bytes != h->spread_key_bytes || h->value_bytes != h->spread_value_bytes;
-}
-
-/* Bytes of the largest kv_b_proj as it is kept, and spread (0: none has to be). */
-typedef struct kept_sizes {
-    uint64_t kept, spread;
-} kept_sizes;
-
-static kept_sizes most_kept(const pst_forward_config *config)
-{
-    const pst_transformer *t = config->transformer;
     const pst_program *program = config->program;
-    kept_sizes most = {0};
+    uint64_t most = 0;
     for (uint32_t s = program->gathered_stages; s < program->stage_count; s++) {
         for (uint32_t i = 0; i < program->nn_stages[s].step_count; i++) {
             const pst_nn_step *step = &program->nn_stages[s].steps[i];
             if (step->op->kind != PST_NN_LATENT_KEEP)
                 continue;
-            const head_layout h = layout_of(&t->latent, kept_bytes(step));
-            most.kept = pst_max(most.kept, t->heads * (h.key_bytes + h.value_bytes));
-            if (config->apart && must_spread(&h))
-                most.spread = pst_max(most.spread, t->heads * (h.spread_key_bytes + h.spread_value_bytes));
+            const pst_stage_tensor *tensor = &program->stages[s].tensors[step->weight];
+            most = pst_max(most, tensor->rows * tensor->row_bytes);
         }
     }
-    most.kept = pst_round_up(most.kept, config->apart ? PST_APART_ALIGNMENT : sizeof(float));
-    return most;
+    return pst_round_up(most, PST_APART_ALIGNMENT);
 }
 
 uint64_t pst_latent_bytes(const pst_forward_config *config)
@@ -96,8 +65,7 @@ uint64_t pst_latent_bytes(const pst_forward_config *config)
     if (config->transformer->latent.kv_lora_rank == 0)
         return 0;
     const row_sizes sizes = sizes_of(config->transformer);
-    const kept_sizes most = most_kept(config);
-    return most.kept + most.spread + block_rows(config) * (sizes.q + sizes.a + sizes.v) * sizeof(float);
+    return most_kept(config) + block_rows(config) * (sizes.q + sizes.a) * sizeof(float);
 }
 
 int pst_latent_create(pst_forward *f, const pst_forward_config *config, pst_error *err)
@@ -107,14 +75,10 @@ int pst_latent_create(pst_forward *f, const pst_forward_config *config, pst_erro
     if (m->bytes == 0)
         return 0;
     PST_TRY(pst_nn_take_memory(f->device, PST_MEMORY_DEVICE, m->bytes, "latent attention", (void **)&m->memory, err));
-    const row_sizes sizes = sizes_of(f->t);
-    const kept_sizes most = most_kept(config);
     m->block_rows = block_rows(config);
     m->kept = m->memory;
-    m->spread = most.spread > 0 ? m->memory + most.kept : NULL;
-    m->q = (float *)(void *)(m->memory + most.kept + most.spread);
-    m->a = m->q + m->block_rows * sizes.q;
-    m->v = m->a + m->block_rows * sizes.a;
+    m->q = (float *)(void *)(m->memory + most_kept(config));
+    m->a = m->q + m->block_rows * sizes_of(f->t).q;
     return 0;
 }
 
@@ -137,51 +101,28 @@ int pst_forward_latent_norm(const pst_forward_run *run, const pst_nn_step *step)
     return pst_forward_checked(run, f->device->ops->rms_norm(f->device, &in, &weight, NORM_EPS, &out));
 }
 
-/* The whole matrix is kept: notes where each head's are, after moving them if need be. */
-static int place_heads(pst_forward *f, uint32_t element_bytes)
-{
-    pst_latent_memory *m = &f->latent;
-    const head_layout h = layout_of(&f->t->latent, element_bytes);
-    m->heads = m->kept;
-    m->key_bytes = h.key_bytes;
-    m->head_bytes = h.key_bytes + h.value_bytes;
-    if (m->spread == NULL || !must_spread(&h))
-        return 0;
-    const uint64_t from_bytes = m->head_bytes;
-    m->heads = m->spread;
-    m->key_bytes = h.spread_key_bytes;
-    m->head_bytes = h.spread_key_bytes + h.spread_value_bytes;
-    for (uint32_t head = 0; head < f->t->heads; head++) {
-        const unsigned char *from = m->kept + head * from_bytes;
-        unsigned char *to = m->spread + head * m->head_bytes;
-        PST_TRY(f->device->ops->copy(f->device, NULL, to, from, h.key_bytes));
-        PST_TRY(f->device->ops->copy(f->device, NULL, to + m->key_bytes, from + h.key_bytes, h.value_bytes));
-    }
-    return 0;
-}
-
+/* Attention follows at once, so a matrix that has come in one piece is used where it lies; pieces are put together. */
 int pst_forward_latent_keep(const pst_forward_run *run, const pst_nn_step *step)
 {
     pst_forward *f = run->f;
-    const uint32_t rank = f->t->latent.kv_lora_rank;
-    const bool is_plain = step->format->layout == PST_WEIGHT_PLAIN;
-    const uint64_t row_bytes = (uint64_t)rank * kept_bytes(step);
-    f->latent.kept_type = is_plain ? step->format->type : PST_F32;
+    pst_latent_memory *m = &f->latent;
+    const pst_stage_tensor *tensor = &run->stage->tensors[step->weight];
     PST_TRY(pst_forward_keep_aux(run, step));
     const pst_piece *piece;
     while ((piece = pst_forward_next_piece(run, step->weight)) != NULL) {
-        pst_weight weight = pst_forward_weight(run, step, piece, rank);
-        unsigned char *to = f->latent.kept + piece->first_row * row_bytes;
+        m->heads = pst_forward_weight(run, step, piece, f->t->latent.kv_lora_rank);
         f->next_piece++;
-        if (is_plain) {
-            PST_TRY(pst_forward_checked(
-                run, f->device->ops->copy(f->device, NULL, to, weight.data, piece->rows * row_bytes)));
-        } else {
-            pst_matrix numbers = {to, PST_F32, piece->rows, rank, rank};
-            PST_TRY(pst_forward_checked(run, f->device->ops->convert(f->device, &weight, &numbers)));
+        if (piece->rows == tensor->rows)
+            return 1;
+        PST_TRY(pst_forward_checked(run, f->device->ops->copy(f->device, NULL,
+                                                              m->kept + piece->first_row * tensor->row_bytes,
+                                                              m->heads.data, piece->rows * tensor->row_bytes)));
+        if (piece->first_row + piece->rows == tensor->rows) {
+            m->heads.data = m->kept;
+            m->heads.rows = tensor->rows;
+            m->heads.first_row = 0;
+            return 1;
         }
-        if (piece->first_row + piece->rows == run->stage->tensors[step->weight].rows)
-            return pst_forward_checked(run, place_heads(f, kept_bytes(step)));
     }
     return 0;
 }
@@ -196,38 +137,34 @@ static int rotate(const pst_forward *f, pst_matrix x, uint32_t heads, uint32_t h
                                 f->rope_row_table.there);
 }
 
-/* `columns` columns of a matrix from `first` on. */
-static pst_matrix columns_of(pst_matrix matrix, size_t first, size_t columns)
+/* A product of all heads: with their K^T, or V. Steps: elements from head to head. */
+static pst_heads_matmul heads_product(const pst_forward *f, const pst_matrix *x, size_t x_step, const pst_matrix *y,
+                                      size_t y_step, bool is_value)
 {
-    matrix.data = (float *)matrix.data + first;
-    matrix.columns = columns;
-    return matrix;
-}
-
-/* A head's K, or V. */
-static pst_weight head_matrix(const pst_forward *f, uint32_t head, bool is_value, const pst_weight_format *format)
-{
-    const pst_latent_memory *m = &f->latent;
-    return (pst_weight){.data = m->heads + head * m->head_bytes + (is_value ? m->key_bytes : 0),
-                        .type = m->kept_type,
-                        .rows = is_value ? f->t->latent.value_dim : f->t->latent.nope_dim,
-                        .columns = f->t->latent.kv_lora_rank,
-                        .format = format};
+    const pst_latent *l = &f->t->latent;
+    pst_heads_matmul job = {.x = *x,
+                            .y = *y,
+                            .x_step = x_step,
+                            .y_step = y_step,
+                            .w = f->latent.heads,
+                            .first = is_value ? l->nope_dim : 0,
+                            .step = l->nope_dim + l->value_dim,
+                            .head_rows = is_value ? l->value_dim : l->nope_dim,
+                            .heads = f->t->heads,
+                            .rows_are_inputs = !is_value};
+    job.x.columns = (f->t->heads - 1) * x_step + (is_value ? l->kv_lora_rank : l->nope_dim);
+    job.y.columns = (f->t->heads - 1) * y_step + (is_value ? l->value_dim : l->kv_lora_rank);
+    return job;
 }
 
 /* q' of a block of rows: q: [rows][heads][nope, rope]. */
 static int into_latent_space(const pst_forward *f, const pst_matrix *q, size_t prompt_rows, const pst_matrix *out)
 {
     const pst_latent *l = &f->t->latent;
-    const pst_weight_format transposed = {.layout = PST_WEIGHT_PLAIN, .type = f->latent.kept_type, .transposed = true};
     const uint32_t key_dim = l->kv_lora_rank + l->rope_dim;
-    for (uint32_t head = 0; head < f->t->heads; head++) {
-        pst_matmul job = {.x = columns_of(*q, (size_t)head * f->t->head_dim, l->nope_dim),
-                          .w = head_matrix(f, head, false, &transposed),
-                          .y = columns_of(*out, (size_t)head * key_dim, l->kv_lora_rank),
-                          .prompt_rows = prompt_rows};
-        PST_TRY(f->device->ops->matmul(f->device, &job));
-    }
+    pst_heads_matmul job = heads_product(f, q, f->t->head_dim, out, key_dim, false);
+    job.prompt_rows = prompt_rows;
+    PST_TRY(f->device->ops->matmul_heads(f->device, &job));
     const pst_block_copy rotated = {.x = (const float *)q->data + l->nope_dim,
                                     .x_row_stride = q->stride,
                                     .x_block_stride = f->t->head_dim,
@@ -245,26 +182,9 @@ static int into_latent_space(const pst_forward *f, const pst_matrix *q, size_t p
 static int out_of_latent_space(const pst_forward *f, const pst_matrix *a, size_t prompt_rows, const pst_matrix *out)
 {
     const pst_latent *l = &f->t->latent;
-    const size_t width = sizes_of(f->t).v;
-    const pst_matrix v = {f->latent.v, PST_F32, a->rows, width, width};
-    for (uint32_t head = 0; head < f->t->heads; head++) {
-        pst_matmul job = {
-            .x = columns_of(*a, (size_t)head * l->kv_lora_rank, l->kv_lora_rank),
-            .w = head_matrix(f, head, true, NULL),
-            .y = columns_of(v, (size_t)head * l->value_dim, l->value_dim),
-            .prompt_rows = prompt_rows,
-        };
-        PST_TRY(f->device->ops->matmul(f->device, &job));
-    }
-    const pst_block_copy rounded = {.x = f->latent.v,
-                                    .x_row_stride = width,
-                                    .y = out->data,
-                                    .y_type = out->type,
-                                    .y_row_stride = out->stride,
-                                    .rows = v.rows,
-                                    .blocks = 1,
-                                    .columns = width};
-    return f->device->ops->copy_blocks(f->device, &rounded);
+    pst_heads_matmul job = heads_product(f, a, l->kv_lora_rank, out, l->value_dim, true);
+    job.prompt_rows = prompt_rows;
+    return f->device->ops->matmul_heads(f->device, &job);
 }
 
 /* Rows [first, first + rows) of q, at the latest block_rows, to `out`. */

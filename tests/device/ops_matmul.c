@@ -329,10 +329,122 @@ static void single_grouped(void *context, const char *text)
     ops_same_as_first("as products of their own", text);
 }
 
+/* ---- products of heads ---- */
+
+typedef struct heads_case {
+    stored w;
+    bool is_plain, rows_are_inputs; /* is_plain: no format */
+    uint32_t heads;
+    size_t rows, generated, head_rows, first, step, inputs, outputs; /* inputs, outputs: of a head */
+    size_t x_step, y_step;
+    ops_matrix x, y;
+    ops_buffer *data, *scales;
+} heads_case;
+
+static size_t make_heads(void *context, size_t number, char *text, size_t text_bytes)
+{
+    static const size_t stored_formats[] = {0, 1, 2, 3, 8, 9};
+    heads_case *c = context;
+    pst_weight_format format = {.layout = PST_WEIGHT_PLAIN, .type = plain_types[number % 3]};
+    c->is_plain = number % 3 != 0 || number % 2 == 0;
+    if (!c->is_plain)
+        assert_true(stored_format(stored_formats[number / 6 % 6], &format));
+    c->rows_are_inputs = ref_between(0, 1);
+    c->heads = (uint32_t)ref_between(1, 5);
+    const size_t unit = ref_between(0, 1) ? 16 : 1, columns = unit * ref_between(1, unit > 1 ? 34 : 300);
+    c->head_rows = unit * ref_between(1, unit > 1 ? 9 : 150);
+    c->rows = ref_between(0, 2) ? ref_between(1, 12) : ref_between(1, 150);
+    while (c->rows * c->heads * c->head_rows * columns > MAX_WORK)
+        c->rows = (c->rows + 1) / 2, c->heads = (c->heads + 1) / 2;
+    c->generated = ref_between(0, 1) ? ref_between(0, c->rows) : ref_between(0, 1) * c->rows;
+    c->first = ref_between(0, 1) * ref_between(0, 150);
+    c->step = c->head_rows + ref_between(0, 1) * ref_between(0, 40);
+    c->inputs = c->rows_are_inputs ? c->head_rows : columns;
+    c->outputs = c->rows_are_inputs ? columns : c->head_rows;
+    c->x_step = c->inputs + ref_between(0, 1) * ref_between(0, 20);
+    c->y_step = c->outputs + ref_between(0, 1) * ref_between(0, 20);
+    const size_t last = c->heads - 1;
+    c->w = stored_random(format, c->first + last * c->step + c->head_rows + ref_between(0, 1) * 3, columns);
+    c->data = ops_input(c->w.data.data, c->w.rows * c->w.row_bytes, 256);
+    c->scales = ops_array(&c->w.scales, ref_between(0, 2) ? ref_bytes(c->w.scales.type) : 1);
+    c->x = ops_random(PST_F32, c->rows, last * c->x_step + c->inputs, 1.0);
+    c->y = ops_poisoned(ref_between(0, 1) ? PST_BF16 : PST_F32, c->rows, last * c->y_step + c->outputs);
+    snprintf(
+        text, text_bytes,
+        "%s to %s, %zu rows (%zu generated), strides %zu %zu, %u heads of %zu rows (inputs: %d), first %zu step %zu, "
+        "steps of x %zu y %zu, columns %zu",
+        c->w.text, pst_dtype_name(c->y.type), c->rows, c->generated, c->x.stride, c->y.stride, c->heads, c->head_rows,
+        c->rows_are_inputs, c->first, c->step, c->x_step, c->y_step, columns);
+    return c->rows;
+}
+
+static int run_heads(void *context, pst_device *device, ops_side side, size_t first, size_t rows)
+{
+    const heads_case *c = context;
+    const pst_heads_matmul job = {.x = ops_rows(&c->x, side, first, rows),
+                                  .y = ops_rows(&c->y, side, first, rows),
+                                  .x_step = c->x_step,
+                                  .y_step = c->y_step,
+                                  .w = {.data = ops_at(c->data, side),
+                                        .type = c->w.format.type,
+                                        .rows = c->w.outputs,
+                                        .columns = c->w.inputs,
+                                        .format = c->is_plain ? NULL : &c->w.format,
+                                        .scales = ops_at(c->scales, side)},
+                                  .first = c->first,
+                                  .step = c->step,
+                                  .head_rows = c->head_rows,
+                                  .heads = c->heads,
+                                  .rows_are_inputs = c->rows_are_inputs,
+                                  .prompt_rows =
+                                      first + rows > c->generated ? first + rows - max_of(first, c->generated) : 0};
+    return device->ops->matmul_heads(device, &job);
+}
+
+/* The limit is that of sums of f32, in any order, of terms that are off by two roundings. */
+static void check_head(const heads_case *c, size_t head, const double *weights, const char *text)
+{
+    for (size_t r = 0; r < c->rows; r++) {
+        for (size_t o = 0; o < c->outputs; o++) {
+            double sum = 0, size = 0;
+            for (size_t i = 0; i < c->inputs; i++) {
+                const double term = ops_was(&c->x, r, head * c->x_step + i) *
+                                    weights[c->rows_are_inputs ? i * c->outputs + o : o * c->inputs + i];
+                sum += term;
+                size += fabs(term);
+            }
+            ops_near(&c->y, r, head * c->y_step + o, sum, F32_ROUNDING * ((double)c->inputs / 2 + 8) * size, text);
+        }
+        for (size_t i = c->outputs; i < c->y_step && head + 1 < c->heads; i++)
+            ops_near(&c->y, r, head * c->y_step + i, ops_was(&c->y, r, head * c->y_step + i), 0, text);
+    }
+}
+
+static void check_heads(void *context, const char *text)
+{
+    const heads_case *c = context;
+    double *weights = malloc(c->head_rows * c->w.inputs * sizeof *weights);
+    assert_non_null(weights);
+    ops_check_gaps(&c->y, text);
+    for (size_t head = 0; head < c->heads; head++) {
+        for (size_t n = 0; n < c->head_rows; n++)
+            for (size_t k = 0; k < c->w.inputs; k++)
+                weights[n * c->w.inputs + k] = (double)(float)stored_get(&c->w, c->first + head * c->step + n, k);
+        check_head(c, head, weights, text);
+    }
+    free(weights);
+}
+
+static void clear_heads(void *context)
+{
+    stored_free(&((heads_case *)context)->w);
+}
+
 const ops_test ops_matmul_tests[] = {
     {"matmul", 84, sizeof(product_case), make_product, run_product, check_product, cut_product, clear_product, true},
     {"matmul_grouped", 36, sizeof(product_case), make_grouped, run_grouped, check_grouped, single_grouped,
      clear_product, false},
+    {"matmul_heads", 48, sizeof(heads_case), make_heads, run_heads, check_heads, NULL, clear_heads, true},
     {NULL},
 };
 
