@@ -352,7 +352,7 @@ int pst_session_plan(const pst_session_options *o, uint64_t process_bytes, pst_f
         return 0;
     /* Room for recordings, unless weights would have to give way to it. */
     pst_plan_request request = *out_request;
-    const uint64_t bytes = pst_recorder_bytes(config->transformer, config->program);
+    const uint64_t bytes = pst_recorder_bytes(config->program);
     request.fixed_bytes += bytes;
     request.device_fixed_bytes += bytes;
     if (pst_plan_create(&request, &plan, NULL) < 0)

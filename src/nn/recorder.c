@@ -68,16 +68,11 @@ void pst_recorder_destroy(pst_recorder *r)
     pst_heap_free(r);
 }
 
-uint64_t pst_recorder_bytes(const pst_transformer *t, const pst_program *program)
+uint64_t pst_recorder_bytes(const pst_program *program)
 {
     uint64_t launches = 0;
-    for (uint32_t s = program->gathered_stages; s < program->stage_count; s++) {
-        const pst_nn_stage *stage = &program->nn_stages[s];
-        launches += (uint64_t)LAUNCHES_PER_STEP * stage->step_count;
-        for (uint32_t i = 0; i < stage->step_count; i++)
-            if (stage->steps[i].op->kind == PST_NN_LATENT_ATTENTION) /* products of every head */
-                launches += 2 * (uint64_t)t->heads;
-    }
+    for (uint32_t s = program->gathered_stages; s < program->stage_count; s++)
+        launches += (uint64_t)LAUNCHES_PER_STEP * program->nn_stages[s].step_count;
     return sizeof(pst_recorder) + PST_RECORDINGS * launches * LAUNCH_BYTES;
 }
 

@@ -30,7 +30,7 @@ int pst_recorder_create(pst_device *device, pst_recorder **out, pst_error *err);
 void pst_recorder_destroy(pst_recorder *recorder);
 /* Memory that the recordings of a program come to take, of the host's and of the device's own each: the arguments of launches.
  * Reckoned, since no vendor tells. */
-uint64_t pst_recorder_bytes(const pst_transformer *transformer, const pst_program *program);
+uint64_t pst_recorder_bytes(const pst_program *program);
 
 /* Makes a pass's calls of the device, on its compute stream, from the first one on, whether it was called before in this pass
  * or not. */
