@@ -217,10 +217,11 @@ static int parse_subscript(jinja_parser *p, const jinja_node *base, const jinja_
     if (colons == 0) {
         node->kind = NODE_ITEM;
         node->b = parts[0];
-        if (pst_jinja_peek_op(p, ',')) {
+        if (parts[0] == NULL || pst_jinja_peek_op(p, ',')) { /* nothing at all is an empty tuple, as Jinja has it */
             jinja_node *tuple;
             PST_TRY(pst_jinja_node(p, NODE_TUPLE, &tuple));
-            PST_TRY(pst_jinja_add_item(p, tuple, parts[0]));
+            if (parts[0] != NULL)
+                PST_TRY(pst_jinja_add_item(p, tuple, parts[0]));
             while (pst_jinja_skip_op(p, ',')) {
                 PST_TRY(pst_jinja_parse_expression(p, true, &parts[0]));
                 PST_TRY(pst_jinja_add_item(p, tuple, parts[0]));
@@ -228,7 +229,7 @@ static int parse_subscript(jinja_parser *p, const jinja_node *base, const jinja_
             node->b = tuple;
         }
     }
-    if (colons > 2 || (colons == 0 && parts[0] == NULL))
+    if (colons > 2)
         return pst_jinja_expected(p, "an index or a slice");
     for (int i = 0; i < 3 && colons > 0; i++)
         PST_TRY(pst_jinja_add_item(p, node, parts[i]));

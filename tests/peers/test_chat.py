@@ -54,4 +54,4 @@ def test_conversations(seed: int, path: object) -> None:
 @pytest.mark.parametrize("whole", [False, True], ids=["expressions", "templates"])
 def test_random_templates(seed: int, whole: bool) -> None:
     templates = samples.Templates(seed + whole)
-    compare([templates.case(whole) for _ in range(4000)], 0.02)
+    compare([templates.case(whole) for _ in range(1500)], 0.02)
