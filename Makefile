@@ -31,7 +31,8 @@ test-gpu:
 	@$(MAKE) --no-print-directory build CMAKE_FLAGS="$(CMAKE_FLAGS) -DPST_CUDA=ON"
 	@scripts/run_tests.sh $(BUILD) -L '^gpu$$'
 
-# Every operator under compute-sanitizer: reads and writes outside of memory, and threads that race for shared memory.
+# Every operator under compute-sanitizer: reads and writes outside of memory, threads that race for shared memory or miss a
+# barrier.
 test-gpu-sanitize:
 	@$(MAKE) --no-print-directory build CMAKE_FLAGS="$(CMAKE_FLAGS) -DPST_CUDA=ON"
 	@scripts/sanitize_gpu.sh $(BUILD)

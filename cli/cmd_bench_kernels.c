@@ -63,9 +63,8 @@ static const pst_option work_rows[] = {
      .type = PST_OPTION_STRING,
      AT(only),
      .metavar = "NAME,...",
-     .help =
-         "these operators alone: matmul, matmul_grouped, attention, kv_store, rms_norm, layer_norm, activate, gated, "
-         "rope, copy_blocks, route, take_rows, add_rows, convert, log_sum_exp, top"},
+     .help = "these operators alone: matmul, matmul_grouped, matmul_heads, attention, kv_store, rms_norm, layer_norm, "
+             "activate, gated, rope, copy_blocks, route, take_rows, add_rows, convert, log_sum_exp, top"},
 };
 
 static const pst_option measuring_rows[] = {

@@ -25,7 +25,9 @@ enum {
     AHEAD = 2,
     CHUNK = 256, /* inputs, of all formats */
     CHUNK_PANELS = CHUNK / PANEL,
-    PARTIAL_BYTES = 16 << 20 /* of chunks' sums of many rows, at most */
+    /* Of chunks' sums of many rows, and of few, at most: the host plans for 64 MiB of scratch memory. */
+    PARTIAL_BYTES = 16 << 20,
+    FEW_PARTIAL_BYTES = 64 << 20
 };
 
 static_assert(RUN == 8, "a word of 4-bit GPTQ is a thread's run");
@@ -340,8 +342,8 @@ static __global__ void __launch_bounds__(is_apart(ROWS) ? 2 * MM_THREADS : MM_TH
         const uint32_t row = first_row + warp % WARPS * ROWS;
         float totals[ROWS];
 #pragma unroll
-        for (uint32_t r = 0; r < ROWS; r++)
-            totals[r] = is_there && row + r < job.rows && !apart ? chain_begin(job, row + r, output) : 0.0f;
+        for (uint32_t r = 0; r < ROWS; r++) /* a chunk apart keeps its sum as it is: -0 + x is x, also of -0 */
+            totals[r] = is_there && row + r < job.rows && !apart ? chain_begin(job, row + r, output) : -0.0f;
         sum_panels<ROWS>(job, first_row, begin, panels, inputs, totals);
 #pragma unroll
         for (uint32_t r = 0; r < ROWS; r++) {
@@ -421,7 +423,8 @@ static int run_chunks(cuda_device *device, const transposed_job *given)
     const uint32_t row_blocks = mm_ceil(job.rows, few ? WARPS : 8 * WARPS);
     const uint64_t partial_bytes = (uint64_t)chunks * job.rows * job.outputs * sizeof(float);
     const bool fills = (uint64_t)blocks * row_blocks >= 2 * (uint64_t)device->properties.processors;
-    const bool apart = chunks > 1 && chunks < 65536 && (few || (!fills && partial_bytes <= PARTIAL_BYTES));
+    const bool has_room = partial_bytes <= (few ? FEW_PARTIAL_BYTES : PARTIAL_BYTES);
+    const bool apart = chunks > 1 && chunks < 65536 && has_room && (few || !fills);
     job.begin = job.first_input == 0;
     if (apart) {
         void *memory;

@@ -30,6 +30,8 @@ static const uint64_t DEVICE_RESERVE_BYTES = 1ull << 30;
 enum { DEVICE_RESERVE_SHARE = 16 };
 /* What a device's kernels come to take beside their operands: partial sums, at most so much, and never more than what lasts. */
 static const uint64_t DEVICE_SCRATCH_BYTES = 64ull << 20;
+/* Inputs whose rows wait on a device for the rest of a matrix that was cut, at most. */
+enum { WAITING_INPUTS = 256 };
 /* Device memory that nothing lacks, and that sums of bytes may be added to. */
 static const uint64_t ENDLESS_BYTES = 1ull << 60;
 /* What generation and scoring keep of a request in a slot, its texts and results aside. */
@@ -201,6 +203,24 @@ static pst_chooser_config describe_chooser(const pst_session_options *o, const p
     return (pst_chooser_config){.max_rows = o->max_sequences, .vocab = transformer->vocab, .keeps = o->logprobs};
 }
 
+/* Rows of a matrix with a row per input that a device may keep from one part to the next: see pst_matmul. */
+static uint64_t waiting_bytes(const pst_program *program)
+{
+    uint64_t most = 0;
+    for (uint32_t s = program->gathered_stages; s < program->stage_count; s++) {
+        const pst_nn_stage *nn = &program->nn_stages[s];
+        for (uint32_t i = 0; i < nn->step_count; i++) {
+            const pst_weight_format *format = nn->steps[i].format;
+            if (nn->steps[i].weight < 0 || format == NULL || !format->transposed)
+                continue;
+            const pst_stage_tensor *tensor = &program->stages[s].tensors[nn->steps[i].weight];
+            const uint64_t inputs = format->layout == PST_WEIGHT_GPTQ ? 32 / format->bits : 1; /* of a row */
+            most = pst_max(most, pst_min(tensor->rows, WAITING_INPUTS / inputs) * tensor->row_bytes);
+        }
+    }
+    return most;
+}
+
 /* What does not depend on the rows of a pass. */
 static int add_fixed(const pst_session_options *o, const pst_forward_config *config, const pst_forward_memory *memory,
                      const pst_planned_cache *planned, pst_plan_request *request, pst_error *err)
@@ -235,6 +255,8 @@ static int add_fixed(const pst_session_options *o, const pst_forward_config *con
         return pst_fail(err, PST_E_BUDGET, NULL, "the KV cache of %u sequences of %u tokens fits no memory",
                         o->max_sequences, o->max_tokens);
     request->device_fixed_bytes += pst_min(request->device_fixed_bytes, DEVICE_SCRATCH_BYTES);
+    if (config->apart)
+        request->device_fixed_bytes += waiting_bytes(config->program);
     return 0;
 }
 

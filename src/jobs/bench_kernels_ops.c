@@ -121,6 +121,35 @@ static int run_matmul(kernels_bench *b, kernels_op *op)
     return b->device->ops->matmul(b->device, &job);
 }
 
+/* Latent attention's products of all heads: with K^T into the latent space, with V out of it. */
+static int run_heads(kernels_bench *b, const kernels_op *op, bool into)
+{
+    const pst_latent *l = &b->t->latent;
+    const size_t step = l->nope_dim + l->value_dim;
+    const pst_heads_matmul job = {.x = take_input(b, PST_F32, op->rows, op->heads * op->k),
+                                  .y = take_output(b, into ? PST_F32 : b->compute_type, op->rows, op->heads * op->n),
+                                  .x_step = op->k,
+                                  .y_step = op->n,
+                                  .w = take_weight(b, op->heads * step, l->kv_lora_rank),
+                                  .first = into ? 0 : l->nope_dim,
+                                  .step = step,
+                                  .head_rows = into ? l->nope_dim : l->value_dim,
+                                  .heads = op->heads,
+                                  .rows_are_inputs = into,
+                                  .prompt_rows = op->prompt ? op->rows : 0};
+    return b->device->ops->matmul_heads(b->device, &job);
+}
+
+static int run_heads_in(kernels_bench *b, kernels_op *op)
+{
+    return run_heads(b, op, true);
+}
+
+static int run_heads_out(kernels_bench *b, kernels_op *op)
+{
+    return run_heads(b, op, false);
+}
+
 static int run_grouped(kernels_bench *b, kernels_op *op)
 {
     const size_t picks = op->first[op->groups];
@@ -376,6 +405,29 @@ static void add_product(op_list *list, uint32_t rows, const char *label, size_t 
     snprintf(op->what, sizeof op->what, "%s: %zu to %zu", label, k, n);
 }
 
+static void add_heads(op_list *list, uint32_t rows, bool into)
+{
+    kernels_bench *b = list->b;
+    const pst_latent *l = &b->t->latent;
+    const uint32_t part = into ? l->nope_dim : l->value_dim;
+    if (!wanted(list, "matmul_heads") || (b->format != NULL && b->format->transposed))
+        return;
+    kernels_op *op = add(list, "matmul_heads", rows, into ? run_heads_in : run_heads_out);
+    op->heads = b->t->heads;
+    op->k = into ? part : l->kv_lora_rank;
+    op->n = into ? l->kv_lora_rank : part;
+    op->prompt = rows > KERNELS_MAX_SEQUENCES;
+    const double matrix =
+        (double)kernels_matrix_bytes(b, (size_t)op->heads * (l->nope_dim + l->value_dim), l->kv_lora_rank);
+    const double x = 4.0 * rows * op->heads * (double)op->k;
+    const double y = (double)(into ? 4 : bytes_of(b->compute_type)) * rows * op->heads * (double)op->n;
+    set_bytes(op, matrix + x, y);
+    op->bytes = matrix * part / (l->nope_dim + l->value_dim) + x + y; /* K and V are parts of one matrix */
+    op->operations = 2.0 * rows * op->heads * (double)op->k * (double)op->n;
+    snprintf(op->what, sizeof op->what, "%s: %u heads, %zu to %zu", into ? "queries" : "values", op->heads, op->k,
+             op->n);
+}
+
 static void add_products(op_list *list, uint32_t rows)
 {
     const pst_transformer *t = list->b->t;
@@ -386,6 +438,8 @@ static void add_products(op_list *list, uint32_t rows)
         add_product(list, rows, "query", l->q_lora_rank ? l->q_lora_rank : t->hidden, queries);
         add_product(list, rows, "key and value, compressed", t->hidden, l->kv_lora_rank + l->rope_dim);
         add_product(list, rows, "attention's output", (size_t)t->heads * l->value_dim, t->hidden);
+        add_heads(list, rows, true);
+        add_heads(list, rows, false);
     } else {
         add_product(list, rows, "query", t->hidden, (size_t)t->heads * t->head_dim);
         add_product(list, rows, "key", t->hidden, (size_t)t->kv_heads * t->head_dim);

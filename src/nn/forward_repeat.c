@@ -8,7 +8,8 @@
 #include "nn/forward_internal.h"
 
 /* Positions that calls speak of when there are so many. A step up means a new recording, and what is too much is work for a
- * few blocks of threads that find nothing to do: up to a quarter. The first step is as far as attention has one chunk. */
+ * few blocks of threads that find nothing to do: beyond a thousand positions up to a quarter. The first step is as far as
+ * attention has one chunk. */
 static uint32_t round_positions(uint32_t positions, uint32_t most)
 {
     enum { FIRST = 128 };

@@ -40,6 +40,16 @@ static uint32_t rows_of_product(const pst_forward *f, const pst_stage *stage, ui
     return (uint32_t)((shared_out + stage->unit_count - 1) / stage->unit_count);
 }
 
+/* A run of calls has to begin with its first. Of one that does not end the matrix a device may put the last rows off until there
+ * are this many: they would count as done. */
+static void begin_run(pst_weight *w, uint64_t all_rows)
+{
+    enum { WHOLE_ROWS = 256 };
+    w->first_row = 0;
+    if (w->rows < all_rows && w->rows > WHOLE_ROWS)
+        w->rows -= w->rows % WHOLE_ROWS;
+}
+
 static void add_piece(pst_forward *f, const pst_stage_part *at, const pst_piece *piece, uint32_t rows, bool prompt,
                       job_list *list)
 {
@@ -58,8 +68,8 @@ static void add_piece(pst_forward *f, const pst_stage_part *at, const pst_piece 
     job->prompt_rows = prompt && step->op->in < PST_NN_EH ? job->x.rows : 0;
     job->first_column = is_transposed ? 0 : piece->first_row;
     job->w = pst_forward_weight(&run, step, piece, is_transposed ? job->y.columns : job->x.columns);
-    if (is_transposed) /* a run of calls has to begin with its first */
-        job->w.first_row = 0;
+    if (is_transposed)
+        begin_run(&job->w, at->stage->tensors[piece->tensor].rows);
 }
 
 static int fail(pst_forward *f, int status, pst_error *err)

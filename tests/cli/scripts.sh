@@ -79,7 +79,9 @@ sanitize() {
 }
 stand_in compute-sanitizer 'echo "========= ERROR SUMMARY: 0 errors RACECHECK SUMMARY: 0 hazards"'
 sanitize || fail "sanitize_gpu.sh fails where nothing was found"
-grep -q 'racecheck: test_device_ops' "$work/log" || fail "sanitize_gpu.sh did not run racecheck"
+for check in memcheck racecheck synccheck; do
+    grep -q "$check: test_device_ops" "$work/log" || fail "sanitize_gpu.sh did not run $check"
+done
 stand_in compute-sanitizer 'exit 99'
 ! sanitize || fail "sanitize_gpu.sh succeeds with errors"
 stand_in compute-sanitizer 'exit 0'

@@ -92,6 +92,11 @@ static void test_every_operator(void **state)
     for (size_t i = 0; i < sizeof sparse / sizeof *sparse; i++)
         assert_true(count_of(json_object_get(document, "results"), sparse[i]) >= 3);
     json_decref(document);
+
+    document = expect_json(PENSTOCK("bench", "kernels", "tiny-deepseek", "--device", "host", QUICK, "--json"));
+    check_document(document, true);
+    assert_int_equal(count_of(json_object_get(document, "results"), "matmul_heads"), 2 * 3);
+    json_decref(document);
 }
 
 /* Every family's shapes, every way of storing weights and keys. */

@@ -269,12 +269,66 @@ static void test_odd_numbers(void **state)
     }
 }
 
+/* What rounds to -0 stays -0, whether a matrix with a row per input comes whole or cut, with few rows of x or many: as the sum
+ * of products that are nothing, of a bias that is -0. */
+static void test_nothing(void **state)
+{
+    (void)state;
+    enum { INPUTS = 512, OUTPUTS = 40, MOST_ROWS = 70 };
+    static const size_t rows[] = {1, 9, MOST_ROWS}, cuts[] = {INPUTS, 256, 300, 1};
+    if (!ops_begin("sums that are nothing"))
+        return;
+    const pst_weight_format format = {.layout = PST_WEIGHT_PLAIN, .type = PST_F32, .transposed = true};
+    ref_array inputs = ref_input(PST_F32, MOST_ROWS * INPUTS, 0), none = ref_input(PST_F32, OUTPUTS, 0);
+    ref_array weights = ref_input(PST_F32, INPUTS * OUTPUTS, 0);
+    for (size_t i = 0; i < inputs.count; i++)
+        ref_set(&inputs, i, 1e-30);
+    for (size_t i = 0; i < weights.count; i++)
+        ref_set(&weights, i, -1e-30);
+    for (size_t i = 0; i < OUTPUTS; i++)
+        ref_set(&none, i, -0.0);
+    const ops_matrix x = ops_given(&inputs, MOST_ROWS, INPUTS);
+    ops_matrix y[3][4];
+    ops_buffer *data = ops_array(&weights, 256), *bias = ops_array(&none, 256);
+    for (size_t i = 0; i < 12; i++)
+        y[i / 4][i % 4] = ops_poisoned(PST_F32, rows[i / 4], OUTPUTS);
+    ops_place();
+    pst_device *device = ops_device(OPS_DEVICE);
+    for (size_t i = 0; i < 12; i++) {
+        for (size_t first = 0; first < INPUTS; first += cuts[i % 4]) {
+            const size_t count = cuts[i % 4] < INPUTS - first ? cuts[i % 4] : INPUTS - first;
+            const pst_matmul job = {.x = ops_rows(&x, OPS_DEVICE, 0, rows[i / 4]),
+                                    .w = {.data = (char *)ops_at(data, OPS_DEVICE) + first * OUTPUTS * sizeof(float),
+                                          .type = PST_F32,
+                                          .rows = count,
+                                          .columns = OUTPUTS,
+                                          .format = &format,
+                                          .first_row = first},
+                                    .bias = {ops_at(bias, OPS_DEVICE), PST_F32, 1, OUTPUTS, .format = NULL},
+                                    .y = ops_rows(&y[i / 4][i % 4], OPS_DEVICE, 0, rows[i / 4])};
+            assert_int_equal(device->ops->matmul(device, &job), 0);
+        }
+    }
+    ops_collect("sums that are nothing");
+    for (size_t i = 0; i < 12; i++)
+        for (size_t r = 0; r < rows[i / 4]; r++)
+            for (size_t n = 0; n < OUTPUTS; n++)
+                if (bits_at(&y[i / 4][i % 4], r, n) != 0x80000000)
+                    fail_msg("%zu rows, cut by %zu: row %zu column %zu is %x, not -0", rows[i / 4], cuts[i % 4], r, n,
+                             (unsigned)bits_at(&y[i / 4][i % 4], r, n));
+    ops_free();
+    ref_free(&inputs);
+    ref_free(&weights);
+    ref_free(&none);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_many_rows),
         cmocka_unit_test(test_many_groups),
         cmocka_unit_test(test_odd_numbers),
+        cmocka_unit_test(test_nothing),
     };
     return cmocka_run_group_tests_name("products", tests, ops_set_up, ops_tear_down);
 }
