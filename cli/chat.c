@@ -32,6 +32,10 @@ int cli_chat_render_text(const cli_chat *chat, const char *text, size_t bytes, p
     int failed = messages == NULL;
     if (chat->system != NULL)
         failed |= json_array_append_new(messages, json_pack("{s:s, s:s}", "role", "system", "content", chat->system));
+    if (chat->system != NULL && failed) {
+        json_decref(messages);
+        return pst_fail(err, PST_E_FORMAT, NULL, "the system message is not valid UTF-8");
+    }
     json_t *content = json_stringn(text, bytes); /* NULL when it is no UTF-8 */
     if (content == NULL) {
         json_decref(messages);

@@ -44,7 +44,7 @@ typedef struct pst_chat_request {
 typedef struct pst_chat_text {
     char *text; /* terminated besides its length */
     size_t bytes;
-    size_t memory_bytes; /* that rendering took */
+    size_t memory_bytes; /* that rendering took, also where it failed */
 } pst_chat_text;
 
 /* Renders a conversation. Encode the text with pst_tokenizer_encode without its add_special: what belongs before and

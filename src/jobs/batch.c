@@ -72,33 +72,44 @@ static bool ends_in(const char *name, const char *suffix)
     return length >= tail && strcmp(name + length - tail, suffix) == 0;
 }
 
+/* Size and time of one of the model's files. */
+static int digest_file(const pst_batch *b, const char *name, uint64_t *digest, pst_error *err)
+{
+    struct statx about;
+    char *path = pst_heap_printf("%s/%s", b->rules.info.path, name);
+    if (path == NULL)
+        return pst_fail_memory(err, "a path", strlen(name));
+    int status = pst_sys->statx(AT_FDCWD, path, 0, STATX_SIZE | STATX_MTIME, &about);
+    if (status < 0)
+        pst_fail(err, status, path, "cannot examine: %s", pst_strerror(status));
+    pst_heap_free(path);
+    PST_TRY(status);
+    *digest = hash_number(hash_text(*digest, name), about.stx_size);
+    *digest = hash_number(hash_number(*digest, (uint64_t)about.stx_mtime.tv_sec), about.stx_mtime.tv_nsec);
+    return 0;
+}
+
 /* Sizes and times of the model's files: not their content, which would take as long as a pass. */
 static int digest_model(pst_batch *b, pst_error *err)
 {
+    static const char tools[] = "additional_chat_templates/tool_use.jinja";
     char **names;
     size_t count;
     int status = 0;
     PST_TRY(pst_file_list(b->rules.info.path, NULL, &names, &count, err));
     uint64_t digest = PST_HASH_START;
     for (size_t i = 0; i < count && status >= 0; i++) {
-        if (!ends_in(names[i], ".safetensors") && !ends_in(names[i], ".bin") && !ends_in(names[i], ".json") &&
-            !ends_in(names[i], ".txt") && !ends_in(names[i], ".jinja"))
-            continue;
-        char *path = pst_heap_printf("%s/%s", b->rules.info.path, names[i]);
-        struct statx about;
-        if (path == NULL)
-            status = pst_fail_memory(err, "a path", strlen(names[i]));
-        else if ((status = pst_sys->statx(AT_FDCWD, path, 0, STATX_SIZE | STATX_MTIME, &about)) < 0)
-            pst_fail(err, status, path, "cannot examine: %s", pst_strerror(status));
-        pst_heap_free(path);
-        if (status < 0)
-            break;
-        digest = hash_number(hash_text(digest, names[i]), about.stx_size);
-        digest = hash_number(hash_number(digest, (uint64_t)about.stx_mtime.tv_sec), about.stx_mtime.tv_nsec);
+        if (ends_in(names[i], ".safetensors") || ends_in(names[i], ".bin") || ends_in(names[i], ".json") ||
+            ends_in(names[i], ".txt") || ends_in(names[i], ".jinja"))
+            status = digest_file(b, names[i], &digest, err);
     }
     pst_file_list_free(names, count);
+    PST_TRY(status);
+    status = digest_file(b, tools, &digest, NULL);
+    if (status < 0 && status != -ENOENT && status != -ENOTDIR)
+        return digest_file(b, tools, &digest, err);
     b->model_digest = digest;
-    return status < 0 ? status : 0;
+    return 0;
 }
 
 void pst_batch_types(pst_session *session, char *out)

@@ -65,10 +65,9 @@ static int render(pst_batch_reader *r, const pst_batch_slice *fields, pst_chat_t
                                       .memory_bytes = room != 0 && room - json < SIZE_MAX ? (size_t)(room - json) : 0};
     pst_error cause = {.offset = PST_NO_OFFSET};
     int status = pst_chat_render(rules->chat, &request, out, &cause);
-    if (status >= 0) {
-        r->line->chat_bytes = json + out->memory_bytes;
+    r->line->chat_bytes = json + out->memory_bytes; /* a line that fails takes it, too */
+    if (status >= 0)
         return 0;
-    }
     if (status == PST_E_BUDGET && room != 0 &&
         room - json < PST_CHAT_MOST_MEMORY_BYTES) /* the budget's limit, not its own */
         return pst_batch_refuse_memory(r, json + PST_CHAT_MOST_MEMORY_BYTES);

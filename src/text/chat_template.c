@@ -373,6 +373,8 @@ int pst_chat_render(const pst_chat_template *t, const pst_chat_request *request,
     free_inputs(&in);
     if (status >= 0)
         status = render(&run, out);
+    if (status < 0)
+        out->memory_bytes = run.used_bytes;
     pst_jinja_finish(&run);
     return status < 0 ? status : 0;
 }

@@ -97,6 +97,7 @@ static int sort_keywords(jinja_run *run, const jinja_node *node, const jinja_arg
         size_t k = 0;
         while (k < node->count && node->items[k]->name != name)
             k++;
+        PST_TRY(pst_jinja_charge(run, k));
         if (k < node->count && values[k].kind != JINJA_MISSING)
             return pst_jinja_fail(run, "the argument \"%.*s\" is given twice",
                                   (int)(name->bytes < 80 ? name->bytes : 80), name->text);

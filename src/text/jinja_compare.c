@@ -111,6 +111,7 @@ static int equal_lists(jinja_run *run, const jinja_list *a, const jinja_list *b)
 {
     if (a->count != b->count)
         return 0;
+    PST_TRY(pst_jinja_charge(run, 16 * a->count));
     for (size_t i = 0; i < a->count; i++) {
         int same = pst_jinja_equal(run, a->items[i], b->items[i]);
         if (same != 1)
@@ -123,6 +124,7 @@ static int equal_dicts(jinja_run *run, const jinja_dict *a, const jinja_dict *b)
 {
     if (a->count != b->count)
         return 0;
+    PST_TRY(pst_jinja_charge(run, 16 * a->count));
     for (size_t i = 0; i < a->count; i++) {
         jinja_value other;
         int found = pst_jinja_get(run, b, a->entries[i].key, &other);
@@ -180,6 +182,7 @@ int pst_jinja_order(jinja_run *run, jinja_value a, jinja_value b, int *order)
     if (a.kind != b.kind || (a.kind != JINJA_LIST && a.kind != JINJA_TUPLE))
         return pst_jinja_fail(run, "%s and %s have no order", pst_jinja_kind_name(a), pst_jinja_kind_name(b));
     PST_TRY(pst_jinja_deeper(run));
+    PST_TRY(pst_jinja_charge(run, 16 * (a.as.list->count < b.as.list->count ? a.as.list->count : b.as.list->count)));
     size_t i = 0;
     for (; i < a.as.list->count && i < b.as.list->count; i++) {
         int same = pst_jinja_equal(run, a.as.list->items[i], b.as.list->items[i]);
@@ -211,7 +214,6 @@ int pst_jinja_contains(jinja_run *run, jinja_value container, jinja_value item)
         return pst_jinja_fail(run, "%s contains nothing", pst_jinja_kind_name(container));
     jinja_list *list;
     PST_TRY(pst_jinja_items(run, container, &list));
-    PST_TRY(pst_jinja_charge(run, 16 * list->count));
     for (size_t i = 0; i < list->count; i++) {
         int same = pst_jinja_equal(run, list->items[i], item);
         if (same != 0)
@@ -260,11 +262,11 @@ int pst_jinja_items(jinja_run *run, jinja_value v, jinja_list **out)
         rest->count = rest->capacity = v.as.list->count - v.as.list->taken;
         v.as.list->taken = v.as.list->count;
         *out = rest;
-        return 0;
+        return pst_jinja_charge(run, 16 * rest->count);
     }
     if (pst_jinja_has_list(v)) {
         *out = v.as.list;
-        return 0;
+        return pst_jinja_charge(run, 16 * v.as.list->count); /* for whoever goes through it */
     }
     jinja_list *list;
     if (v.kind != JINJA_STRING && v.kind != JINJA_DICT && v.kind != JINJA_UNDEFINED)
@@ -460,6 +462,7 @@ static int find_attribute(jinja_run *run, jinja_value object, const char *name, 
     if (object.kind == JINJA_LOOP && loop_attribute(object.as.loop, name, bytes, out))
         return 1;
     if (object.kind == JINJA_NAMESPACE) {
+        PST_TRY(pst_jinja_charge(run, bytes));
         const jinja_value *value = pst_jinja_get_text(object.as.dict, name, bytes);
         if (value != NULL)
             *out = *value;

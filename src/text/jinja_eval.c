@@ -69,11 +69,14 @@ static int add_keyword(jinja_run *run, jinja_args *args, size_t *capacity, const
 {
     for (size_t i = 0; i < args->keyword_count; i++) {
         const jinja_string *other = args->keywords[i].name;
-        if (other->bytes == name->bytes && memcmp(other->text, name->text, name->bytes) == 0)
+        if (other->bytes != name->bytes)
+            continue;
+        PST_TRY(pst_jinja_charge(run, name->bytes));
+        if (memcmp(other->text, name->text, name->bytes) == 0)
             return pst_jinja_fail(run, "the argument \"%.*s\" is given twice",
                                   (int)(name->bytes < 80 ? name->bytes : 80), name->text);
     }
-    PST_TRY(pst_jinja_charge(run, args->keyword_count));
+    PST_TRY(pst_jinja_charge(run, args->keyword_count + name->bytes));
     if (args->keyword_count == *capacity) {
         *capacity = *capacity == 0 ? 4 : 2 * *capacity;
         jinja_keyword *grown = pst_jinja_alloc(&run->values, *capacity * sizeof *grown, 16, run->err);

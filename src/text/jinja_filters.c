@@ -172,6 +172,7 @@ FILTER(filter_int)
     double number;
     UNUSED;
     PST_TRY(whole_argument(run, given[1], 10, &base));
+    PST_TRY(pst_jinja_charge(run, self.kind == JINJA_STRING ? self.as.string->bytes : 0));
     if (base < 2 || base > 36)
         return pst_jinja_fail(run, "a base that is not 2 to 36");
     if (self.kind == JINJA_UNDEFINED)
@@ -193,6 +194,7 @@ FILTER(filter_float)
 {
     double number;
     UNUSED;
+    PST_TRY(pst_jinja_charge(run, self.kind == JINJA_STRING ? self.as.string->bytes : 0));
     if (self.kind == JINJA_UNDEFINED)
         return pst_jinja_fail(run, "float of an undefined value");
     if (pst_jinja_number(self, &number) ||
@@ -336,6 +338,7 @@ FILTER(filter_truncate)
     if (self.kind != JINJA_STRING)
         return pst_jinja_fail(run, "truncate of %s", pst_jinja_kind_name(self));
     text = self.as.string;
+    PST_TRY(pst_jinja_charge(run, text->bytes));
     size_t bytes = pst_jinja_offset(text, (size_t)length - end->points), cut_at = bytes;
     while (!pst_jinja_truth(given[1]) && cut_at > 0 && text->text[cut_at - 1] != ' ')
         cut_at--;

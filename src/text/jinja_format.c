@@ -122,20 +122,34 @@ static int next_value(jinja_run *run, percent *p, jinja_value *out)
     return 0;
 }
 
+/* The keyword argument of that name: 1, or 0. */
+static int find_keyword(jinja_run *run, const jinja_args *args, const char *name, size_t bytes, jinja_value *out)
+{
+    int found = 0;
+    PST_TRY(pst_jinja_charge(run, 4 * args->keyword_count));
+    for (size_t i = 0; i < args->keyword_count && !found; i++) {
+        const jinja_string *key = args->keywords[i].name;
+        if (key->bytes != bytes)
+            continue;
+        PST_TRY(pst_jinja_charge(run, bytes));
+        found = memcmp(key->text, name, bytes) == 0;
+        if (found)
+            *out = args->keywords[i].value;
+    }
+    return found;
+}
+
 /* %(name)s */
 static int named_value(jinja_run *run, percent *p, const char *name, size_t bytes, jinja_value *out)
 {
-    const jinja_value *found = NULL;
-    if (p->values.kind == JINJA_DICT)
-        found = pst_jinja_get_text(p->values.as.dict, name, bytes);
-    for (size_t i = 0; p->keywords != NULL && i < p->keywords->keyword_count; i++) {
-        const jinja_string *key = p->keywords->keywords[i].name;
-        if (key->bytes == bytes && memcmp(key->text, name, bytes) == 0)
-            found = &p->keywords->keywords[i].value;
-    }
-    if (found == NULL)
+    const jinja_value *member =
+        p->values.kind == JINJA_DICT ? pst_jinja_get_text(p->values.as.dict, name, bytes) : NULL;
+    int found = p->keywords != NULL ? find_keyword(run, p->keywords, name, bytes, out) : 0;
+    PST_TRY(found);
+    if (!found && member == NULL)
         return pst_jinja_fail(run, "no value \"%.*s\" for the format", (int)(bytes < 80 ? bytes : 80), name);
-    *out = *found;
+    if (!found)
+        *out = *member;
     return 0;
 }
 
@@ -224,6 +238,7 @@ int pst_jinja_percent(jinja_run *run, const jinja_string *s, jinja_value values,
 {
     jinja_buffer *buffer;
     percent p = {.values = values, .keywords = keywords};
+    PST_TRY(pst_jinja_charge(run, s->bytes));
     PST_TRY(pst_jinja_buffer(run, &buffer));
     for (size_t at = 0; at < s->bytes;) {
         const char *next = memchr(s->text + at, '%', s->bytes - at);
@@ -311,19 +326,15 @@ static int field_value(jinja_run *run, const jinja_string *s, size_t at, size_t 
         at++;
     jinja_string name = {s->text + start, at - start, at - start};
     int64_t index;
-    bool found = false;
+    int found = 0;
     if (name.bytes == 0 || pst_jinja_parse_int(&name, 10, &index)) {
         index = name.bytes == 0 ? (int64_t)(*next)++ : index;
         found = index >= 0 && (uint64_t)index < args->count;
         if (found)
             *out = args->values[index];
     }
-    for (size_t i = 0; !found && i < args->keyword_count; i++) {
-        const jinja_string *key = args->keywords[i].name;
-        found = key->bytes == name.bytes && memcmp(key->text, name.text, name.bytes) == 0;
-        if (found)
-            *out = args->keywords[i].value;
-    }
+    if (!found)
+        PST_TRY(found = find_keyword(run, args, name.text, name.bytes, out));
     if (!found)
         return pst_jinja_fail(run, "the format names a value that is not given");
     if (at < end)
@@ -367,6 +378,7 @@ int pst_jinja_braces(jinja_run *run, const jinja_string *s, const jinja_args *ar
 {
     jinja_buffer *buffer;
     size_t next = 0;
+    PST_TRY(pst_jinja_charge(run, s->bytes));
     PST_TRY(pst_jinja_buffer(run, &buffer));
     for (size_t at = 0; at < s->bytes;) {
         char c = s->text[at];

@@ -350,12 +350,14 @@ static int take_token(lexer *x, char *open, size_t *depth)
 static int take_tag(lexer *x, bool is_output)
 {
     char open[JINJA_PARSE_DEPTH];
-    size_t depth = 0, began = x->at;
+    size_t depth = 0;
+    const unsigned line = line_at(x, x->at);
     PST_TRY(add(x, is_output ? TOKEN_OUTPUT_BEGIN : TOKEN_BLOCK_BEGIN, x->at, x->at, NULL));
     for (;;) {
         x->at = skip_space(x, x->at);
         if (x->at >= x->bytes) {
-            x->at = began;
+            x->line = line;
+            x->counted = x->at;
             return fail(x, is_output ? "{{ without its end }}" : "{% without its end %}");
         }
         size_t end = x->at;

@@ -143,22 +143,32 @@ static int split_at(jinja_run *run, const jinja_string *s, const jinja_string *s
 }
 
 /* The last place of `what` that ends at or before `end`, or SIZE_MAX. */
-static size_t find_right(const jinja_string *s, size_t start, size_t end, const jinja_string *what)
+static int find_right(jinja_run *run, const jinja_string *s, size_t start, size_t end, const jinja_string *what,
+                      size_t *out)
 {
+    *out = SIZE_MAX;
     if (end < what->bytes)
-        return SIZE_MAX;
+        return 0;
     for (size_t at = end - what->bytes + 1; at-- > start;) {
-        if (memcmp(s->text + at, what->text, what->bytes) == 0)
-            return at;
+        if (what->bytes > 0 && s->text[at] != what->text[0])
+            continue;
+        PST_TRY(pst_jinja_charge(run, what->bytes)); /* all of it may be compared at each place */
+        if (memcmp(s->text + at, what->text, what->bytes) == 0) {
+            *out = at;
+            return 0;
+        }
     }
-    return SIZE_MAX;
+    return 0;
 }
 
 static int split_at_right(jinja_run *run, const jinja_string *s, const jinja_string *separator, int64_t most,
                           jinja_list *parts)
 {
     size_t end = s->bytes, at;
-    while ((most < 0 || (int64_t)parts->count < most) && (at = find_right(s, 0, end, separator)) != SIZE_MAX) {
+    while (most < 0 || (int64_t)parts->count < most) {
+        PST_TRY(find_right(run, s, 0, end, separator, &at));
+        if (at == SIZE_MAX)
+            break;
         PST_TRY(pst_jinja_charge(run, end - at));
         PST_TRY(push_part(run, parts, s->text + at + separator->bytes, end - at - separator->bytes));
         end = at;
@@ -220,7 +230,9 @@ static int partition(jinja_run *run, const jinja_string *s, jinja_value separato
     PST_TRY(pst_jinja_charge(run, s->bytes));
     PST_TRY(pst_jinja_list(run, 3, &parts));
     const char *found = memmem(s->text, s->bytes, what->text, what->bytes);
-    size_t at = right ? find_right(s, 0, s->bytes, what) : found != NULL ? (size_t)(found - s->text) : SIZE_MAX;
+    size_t at = found != NULL ? (size_t)(found - s->text) : SIZE_MAX;
+    if (right && found != NULL)
+        PST_TRY(find_right(run, s, 0, s->bytes, what, &at));
     if (at != SIZE_MAX) {
         PST_TRY(push_part(run, parts, s->text, at));
         PST_TRY(push_part(run, parts, what->text, what->bytes));
@@ -311,7 +323,7 @@ static int find(jinja_run *run, const jinja_string *s, const jinja_value *given,
     PST_TRY(string_argument(run, given[0], &what));
     PST_TRY(range_of(run, s, given[1], given[2], bounds, &in));
     if (in && right) {
-        at = find_right(s, bounds[0], bounds[1], what);
+        PST_TRY(find_right(run, s, bounds[0], bounds[1], what, &at));
     } else if (in) {
         const char *found = memmem(s->text + bounds[0], bounds[1] - bounds[0], what->text, what->bytes);
         at = found != NULL ? (size_t)(found - s->text) : SIZE_MAX;

@@ -80,6 +80,7 @@ METHOD(list_index)
     PST_TRY(pst_jinja_slice(run, self, bounds, &part));
     if (pst_jinja_whole(given[1], &first) && first < 0)
         first = first + (int64_t)list->count < 0 ? 0 : first + (int64_t)list->count;
+    PST_TRY(pst_jinja_charge(run, 16 * part.as.list->count));
     for (size_t i = 0; i < part.as.list->count; i++) {
         int same = pst_jinja_equal(run, part.as.list->items[i], given[0]);
         PST_TRY(same);

@@ -191,9 +191,9 @@ int pst_jinja_pad(jinja_run *run, const jinja_string *s, int64_t width, char how
                   jinja_value *out)
 {
     jinja_buffer *buffer;
-    int64_t total = width - (int64_t)s->points, left;
-    if (total <= 0)
+    if (width <= (int64_t)s->points)
         return pst_jinja_view(run, s->text, s->bytes, s->points, out);
+    int64_t total = width - (int64_t)s->points, left;
     if ((uint64_t)total > run->limits.output_bytes)
         return pst_jinja_fail(run, "it makes a text of more than %zu MiB", run->limits.output_bytes >> 20);
     left = how == '<' ? 0 : how == '>' ? total : total / 2;

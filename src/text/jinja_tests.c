@@ -90,7 +90,7 @@ static int cased(jinja_run *run, jinja_value self, bool upper, jinja_value *out)
     const jinja_string *text;
     bool any = false, all_so = true;
     PST_TRY(pst_jinja_to_string(run, self, &text));
-    PST_TRY(pst_jinja_charge(run, text->bytes));
+    PST_TRY(pst_jinja_charge(run, 4 * text->bytes));
     for (size_t at = 0, width; at < text->bytes; at += width) {
         uint32_t c = pst_utf8_get(text->text + at, &width);
         any |= pst_unicode_is_cased(c);

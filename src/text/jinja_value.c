@@ -320,6 +320,7 @@ static int hash_key(jinja_run *run, jinja_value key, uint64_t *out)
     } else if (key.kind == JINJA_TUPLE) {
         *out = PST_HASH_START;
         PST_TRY(pst_jinja_deeper(run));
+        PST_TRY(pst_jinja_charge(run, 16 * key.as.list->count));
         for (size_t i = 0; i < key.as.list->count; i++) {
             uint64_t hash;
             PST_TRY(hash_key(run, key.as.list->items[i], &hash));
@@ -351,6 +352,8 @@ static int find_entry(jinja_run *run, const jinja_dict *dict, jinja_value key, u
         }
         if (dict->slot_count > 0)
             at = (at + 1) & (dict->slot_count - 1);
+        if (tried % 64 == 63) /* keys that were made to meet */
+            PST_TRY(pst_jinja_charge(run, 0));
     }
 }
 

@@ -250,6 +250,10 @@ static void test_bounds(void **state)
     (void)state;
     const char *const steps = "steps", *const deep = "deeper", *const memory = "MiB";
     refuse("{% set s = 'x' * 1000000 %}{% for a in range(99999) %}{{ 'y' in s }}{% endfor %}", steps);
+    refuse("{{ ('a' * 3000000).rfind('a' * 1500000 ~ 'b') }}", steps); /* not the product of both */
+    refuse("{% set a = [0] * 999999 %}{% set b = [0] * 999999 %}{% for i in range(99999) %}{% set x = a == b %}"
+           "{% endfor %}",
+           steps);
     refuse("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}", memory);
     refuse("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", deep);
     refuse("{% set n = namespace(x=[]) %}{% for i in range(9999) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x }}", deep);
