@@ -41,7 +41,7 @@ static int render(pst_batch_reader *r, const pst_batch_slice *fields, pst_chat_t
     const pst_batch_slice messages = fields[PST_FIELD_MESSAGES], documents = fields[PST_FIELD_DOCUMENTS],
                           variables = fields[PST_FIELD_CHAT_TEMPLATE_KWARGS];
     pst_batch_slice tools = fields[PST_FIELD_TOOLS];
-    if (pst_batch_equals(fields[PST_FIELD_TOOL_CHOICE], "none") || (tools.text != NULL && tools.bytes == 2))
+    if (pst_batch_equals(fields[PST_FIELD_TOOL_CHOICE], "none") || pst_batch_reads(tools, "[]"))
         tools = (pst_batch_slice){0}; /* an empty list is none */
     const uint64_t json = json_bytes(messages) + json_bytes(tools) + json_bytes(documents) + json_bytes(variables);
     const uint64_t room = PST_BATCH_TEXT_COST * rules->most_text_bytes;

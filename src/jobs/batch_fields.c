@@ -170,6 +170,17 @@ bool pst_batch_equals(pst_batch_slice slice, const char *text)
            memcmp(slice.text + 1, text, bytes) == 0;
 }
 
+bool pst_batch_reads(pst_batch_slice slice, const char *json)
+{
+    for (size_t i = 0; slice.text != NULL && i < slice.bytes; i++) {
+        if (strchr(" \t\r\n", slice.text[i]) != NULL && slice.text[i] != '\0')
+            continue;
+        if (slice.text[i] != *json++)
+            return false;
+    }
+    return slice.text != NULL && *json == '\0';
+}
+
 /* ---- values ---- */
 
 int pst_batch_read_string(pst_batch_reader *r, pst_batch_slice slice, size_t *bytes)
@@ -296,7 +307,10 @@ void pst_batch_refuse_unsupported(pst_batch_reader *r, const pst_batch_slice *fi
         double number;
         if (r->line->is_chat && (rows[i].field == PST_FIELD_TOP_LOGPROBS || rows[i].field == PST_FIELD_TOOLS))
             continue;
-        if (value.text == NULL || value.text[0] == 'f' || (value.bytes == 2 && strchr("\"{[", value.text[0]) != NULL))
+        if (value.text == NULL || value.text[0] == 'f' || pst_batch_equals(value, "") || pst_batch_reads(value, "{}") ||
+            pst_batch_reads(value, "[]"))
+            continue;
+        if (rows[i].field == PST_FIELD_RESPONSE_FORMAT && pst_batch_reads(value, "{\"type\":\"text\"}"))
             continue;
         if (to_number(value, &number) && number == rows[i].nothing)
             continue;

@@ -84,6 +84,8 @@ int pst_batch_take_value(pst_batch_reader *reader, pst_scan *scan, pst_batch_sli
 bool pst_batch_next_is(const pst_scan *scan, char c);
 /* Whether the value is this text, with no escapes in it. */
 bool pst_batch_equals(pst_batch_slice slice, const char *text);
+/* Whether the value is this JSON, which is written without blanks. */
+bool pst_batch_reads(pst_batch_slice slice, const char *json);
 
 /* Values; a slice that is not there leaves *out as it is. A text goes to scratch. */
 int pst_batch_read_string(pst_batch_reader *reader, pst_batch_slice slice, size_t *bytes);

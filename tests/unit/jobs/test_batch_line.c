@@ -213,6 +213,8 @@ static void test_wrong_fields(void **state)
         "\"repetition_penalty\": 1.1",
         "\"messages\": []",
         "\"seed\": -9223372036854775809",
+        "\"response_format\": {\"type\": \"json_object\"}",
+        "\"tools\": [{}]",
     };
     for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
         char text[200], name[40];
@@ -220,6 +222,29 @@ static void test_wrong_fields(void **state)
         snprintf(name, sizeof name, "%.*s", (int)(strchr(fields[i] + 1, '"') - fields[i] - 1), fields[i] + 1);
         pst_batch_line line = read_text(PST_BATCH_GENERATE, text);
         if (line.error_code == NULL || strstr(line.error, name) == NULL)
+            fail_msg("%s: %s", text, line.error);
+        pst_batch_line_free(&line);
+    }
+}
+
+static void test_fields_that_ask_for_nothing(void **state)
+{
+    (void)state;
+    static const char *const fields[] = {
+        "\"response_format\": { \"type\": \"text\" }",
+        "\"tools\": [ ]",
+        "\"logit_bias\": {}",
+        "\"suffix\": \"\"",
+        "\"stream\": false",
+        "\"best_of\": 1",
+        "\"presence_penalty\": 0.0",
+        "\"stop\": null",
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
+        char text[200];
+        snprintf(text, sizeof text, "{\"prompt\": \"a\", %s}", fields[i]);
+        pst_batch_line line = read_text(PST_BATCH_GENERATE, text);
+        if (line.error_code != NULL)
             fail_msg("%s: %s", text, line.error);
         pst_batch_line_free(&line);
     }
@@ -503,6 +528,7 @@ int main(void)
         cmocka_unit_test(test_envelope),
         cmocka_unit_test(test_cut_pieces),
         cmocka_unit_test(test_wrong_fields),
+        cmocka_unit_test(test_fields_that_ask_for_nothing),
         cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_hostile_json),
         cmocka_unit_test(test_random_bytes),
