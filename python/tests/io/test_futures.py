@@ -240,6 +240,15 @@ def test_the_interpreter_lock_is_free_while_waiting(slow: tuple[IO, File]) -> No
         counter.join()
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """As at a terminal: whoever was begun in a shell's background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_interrupts_a_wait(path: Path) -> None:
     """Long before the transfer would have ended; the blocking call then waits for what is under way."""
     with FaultEngine("threads", ["delay"], delay=(4.0, 4.0)) as engine, IO(engine, workers=1) as io:
